@@ -1,0 +1,77 @@
+"""What a training gives back: frozen values that parent and worker share; standard library only."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Stopped = Literal["completed", "max_steps", "early_stopping", "pruned"]
+
+
+@dataclass(frozen=True)
+class EpochScores:
+    """One epoch's scores. Losses are mean cross-entropies in nats, accuracies in [0, 1].
+
+    `loss` and `accuracy` are running means over the epoch's minibatches, as in Keras: the weights
+    changed while they were taken. `val_loss` and `val_accuracy` are of the weights at its end.
+    """
+
+    epoch: int  # from 1
+    steps: int  # optimizer steps since the start of the run
+    learning_rate: float  # of the epoch's last step
+    loss: float
+    accuracy: float
+    val_loss: float
+    val_accuracy: float
+    seconds: float  # wall clock, validation and (in a first epoch) compilation included
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """One training, without the test split: there is no field here that a search could cheat with."""
+
+    epochs: tuple[EpochScores, ...]
+    chosen_epoch: int  # from 1: the epoch whose weights were kept
+    stopped: Stopped
+    parameters: int  # trainable scalars in the network
+    seconds: float  # wall clock of the whole training
+    validation_hits: bytes  # np.packbits of [validation size] bools: which images the kept weights got right
+
+    @property
+    def chosen(self) -> EpochScores:
+        """The scores of the epoch whose weights were kept."""
+        return self.epochs[self.chosen_epoch - 1]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One finished run: the training, and the one look at the test split that followed it."""
+
+    fit: FitResult
+    test_accuracy: float
+    test_loss: float
+    weights_hash: str  # SHA-256 of the kept weights' bytes, layer by layer
+    data_fingerprint: str
+    device: str  # e.g. "CPU (no GPU visible to TensorFlow)"
+    flags: dict[str, str]  # what else can change the bits: see worker.py
+
+
+def objective_value(fit: FitResult) -> float:
+    """What a study maximises: the validation accuracy of the kept weights."""
+    return fit.chosen.val_accuracy
+
+
+def to_json(result: RunResult) -> dict[str, Any]:
+    """A RunResult as JSON types; `from_json` gives back an equal one."""
+    plain = asdict(result)
+    plain["fit"]["validation_hits"] = base64.b64encode(result.fit.validation_hits).decode()
+    return plain
+
+
+def from_json(plain: dict[str, Any]) -> RunResult:
+    """The inverse of `to_json`."""
+    fit = dict(plain["fit"])
+    fit["epochs"] = tuple(EpochScores(**scores) for scores in fit["epochs"])
+    fit["validation_hits"] = base64.b64decode(fit["validation_hits"])
+    return RunResult(**{**plain, "fit": FitResult(**fit)})

@@ -1,0 +1,252 @@
+"""The config's types: every setting with its type, range, unit and meaning. Defaults live in conf/ alone.
+
+pydantic checks them, because it reports *all* faults at once, with their places; OmegaConf's own
+structured configs stop at the first and know no ranges.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._ -]{1,100}$")]
+"""Names of studies and experiments: no slash, newline or `..` games, since they end up in paths and URLs."""
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseModel):
+    """The base of every node: frozen, no unknown keys, no silent conversions, no inf or NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+# ---------------------------------------------------------------------------------------------- data
+
+
+class _Data(Settings):
+    name: str
+    root: str | None = Field(description="folder (npz: file) with a local copy; null: search, then download")
+    validation_size: int = Field(ge=1, description="images taken from the training files for validation")
+    split: Literal["first", "stratified"] = Field(
+        description="first: validation is the first images, as in the tutorial; stratified: each class in proportion"
+    )
+    split_seed: int = Field(ge=0, lt=2**32, description="seed of a stratified split; `first` ignores it")
+
+
+class IdxFile(Settings):
+    """One published file and the digests that its publisher gives."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    bytes: int = Field(gt=0)
+    md5: str = Field(pattern=r"^[0-9a-f]{32}$")
+    sha256: str | None = Field(pattern=r"^[0-9a-f]{64}$", description="null where only an MD5 is published")
+
+
+class IdxFiles(Settings):
+    """The four files of a data set in the IDX format."""
+
+    train_images: IdxFile
+    train_labels: IdxFile
+    test_images: IdxFile
+    test_labels: IdxFile
+
+
+class IdxData(_Data):
+    """MNIST and its drop-in replacements: four gzipped IDX files. `auto` is mnist, or else digits."""
+
+    name: Literal["auto", "mnist", "fashion_mnist", "kmnist"]
+    mirrors: tuple[str, ...] = Field(strict=False, description="base addresses, tried in this order")
+    timeout: Positive = Field(description="seconds without a byte before the next mirror is tried")
+    files: IdxFiles
+
+
+class DigitsData(_Data):
+    """scikit-learn's bundled 8x8 digits, 1,797 of them: needs no download."""
+
+    name: Literal["digits"]
+    test_size: int = Field(ge=1, description="images held out as the test split, stratified by split_seed")
+
+
+class NpzData(_Data):
+    """The user's own arrays: x_train, y_train, x_test, y_test in one .npz file at `data.root`."""
+
+    name: Literal["npz"]
+
+
+DataConfig = Annotated[IdxData | DigitsData | NpzData, Field(discriminator="name")]
+
+
+# --------------------------------------------------------------------------------------------- model
+
+Activation = Literal["relu", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus", "tanh", "sigmoid", "linear"]
+Initializer = Literal[
+    "glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "lecun_uniform", "lecun_normal", "random_normal"
+]
+
+
+class ModelConfig(Settings):
+    """A multilayer perceptron. Names are Keras's."""
+
+    name: Literal["mlp"]
+    hidden_units: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(
+        strict=False, max_length=64, description="units of each hidden layer, in order; [] is softmax regression"
+    )
+    activation: Activation = Field(description="of every hidden layer")
+    dropout: Fraction = Field(description="share of each hidden layer's outputs dropped in training")
+    initializer: Initializer = Field(description="of the weight matrices")
+    initializer_stddev: Positive = Field(description="standard deviation; used by random_normal alone")
+    bias_initializer_stddev: float = Field(ge=0, description="biases start at normal(0, this); 0: at zero")
+
+
+# ----------------------------------------------------------------------------------------- optimizer
+
+
+class _Optimizer(Settings):
+    name: str  # Keras's registry finds the class by it
+    learning_rate: Annotated[float, Field(gt=0, le=1000)] = Field(description="the peak, where there is a schedule")
+    schedule: Literal["constant", "cosine"] = Field(description="after the warm-up; cosine ends at 0")
+    warmup_epochs: float = Field(ge=0, description="the learning rate rises linearly from 0 for this long")
+    weight_decay: Fraction = Field(description="decoupled, per step, times the learning rate; biases are exempt")
+
+
+class Sgd(_Optimizer):
+    """keras.optimizers.SGD: plain, with momentum, or Nesterov's."""
+
+    name: Literal["sgd"]
+    momentum: Fraction
+    nesterov: bool
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Sgd:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov=true does nothing with momentum=0; give optimizer.momentum a value such as 0.9")
+        return self
+
+
+class Adam(_Optimizer):
+    """keras.optimizers.Adam, AdamW or Nadam."""
+
+    name: Literal["adam", "adamw", "nadam"]
+    beta_1: Fraction
+    beta_2: Fraction
+    epsilon: Positive
+
+
+class RmsProp(_Optimizer):
+    """keras.optimizers.RMSprop."""
+
+    name: Literal["rmsprop"]
+    rho: Fraction
+    momentum: Fraction
+    epsilon: Positive
+
+
+class Lion(_Optimizer):
+    """keras.optimizers.Lion."""
+
+    name: Literal["lion"]
+    beta_1: Fraction
+    beta_2: Fraction
+
+
+OptimizerConfig = Annotated[Sgd | Adam | RmsProp | Lion, Field(discriminator="name")]
+
+
+# ------------------------------------------------------------------------------------------- trainer
+
+
+class TrainerConfig(Settings):
+    """How long and on what a network is trained."""
+
+    epochs: int = Field(ge=1, le=100_000, description="passes over the training split, at most")
+    max_steps: int | None = Field(ge=1, description="optimizer steps, at most; may end inside an epoch; null: no limit")
+    batch_size: int = Field(ge=1, description="images per step; an epoch's incomplete last batch is left out")
+    patience: int | None = Field(ge=1, description="stop after this many epochs without a better one; null: never")
+    restore_best_weights: bool = Field(description="keep the best epoch's weights by validation, else the last's")
+    label_smoothing: Fraction
+    device: Literal["auto", "cpu", "gpu"]
+    threads: int = Field(ge=1, le=1024, description="CPU threads of one training; part of what fixes its bits")
+
+
+# ------------------------------------------------------- study, search, executor, tracking: no effect on a run
+
+
+class SamplerConfig(Settings):
+    """Where the next trial's values come from."""
+
+    name: Literal["tpe", "random", "grid", "qmc", "gp", "cmaes"]
+    startup_trials: int = Field(ge=1, description="random trials before tpe, gp or cmaes start to model")
+
+
+class PrunerConfig(Settings):
+    """Which trials are stopped early, by their validation accuracy after each epoch."""
+
+    name: Literal["none", "median", "hyperband"]
+    startup_trials: int = Field(ge=0, description="median: trials that are never pruned, first")
+    warmup_epochs: int = Field(ge=0, description="median: epochs before which no trial is pruned")
+    min_epochs: int = Field(ge=1, description="hyperband: epochs that every trial gets")
+    reduction_factor: int = Field(ge=2, description="hyperband: one in this many goes on at each rung")
+
+
+class StudyConfig(Settings):
+    """A search: its name, budget and stores."""
+
+    name: Name | None = Field(description="null: the data set's name")
+    trials: int = Field(ge=1, description="total over all sessions; the same name again goes on up to it")
+    timeout: Positive | None = Field(description="seconds of this session after which no trial starts")
+    target: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        description="validation accuracy at which the study stops; null: never"
+    )
+    storage: str = Field(description="Optuna's database, as an SQLAlchemy address")
+    sampler: SamplerConfig
+    pruner: PrunerConfig
+
+
+class ExecutorConfig(Settings):
+    """Where trials run."""
+
+    name: Literal["local"]
+    workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
+        description="processes; auto: cores // trainer.threads, or one per GPU"
+    )
+    max_worker_memory: Positive = Field(description="GB; a worker that holds more is replaced between trials")
+
+
+class TrackingConfig(Settings):
+    """Where runs are logged."""
+
+    name: Literal["mlflow", "none"]
+    uri: str | None = Field(description="null: MLFLOW_TRACKING_URI, else sqlite mlflow.db in the working folder")
+    experiment: Name | None = Field(description="null: the study's name")
+    save_weights: bool = Field(description="log each run's kept weights as model.weights.h5")
+
+
+class Config(Settings):
+    """One resolved config."""
+
+    seed: int = Field(
+        ge=0, lt=2**32, description="of weights, minibatches and dropout; a study derives its trials' from it"
+    )
+    data: DataConfig
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    trainer: TrainerConfig
+    search: dict[str, str | None] = Field(
+        description="override key: distribution, in Hydra's sweep grammar; null: fixed"
+    )
+    study: StudyConfig
+    executor: ExecutorConfig
+    tracking: TrackingConfig
+
+
+class RunConfig(Settings):
+    """The part of a Config that decides what one training does: what a worker gets and a run records."""
+
+    seed: int = Field(ge=0, lt=2**32)
+    data: DataConfig
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    trainer: TrainerConfig
