@@ -1,0 +1,19 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def mnist_folder() -> Path:
+    """The four real MNIST files: in $MNISTEXP_DATA, or in shared/data/mnist beside the repository."""
+    folder = Path(os.environ.get("MNISTEXP_DATA") or REPOSITORY.parent / "shared" / "data" / "mnist")
+    if not (folder / "train-images-idx3-ubyte.gz").is_file():
+        pytest.skip(f"no MNIST files in {folder}: set MNISTEXP_DATA to the folder that has them")
+    return folder
