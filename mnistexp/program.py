@@ -126,7 +126,7 @@ class Program:
         """Shapes and types of `_trace_epoch`'s arguments, in their order."""
         floats: list[list[int]] = [[self.epoch_steps], [len(self._knob_names), 2], [], []]
         rates, *others = (tf.TensorSpec(shape, tf.float32) for shape in floats)
-        integers = ([len(self._train.labels)], [2], [])
+        integers: tuple[list[int], ...] = ([len(self._train.labels)], [2], [])
         order, seed, steps = (tf.TensorSpec(shape, tf.int32) for shape in integers)
         return [order, seed, rates, steps, *others]
 

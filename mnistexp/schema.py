@@ -6,11 +6,17 @@ structured configs stop at the first and know no ranges.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._ -]{1,100}$")]
+from mnistexp.errors import ConfigError
+
+NAME_PATTERN = r"^[A-Za-z0-9._ -]{1,100}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 """Names of studies and experiments: no slash, newline or `..` games, since they end up in paths and URLs."""
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -250,3 +256,83 @@ class RunConfig(Settings):
     model: ModelConfig
     optimizer: OptimizerConfig
     trainer: TrainerConfig
+
+
+# ------------------------------------------------------------------------------ what is wrong, in plain words
+
+
+def validated(plain: Mapping[str, Any]) -> Config:
+    """A plain config as a Config. Raises: ConfigError with every fault."""
+    try:
+        return Config.model_validate(plain)
+    except ValidationError as error:
+        raise ConfigError(*_sentences(error, plain)) from None
+
+
+PHRASES = {
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be a text",
+    "model_attributes_type": "must be a node with settings of its own",
+    "model_type": "must be a node with settings of its own",
+    "tuple_type": "must be a list, such as [300, 100]",
+    "finite_number": "must be finite",
+    NAME_PATTERN: "must be 1 to 100 letters, digits, dots, hyphens, underscores or spaces",
+}
+"""pydantic's messages in plainer words, by its type of fault (or the pattern that wasn't matched)."""
+
+
+def _sentences(error: ValidationError, plain: Mapping[str, Any]) -> list[str]:
+    """One sentence a key: what was given and what is allowed. A union's members count as one key."""
+    problems: dict[str, list[str]] = {}
+    for fault in error.errors():
+        subject, problem = _problem(dict(fault), ".".join(_without_tags(fault["loc"], plain)))
+        problems.setdefault(subject, []).append(problem)
+    return [f"{subject}: {', or '.join(found)}" if subject else found[0] for subject, found in problems.items()]
+
+
+def _problem(fault: Mapping[str, Any], key: str) -> tuple[str, str]:
+    """What was given ('key=value') and what is wrong with it."""
+    given, kind, context = fault["input"], fault["type"], fault.get("ctx", {})
+    if kind == "extra_forbidden":
+        return key, "the config has no such key"
+    if kind == "union_tag_not_found":
+        key, kind = f"{key}.name", "missing"
+    if kind == "missing":
+        return key, "needs a value, and no option file gives one"
+    if kind == "value_error":
+        return "", str(context["error"])
+    if kind == "union_tag_invalid":
+        key, given = f"{key}.name", given["name"]
+    words = re.findall(r"'([^']*)'", str(context.get("expected") or context.get("expected_tags") or ""))
+    if words:
+        one_of = "one of " * (len(words) > 1)
+        return f"{key}={shown(given)}", f"must be {one_of}{', '.join(words)}{suggestion(given, words)}"
+    message = PHRASES.get(context.get("pattern", kind)) or fault["msg"].removeprefix("Input ").replace("should", "must")
+    return f"{key}={shown(given)}", message[0].lower() + message[1:]
+
+
+def _without_tags(place: Sequence[str | int], plain: Mapping[str, Any]) -> Iterator[str]:
+    """pydantic puts the chosen member of a union into the place of a fault ('optimizer.sgd.momentum'); drop it."""
+    node: Any = plain
+    for key in place:
+        if isinstance(node, list | Mapping) and (isinstance(node, list) or key in node):
+            yield str(key)
+            node = node[key]  # type: ignore[index]  # pydantic gives numbers for lists, names for nodes
+        elif isinstance(node, Mapping) and key != node.get("name"):
+            yield str(key)  # a key that is missing
+            node = None
+
+
+def shown(value: object) -> str:
+    """A value in one line, spelled as on the command line."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if text.isprintable() else repr(text)
+
+
+def suggestion(word: object, known: Iterable[str]) -> str:
+    """'; did you mean …?' where one known word is close, else nothing."""
+    spelled = {other.lower(): other for other in known}
+    close = difflib.get_close_matches(str(word).lower(), spelled, n=1, cutoff=0.6)
+    return f"; did you mean {spelled[close[0]]}?" if close else ""

@@ -1,0 +1,467 @@
+"""Compose and check the config: the only file that knows Hydra's compose API and the conf/ folder.
+
+`initialize_config_dir` + `compose` behind our own command line, not `@hydra.main`: that one runs `_target_`s
+of `hydra.callbacks`, writes `.hydra/` (database passwords included) and takes over logging.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import hashlib
+import itertools
+import json
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mnistexp.errors import ConfigError
+from mnistexp.schema import Config, RunConfig, shown, suggestion, validated
+
+PACKAGE = Path(__file__).parent
+ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
+"""Holds conf/ and experiments/: the package itself in a wheel, the folder around it in a clone."""
+
+MAX_YAML_BYTES = 64 * 1024  # OmegaConf takes seconds on an alias bomb; no honest option file comes near
+SECRET_NODES = ("study.storage", "tracking.uri", "data.root")
+"""The only settings that may read the environment: what they resolve to is never logged."""
+
+RUN_NODES = tuple(RunConfig.model_fields)
+NO_EFFECT = ("root", "mirrors", "timeout")
+"""Settings of `data` that say where the bytes come from, not which: the fingerprint says which."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The user's overrides, sorted by what they do. Texts are as typed."""
+
+    choices: tuple[str, ...] = ()  # group=option
+    values: tuple[str, ...] = ()  # key=value
+    search: tuple[tuple[str, str | None], ...] = ()  # (override key, distribution or None for "not searched")
+    fixed: frozenset[str] = frozenset()  # keys and groups given a plain value, so not searched any more
+    swept: tuple[str, ...] = ()  # keys given a distribution outright, as in model.activation='choice(relu, tanh)'
+    config_dir: Path | None = None
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """What composes the base config, without what only a search reads."""
+        return self.choices + self.values
+
+    @property
+    def run_overrides(self) -> tuple[str, ...]:
+        """Those that decide what one training does: what a run records. Addresses with passwords are not among them."""
+        return tuple(text for text in self.overrides if re.split("[./=]", text)[0] in (*RUN_NODES, "experiments"))
+
+    def plus(self, overrides: Iterable[str]) -> Request:
+        """This request with further overrides of its own kind, which win."""
+        more = parse_request(overrides, self.config_dir)
+        return Request(
+            tuple(text for text in self.choices if _key(text) not in more.fixed) + more.choices,
+            tuple(text for text in self.values if _key(text) not in more.fixed) + more.values,
+            tuple(entry for entry in self.search if entry[0] not in more.fixed) + more.search,
+            self.fixed | more.fixed,
+            self.swept + more.swept,
+            self.config_dir,
+        )
+
+
+# ---------------------------------------------------------------------------------- groups and options
+
+
+def config_groups(config_dir: Path | None = None) -> dict[str, list[str]]:
+    """Every config group with its options, from the folders alone (no Hydra: `--help` must be quick)."""
+    groups: dict[str, set[str]] = {}
+    for base in filter(None, (ROOT / "conf", config_dir)):
+        for path in base.rglob("*.yaml"):
+            if path.parent != base:
+                groups.setdefault(path.parent.relative_to(base).as_posix(), set()).add(path.stem)
+    for base in filter(None, (ROOT, config_dir)):
+        for path in (base / "experiments").glob("*/*.yaml"):
+            groups.setdefault("experiments", set()).add(f"{path.parent.name}/{path.stem}")
+    return {group: sorted(options) for group, options in sorted(groups.items())}
+
+
+# ------------------------------------------------------------------------------------ reading overrides
+
+
+def parse_request(overrides: Iterable[str], config_dir: Path | None = None) -> Request:
+    """Sort the command line's overrides; all of its faults go into one ConfigError."""
+    groups = config_groups(_checked_dir(config_dir))
+    faults: dict[str, tuple[str, ...]] = {}  # override → what is wrong with it
+    parts = []
+    for text in overrides:
+        try:
+            parts.append(_classify(text, groups))
+        except ConfigError as error:
+            faults[text] = error.faults
+    request = Request(
+        tuple(entry for part in parts for entry in part.choices),
+        tuple(entry for part in parts for entry in part.values),
+        tuple(entry for part in parts for entry in part.search),
+        frozenset(key for part in parts for key in part.fixed),
+        tuple(key for part in parts for key in part.swept),
+        config_dir,
+    )
+    raise_all([*itertools.chain(*faults.values()), *(_further_faults(request, list(faults)) if faults else ())])
+    return request
+
+
+def _further_faults(request: Request, wrong: Sequence[str]) -> tuple[str, ...]:
+    """The faults of the overrides that can be judged without the wrong ones, so that all are mended in one go."""
+    nodes = {re.split("[./=@]", text.lstrip("+~"))[0] for text in wrong}
+    if "experiments" in nodes:  # it could have set anything
+        return ()
+    choices, values = (
+        tuple(text for text in texts if re.split("[./=]", text)[0] not in nodes)
+        for texts in (request.choices, request.values)
+    )
+    return faults_of(lambda: compose(replace(request, choices=choices, values=values)))
+
+
+def _classify(text: str, groups: Mapping[str, list[str]]) -> Request:
+    """Say what one override does. Raises: ConfigError."""
+    if text.startswith(("search.", "~search.")):
+        return Request(search=(_search_entry(text),))
+    override = _parse(text)
+    key = override.key_or_group
+    _refuse_unsafe(text, override)
+    if override.is_sweep_override():
+        return Request(search=((key, text.partition("=")[2]),), swept=(key,))
+    if key in groups:
+        return Request(choices=(_choice(key, override.value(), groups[key]),), fixed=frozenset([key]))
+    if key.replace(".", "/") in groups:
+        raise ConfigError(f"{text}: {key} is a config group; write {key.replace('.', '/')}=OPTION")
+    if (option := named_option(key, override.value(), groups)) is not None:
+        raise ConfigError(f"{text}: write {option}, which brings its other settings too")
+    return Request(values=(text,), fixed=frozenset([key]))
+
+
+def named_option(key: str, value: object, groups: Mapping[str, list[str]]) -> str | None:
+    """'optimizer=adam' for the key optimizer.name and the value adam: half of an option can't stand alone."""
+    group = key.removesuffix(".name").replace(".", "/")
+    if key == "study.name" or group == key.replace(".", "/") or value not in groups.get(group, ()):
+        return None
+    return f"{group}={value}"
+
+
+def _parse(text: str) -> Override:
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        why = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(f"{text!r} is not an override ({why}); write KEY=VALUE, quoted for your shell") from None
+    if not override.key_or_group:
+        raise ConfigError(f"{text!r} is not an override (it has no key); write KEY=VALUE, quoted for your shell")
+    return override
+
+
+def _refuse_unsafe(text: str, override: Override) -> None:
+    """Refuse what would add to or take from our config, or make Hydra or OmegaConf run something."""
+    key = override.key_or_group
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        raise ConfigError(f"{text}: Hydra's own settings can't be overridden here; leave it out")
+    if any(re.fullmatch(r"_\w+_", part) for part in re.split(r"[./@]", key)):
+        raise ConfigError(f"{text}: keys like _target_ are refused, since nothing here runs code named in a config")
+    if override.is_add() or override.is_delete() or override.is_force_add() or override.package is not None:
+        raise ConfigError(f"{text}: the config takes no new, removed or moved keys; write KEY=VALUE with a key it has")
+    if "_target_" in text:
+        raise ConfigError(f"{text}: values with _target_ are refused, since nothing here runs code named in a config")
+
+
+def _search_entry(text: str) -> tuple[str, str | None]:
+    key, _, distribution = text.removeprefix("~").removeprefix("search.").partition("=")
+    if text.startswith("~") or distribution in ("null", ""):
+        return key, None
+    return key, distribution
+
+
+def _choice(group: str, value: Any, options: list[str]) -> str:
+    if value not in options:
+        raise ConfigError(f"{group}={shown(value)}: must be one of {', '.join(options)}{suggestion(value, options)}")
+    return f"{group}={value}"
+
+
+def key_suggestion(key: str, known: Iterable[str]) -> str:
+    """'; did you mean …?' for a key: by its siblings, else by its last part, else as a whole."""
+    node, _, leaf = key.rpartition(".")
+    others = [other for other in known if other != key]
+    siblings = {other.rpartition(".")[2]: other for other in others if node and other.rpartition(".")[0] == node}
+    if siblings:
+        close = difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.6)
+        return f"; did you mean {siblings[close[0]]}?" if close else ""
+    namesake = next((other for other in others if other.rpartition(".")[2] == leaf), None)
+    return f"; did you mean {namesake}?" if namesake else suggestion(key, others)
+
+
+def _checked_dir(config_dir: Path | None) -> Path | None:
+    if config_dir is None:
+        return None
+    if not config_dir.is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: no such folder; give one that holds groups, such as optimizer/")
+    for path in config_dir.rglob("*.yaml"):
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise ConfigError(f"{path}: {path.stat().st_size} bytes; an option file has at most {MAX_YAML_BYTES}")
+    return config_dir
+
+
+# -------------------------------------------------------------------------------------------- composing
+
+
+@dataclass(frozen=True)
+class Template:
+    """A composed config whose interpolations are still open: give values, get a checked Config.
+
+    A sweep composes once per combination of options (60 to 90 ms) and then fills in each trial's
+    values (about 1 ms); a test holds that this is what composing anew would give.
+    """
+
+    plain: dict[str, Any]
+    options: dict[str, str]  # group → the option that Hydra composed, defaults included
+
+    @property
+    def search(self) -> dict[str, str]:
+        """What is left to be searched: override key → distribution."""
+        return dict(self.plain["search"])
+
+    def get(self, key: str) -> Any:
+        """The value at an override key. Raises: KeyError."""
+        return flatten(self.plain)[key]
+
+    def config(self, values: Mapping[str, Any] | None = None) -> Config:
+        """The config with these values (override key → plain value). Raises: ConfigError with every fault."""
+        plain = copy.deepcopy(self.plain)
+        for key, value in (values or {}).items():
+            *nodes, leaf = key.split(".")
+            functools.reduce(operator.getitem, nodes, plain)[leaf] = value
+        raise_all(_forbidden_interpolations(plain))
+        if any("${" in str(value) for key, value in flatten(plain).items() if key != "search"):
+            plain = _resolved(plain)
+        return check(plain)
+
+
+def compose(request: Request) -> Config:
+    """Compose, resolve and check one config. Raises: ConfigError with every fault."""
+    return template(request).config()
+
+
+def template(request: Request) -> Template:
+    """Compose a config and check it, leaving its interpolations open.
+
+    Its `search` is what the options and the user's overrides leave to be searched.
+    Raises: ConfigError with every fault, each with what is allowed.
+    """
+    try:
+        plain, options = _hydra(request.overrides, request.config_dir)
+        faults: list[str] = []
+    except ConfigError:  # Hydra stops at the first unknown key: find them all, and go on with the others
+        plain, options, faults = _without_unknown_keys(request)
+    plain["search"] = _merged_search(plain["search"], request)
+    composed = Template(plain, options)
+    raise_all([*faults, *faults_of(composed.config)])
+    return composed
+
+
+def _without_unknown_keys(request: Request) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Compose what can be composed: (config, options, a fault for each key that the config doesn't have)."""
+    known = flatten(_hydra(request.choices, request.config_dir)[0])
+    usable = [text for text in request.values if _key(text) in known]
+    groups = config_groups(request.config_dir)
+    faults = [_unknown_key(text, known, groups) for text in request.values if text not in usable]
+    return *_hydra((*request.choices, *usable), request.config_dir), faults
+
+
+def faults_of(call: Callable[[], object]) -> tuple[str, ...]:
+    """The faults that a call finds; none if it goes well."""
+    try:
+        call()
+    except ConfigError as error:
+        return error.faults
+    return ()
+
+
+def raise_all(faults: Sequence[str]) -> None:
+    """Raise one ConfigError with all of these faults, if there are any."""
+    if faults:
+        raise ConfigError(*faults)
+
+
+def _key(text: str) -> str:
+    return text.partition("=")[0]
+
+
+def _unknown_key(text: str, known: Mapping[str, Any], groups: Iterable[str]) -> str:
+    key = _key(text)
+    if any(other.startswith(f"{key}.") for other in known):
+        return f"{text}: {key} has settings of its own; give them one by one{_children(key, known)}"
+    inside = _children(key.rpartition(".")[0], known)
+    return f"{text}: the config has no {key}{inside}{key_suggestion(key, [*groups, *known])}"
+
+
+def _children(node: str, known: Iterable[str]) -> str:
+    """The keys of a node, where it exists."""
+    inside = sorted(key.removeprefix(f"{node}.") for key in known if node and key.startswith(f"{node}."))
+    return f"; {node} has {', '.join(inside)}" if inside else ""
+
+
+def _hydra(overrides: Sequence[str], config_dir: Path | None) -> tuple[dict[str, Any], dict[str, str]]:
+    """Hydra's composition as plain types, interpolations left open, and the option taken of each group."""
+    # compose() takes search paths nowhere but as an override
+    paths = _value_text([f"file://{path.resolve()}" for path in (ROOT, config_dir) if path])
+    try:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            node = hydra_compose("config", [f"hydra.searchpath={paths}", *overrides], return_hydra_config=True)
+        options = dict(node.hydra.runtime.choices)
+        plain = OmegaConf.to_container(node, resolve=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_innermost(error)) from None
+    except (yaml.YAMLError, ValueError) as error:  # an option file of the user's that is no YAML, or not in UTF-8
+        raise ConfigError(f"--config-dir {config_dir}: {' '.join(str(error).split())}") from None
+    assert isinstance(plain, dict)
+    return {str(k): v for k, v in plain.items() if k not in ("hydra", "experiments")}, options
+
+
+def _resolved(plain: dict[str, Any]) -> dict[str, Any]:
+    try:
+        container = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)
+    except OmegaConfBaseException as error:
+        why = _innermost(error).removeprefix("KeyError raised while resolving interpolation: ").strip('"')
+        raise ConfigError(f"{error.full_key}={flatten(plain).get(str(error.full_key))}: {why}") from None
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def _innermost(error: BaseException) -> str:
+    """Hydra says only 'Error merging override …'; its cause knows what was expected."""
+    parts = []
+    cause: BaseException | None = error
+    while cause is not None:
+        parts.append(str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__)
+        cause = cause.__cause__
+    return "; ".join(dict.fromkeys(parts))
+
+
+def _forbidden_interpolations(plain: Mapping[str, Any]) -> list[str]:
+    """An environment variable resolves into the logged config, so only settings that are not logged may read one."""
+    return [
+        f"{key}={value}: only {', '.join(SECRET_NODES)} may use ${{resolver:…}}; write the value itself"
+        for key, value in flatten({**plain, **{f"search.{key}": text for key, text in plain["search"].items()}}).items()
+        if key not in (*SECRET_NODES, "search") and re.search(r"\$\{[^}]*:", str(value))
+    ]
+
+
+def _merged_search(composed: Mapping[str, Any] | None, request: Request) -> dict[str, Any]:
+    """The options' space, less what the user gave a plain value, plus what the user distributes."""
+    space = {str(key): value for key, value in (composed or {}).items() if key not in request.fixed}
+    space.update(request.search)
+    return {key: distribution for key, distribution in space.items() if distribution is not None}
+
+
+# --------------------------------------------------------------------------------------------- checking
+
+
+def check(plain: Mapping[str, Any]) -> Config:
+    """Check a plain config against the schema. Raises: ConfigError with every fault."""
+    config = validated(plain)
+    raise_all(_combination_faults(config))
+    return config
+
+
+def _combination_faults(config: Config) -> list[str]:
+    """What no single setting shows."""
+    faults = []
+    if config.optimizer.warmup_epochs > config.trainer.epochs:
+        faults.append(
+            f"optimizer.warmup_epochs={config.optimizer.warmup_epochs}: longer than the training; "
+            f"at most trainer.epochs={config.trainer.epochs}"
+        )
+    if config.model.dropout > 0 and not config.model.hidden_units:
+        faults.append(f"model.dropout={config.model.dropout}: there is no hidden layer to drop from; give 0")
+    if config.data.name == "npz" and config.data.root is None:
+        faults.append("data=npz: needs your file; give data.root=FILE.npz with x_train, y_train, x_test, y_test")
+    return faults
+
+
+# ------------------------------------------------------------------------- plain values, texts, identity
+
+
+def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'a': {'b': 1}} → {'a.b': 1}; `search` stays whole, since its keys have dots of their own."""
+    flat: dict[str, Any] = {}
+    for key, value in plain.items():
+        if isinstance(value, Mapping) and value and f"{prefix}{key}" != "search":
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def override_text(key: str, value: object) -> str:
+    """One override that Hydra's grammar reads back as exactly this value.
+
+    >>> override_text("optimizer.learning_rate", 1e-05), override_text("study.name", "1e5")
+    ('optimizer.learning_rate=1e-05', "study.name='1e5'")
+    """
+    return f"{key}={_value_text(value)}"
+
+
+def _value_text(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{','.join(_value_text(item) for item in value)}]"
+    if value is None or isinstance(value, bool):
+        return shown(value)
+    if isinstance(value, int | float):
+        return repr(value)  # repr is the shortest text that reads back as the same float
+    text = str(value)
+    bare = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", text) and text.lower() not in (
+        "true",
+        "false",
+        "null",
+        "nan",
+        "inf",
+    )
+    if bare:
+        return text
+    doubled = re.sub(r"\\+(?='|\Z)", r"\g<0>\g<0>", text)  # a backslash is special before a quote alone
+    return "'" + doubled.replace("'", "\\'") + "'"
+
+
+def parse_value(text: str) -> Override:
+    """A value text as Hydra's grammar reads it, distributions included. Raises: ConfigError."""
+    return _parse(f"key={text}")
+
+
+def run_config(config: Config) -> RunConfig:
+    """The part of a config that decides what one training does."""
+    return RunConfig.model_validate({node: getattr(config, node) for node in RUN_NODES})
+
+
+def signature(config: RunConfig) -> str:
+    """SHA-256 over the resolved config, less what can't change the result. Never a delta to defaults."""
+    plain = config.model_dump(mode="json")
+    plain["data"] = {key: value for key, value in plain["data"].items() if key not in NO_EFFECT}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def rebuild(config: RunConfig, overrides: Sequence[str], config_dir: Path | None = None) -> tuple[str, ...]:
+    """Overrides that compose exactly this config today: the given ones, mended where conf/ has changed since.
+
+    Raises: ConfigError if conf/ has lost a key or an option that it needs.
+    """
+    request = Request(config_dir=config_dir).plus(overrides)
+    now, then = (flatten(run_config(compose(request)).model_dump(mode="json")), flatten(config.model_dump(mode="json")))
+    where = tuple(f"data.{key}" for key in (*NO_EFFECT, "files"))
+    moved = [key for key, value in then.items() if now.get(key) != value and not key.startswith(where)]
+    return request.plus([override_text(key, then[key]) for key in moved]).overrides

@@ -1,0 +1,486 @@
+"""The search space: from Hydra's sweep grammar to distributions, checked, drawn, enumerated.
+
+A key may be a config group. Its options are composed, and what the chosen one adds to `search` is drawn
+too: composition is what makes the space conditional, with no syntax of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from decimal import Decimal
+from typing import Any, Protocol
+
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, ValueType
+
+from mnistexp.config import (
+    Request,
+    Template,
+    config_groups,
+    flatten,
+    key_suggestion,
+    override_text,
+    parse_value,
+    raise_all,
+    template,
+)
+from mnistexp.errors import ConfigError
+from mnistexp.schema import Config
+
+SEARCHABLE = ("model", "optimizer", "trainer")
+"""Nodes that a study may search: another data set, store or executor would make its scores incomparable."""
+
+NOT_SEARCHABLE = {
+    "trainer.device": "all of a study's trials run on the same kind of device",
+    "trainer.threads": "a worker's threads are fixed when it starts",
+}
+
+Scalar = str | int | float | bool | None
+Value = Any  # a scalar or a list of scalars: what one config key can hold
+
+
+class Suggester(Protocol):
+    """What an Optuna trial offers, and a fake in the tests."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None, log: bool) -> float: ...
+    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int: ...
+    def suggest_categorical(self, name: str, choices: tuple[Scalar, ...]) -> Scalar: ...
+
+
+# --------------------------------------------------------------------------------------- distributions
+
+
+@dataclass(frozen=True)
+class Float:
+    """Real numbers in [low, high], every `step` if given, or evenly over their logarithms."""
+
+    low: float
+    high: float
+    step: float | None = None
+    log: bool = False
+
+    def __str__(self) -> str:
+        return (
+            f"{self.low:g} to {self.high:g}{', logarithmic' * self.log}{f', every {self.step:g}' if self.step else ''}"
+        )
+
+    def suggest(self, trial: Suggester, name: str) -> float:
+        value = trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
+        return value if self.step is None else self._point(round((value - self.low) / self.step))
+
+    def contains(self, value: Value) -> bool:
+        return _is_number(value) and self.low <= value <= self.high and value in (self.points() or (value,))
+
+    def points(self) -> tuple[float, ...] | None:
+        """All values in order, or None where there are infinitely many."""
+        if self.step is None:
+            return None
+        return tuple(map(self._point, range(round((self.high - self.low) / self.step) + 1)))
+
+    def _point(self, i: int) -> float:
+        """The i-th value, counted in decimals: 0.3, where 0.1 + 2 * 0.1 would be 0.30000000000000004."""
+        return float(Decimal(repr(self.low)) + i * Decimal(repr(self.step)))
+
+    def probes(self) -> tuple[float, ...]:
+        """The values that show whether the schema takes them all."""
+        return (self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Integer:
+    """Whole numbers from low to high, both included, every `step`, or evenly over their logarithms."""
+
+    low: int
+    high: int
+    step: int = 1
+    log: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.low} to {self.high}{', logarithmic' * self.log}{f', every {self.step}' * (self.step > 1)}"
+
+    def suggest(self, trial: Suggester, name: str) -> int:
+        return trial.suggest_int(name, self.low, self.high, step=self.step, log=self.log)
+
+    def contains(self, value: Value) -> bool:
+        return _is_number(value) and value in range(self.low, self.high + 1, self.step)
+
+    def points(self) -> tuple[int, ...]:
+        return tuple(range(self.low, self.high + 1, self.step))
+
+    def probes(self) -> tuple[int, ...]:
+        return (self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some values. Optuna stores scalars alone, so lists go to it as their texts."""
+
+    values: tuple[Value, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(str(label) for label in self.labels)
+
+    @property
+    def labels(self) -> tuple[Scalar, ...]:
+        """The values as Optuna's categories."""
+        return tuple(_label(value) for value in self.values)
+
+    def suggest(self, trial: Suggester, name: str) -> Value:
+        return self.values[self.labels.index(trial.suggest_categorical(name, self.labels))]
+
+    def contains(self, value: Value) -> bool:
+        return value in self.values
+
+    def points(self) -> tuple[Value, ...]:
+        return self.values
+
+    def probes(self) -> tuple[Value, ...]:
+        return self.values
+
+
+Distribution = Float | Integer | Choice
+
+
+def _is_number(value: Value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _label(value: Value) -> Scalar:
+    return override_text("", value)[1:] if isinstance(value, list) else value
+
+
+def parse_distribution(key: str, text: str, options: list[str] | None = None) -> Distribution:
+    """Read one distribution in Hydra's sweep grammar.
+
+    >>> parse_distribution("optimizer.learning_rate", "tag(log, interval(1e-4, 1))")
+    Float(low=0.0001, high=1.0, step=None, log=True)
+
+    Args:
+        options: the group's options where `key` is a config group (for `glob(*)`), else None.
+    Raises: ConfigError saying what is wrong and what would be right.
+    """
+    try:
+        override = parse_value(text)
+        return _read(override, options)
+    except (ConfigError, ValueError) as error:
+        why = str(error).partition("; write KEY=VALUE")[0].replace("'key=", "'")
+        raise ConfigError(
+            f"search.{key}={text}: {why}; write choice(a, b), interval(low, high), int(interval(low, high)), "
+            f"range(start, stop, step) or tag(log, interval(low, high))"
+        ) from None
+
+
+def _read(override: Override, options: list[str] | None) -> Distribution:
+    if not override.is_sweep_override():
+        raise ValueError("is a value, not a distribution")
+    sweep: Any = override._value  # value() would refuse a Glob
+    if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
+        if options is None:
+            raise ValueError("glob() is for config groups")
+        return _choice(sweep.filter(options))
+    unknown = set(sweep.tags) - {"log"}
+    if unknown:
+        raise ValueError(f"the tag {', '.join(sorted(unknown))} is not known; allowed: log")
+    if isinstance(sweep, IntervalSweep):
+        return _interval(sweep.start, sweep.end, log="log" in sweep.tags)
+    if isinstance(sweep, RangeSweep):
+        return _range(sweep)
+    if sweep.tags:
+        raise ValueError("the tag log is for interval() and range()")
+    return _choice([Override._convert_value(value) for value in sweep.list])
+
+
+def _choice(values: list[Any]) -> Choice:
+    if not values:
+        raise ValueError("no value is left to choose from")
+    chosen = Choice(tuple(values))
+    if any(a == b for a, b in itertools.combinations(chosen.labels, 2)):
+        raise ValueError("a value stands there twice")
+    return chosen
+
+
+def _interval(low: Any, high: Any, *, log: bool) -> Distribution:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("both ends must be finite")
+    if low >= high:
+        raise ValueError(f"the interval is empty, since {low} is not below {high}")
+    if log and low <= 0:
+        raise ValueError(f"a logarithmic interval must start above 0, not at {low}")
+    return Integer(low, high, log=log) if isinstance(low, int) and isinstance(high, int) else Float(low, high, log=log)
+
+
+def _range(sweep: RangeSweep) -> Distribution:
+    if sweep.step == 0:
+        raise ValueError("a step of 0 never ends")
+    values = sorted(itertools.islice(sweep.range(), 100_001))
+    if not values:
+        raise ValueError("the range is empty")
+    if len(values) > 100_000:
+        raise ValueError("the range has more than 100,000 values")
+    log = "log" in sweep.tags
+    step = abs(sweep.step)
+    if log and (step != 1 or not isinstance(values[0], int) or values[0] < 1):
+        raise ValueError("a logarithmic range has whole numbers from 1 up, and steps of 1")
+    if all(isinstance(value, int) for value in values):
+        return Integer(values[0], values[-1], step=int(step), log=log)
+    first, stride = (Decimal(repr(float(number))) for number in (sweep.start or 0, sweep.step))
+    low, high = sorted((first, first + (len(values) - 1) * stride))
+    return Float(float(low), float(high), step=float(step))
+
+
+# ---------------------------------------------------------------------------------------------- space
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One thing to draw. `name` is Optuna's: the key, and where options differ in its range, those options."""
+
+    key: str
+    name: str
+    distribution: Distribution
+
+
+@dataclass(frozen=True)
+class Node:
+    """A composed config with what is left to draw: first one group (then its children say more), else values."""
+
+    template: Template
+    choices: tuple[tuple[str, str], ...]  # (group, option), as drawn so far
+    group: Parameter | None
+    children: Mapping[str, Node] = field(default_factory=dict)
+    values: tuple[Parameter, ...] = ()
+
+    def leaves(self) -> Iterator[Node]:
+        """The nodes at which no group is left to draw."""
+        if self.group is None:
+            yield self
+        for child in self.children.values():
+            yield from child.leaves()
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One point of the space: the overrides that compose it, and the config that they compose to."""
+
+    overrides: tuple[str, ...]
+    config: Config
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """A checked space over a base request."""
+
+    request: Request
+    root: Node
+
+    def suggest(self, trial: Suggester, seed: int | None = None) -> Draw:
+        """Draw one point, groups first. `seed` is the trial's own, unless the space searches seeds.
+
+        Raises: ConfigError if values that are each allowed can't stand together.
+        """
+        node = self.root
+        while node.group is not None:
+            node = node.children[str(node.group.distribution.suggest(trial, node.group.name))]
+        values = {p.key: p.distribution.suggest(trial, p.name) for p in node.values}
+        return self._draw(node, values, seed)
+
+    def baseline(self) -> tuple[Draw, dict[str, Scalar]]:
+        """The composed config itself, and those of its values that lie in the space, as Optuna's parameters."""
+        base, node = self.root.template, self.root
+        params: dict[str, Scalar] = {}
+        while node.group is not None:
+            option = base.options.get(node.group.key, "")
+            if option not in node.children:
+                break
+            params[node.group.name] = option
+            node = node.children[option]
+        for parameter in node.values:
+            value = base.get(parameter.key)
+            if parameter.distribution.contains(value):
+                params[parameter.name] = _label(value)
+        return Draw(self.request.run_overrides, base.config()), params
+
+    def suggest_baseline(self, trial: Suggester) -> Draw:
+        """Draw the composed config itself, from a trial that was enqueued with its parameters."""
+        draw, params = self.baseline()
+        for parameter in self.parameters():
+            if parameter.name in params:
+                parameter.distribution.suggest(trial, parameter.name)
+        return draw
+
+    def points(self) -> Iterator[dict[str, Scalar]]:
+        """Every point of a finite space, as Optuna's parameters, in a fixed order."""
+        for leaf in self.root.leaves():
+            path = self._path(leaf)
+            for values in itertools.product(*(p.distribution.points() or () for p in leaf.values)):
+                yield path | {p.name: _label(v) for p, v in zip(leaf.values, values, strict=True)}
+
+    def size(self) -> int | None:
+        """How many points there are; None for infinitely many."""
+        total = 0
+        for leaf in self.root.leaves():
+            counts = [p.distribution.points() for p in leaf.values]
+            if any(points is None for points in counts):
+                return None
+            total += math.prod(len(points or ()) for points in counts)
+        return total
+
+    def parameters(self) -> Iterator[Parameter]:
+        """All that can be drawn, groups first, each name once."""
+        seen = set()
+        for node in self._nodes(self.root):
+            for parameter in filter(None, (node.group, *node.values)):
+                if parameter.name not in seen:
+                    seen.add(parameter.name)
+                    yield parameter
+
+    def describe(self) -> dict[str, str]:
+        """Parameter name → its distribution as JSON: what a study's fingerprint records."""
+        return {p.name: json.dumps(asdict(p.distribution), sort_keys=True) for p in self.parameters()}
+
+    def texts(self) -> dict[str, str]:
+        """Parameter name → its distribution for a reader."""
+        return {p.name: str(p.distribution) for p in self.parameters()}
+
+    def _draw(self, node: Node, values: Mapping[str, Value], seed: int | None) -> Draw:
+        if seed is not None and "seed" not in values:
+            values = {**values, "seed": seed}
+        config = node.template.config(values)
+        chosen = [override_text(group, option) for group, option in node.choices]
+        texts = [override_text(key, value) for key, value in values.items()]
+        return Draw(self.request.plus([*chosen, *texts]).run_overrides, config)
+
+    def _path(self, leaf: Node) -> dict[str, Scalar]:
+        params: dict[str, Scalar] = {}
+        node = self.root
+        for _, option in leaf.choices:
+            assert node.group is not None
+            params[node.group.name] = option
+            node = node.children[option]
+        return params
+
+    def _nodes(self, node: Node) -> Iterator[Node]:
+        yield node
+        for child in node.children.values():
+            yield from self._nodes(child)
+
+
+def build(request: Request) -> SearchSpace:
+    """Compose every combination of searched options, and check all that could be drawn from each.
+
+    Raises: ConfigError with every fault: an unknown key, an empty interval, a value that the schema refuses.
+    """
+    groups = config_groups(request.config_dir)
+    base = template(request)
+    refused = {key: fault for key in base.search if (fault := _key_fault(key, groups, base))}
+    faults = list(refused.values())
+    sound = replace(request, search=(*request.search, *((key, None) for key in refused)))
+    root = _node(sound, template(sound) if refused else base, (), groups, faults)
+    raise_all(list(dict.fromkeys(faults)))
+    if all(leaf.values == () for leaf in root.leaves()) and root.group is None:
+        raise ConfigError("there is nothing to search; add a distribution, e.g. model.activation='choice(relu, tanh)'")
+    return SearchSpace(request, _named(root, _names(list(root.leaves()))))
+
+
+def _node(
+    request: Request,
+    base: Template,
+    choices: tuple[tuple[str, str], ...],
+    groups: dict[str, list[str]],
+    faults: list[str],
+) -> Node:
+    """One node and all below it; what is wrong there goes to `faults`."""
+    group = next((key for key in base.search if key in groups), None)
+    if group is None:
+        return Node(base, choices, None, values=_values(base, faults))
+    try:
+        distribution = parse_distribution(group, base.search[group], groups[group])
+    except ConfigError as error:
+        faults += error.faults
+        return Node(base, choices, None)
+    children = {}
+    for option in map(str, distribution.points() or ()):
+        try:
+            narrowed = request.plus([override_text(group, option)])
+            children[option] = _node(narrowed, template(narrowed), (*choices, (group, option)), groups, faults)
+        except ConfigError as error:
+            faults += [f"search.{group}={base.search[group]}: with {group}={option}, {fault}" for fault in error.faults]
+    return Node(base, choices, Parameter(group, group, distribution), children)
+
+
+def _values(base: Template, faults: list[str]) -> tuple[Parameter, ...]:
+    found = []
+    for key, text in base.search.items():
+        try:
+            distribution = parse_distribution(key, text)
+        except ConfigError as error:
+            faults += error.faults
+            continue
+        problems = _probe(base, key, text, distribution)
+        faults += problems
+        found.append(Parameter(key, key, distribution))
+    return tuple(found)
+
+
+def _probe(base: Template, key: str, text: str, distribution: Distribution) -> list[str]:
+    """What the schema says of the distribution's values; one fault is enough for each distribution."""
+    known = flatten(base.plain)
+    if key not in known:
+        return [f"search.{key}={text}: the config has no {key}{key_suggestion(key, known)}"]
+    for value in distribution.probes():
+        try:
+            base.config({key: value})
+        except ConfigError as error:
+            hint = "; for whole numbers write int(interval(…)) or range(…)" if "whole number" in str(error) else ""
+            return [f"search.{key}={text}: {error.faults[0]}{hint}"]
+    return []
+
+
+def _key_fault(key: str, groups: Mapping[str, list[str]], base: Template) -> str | None:
+    """Why this key can't be searched, if it can't."""
+    node = key.partition(".")[0].partition("/")[0]
+    if key in NOT_SEARCHABLE:
+        return f"search.{key}: can't be searched: {NOT_SEARCHABLE[key]}"
+    if key.endswith(".name"):
+        return f"search.{key}: can't be searched by itself; search the config group: {key.removesuffix('.name')}=…"
+    if key == "seed" or (node in SEARCHABLE and (key in groups or "." in key)):
+        return None
+    if node in {*base.plain, *groups} - {"search"}:
+        return f"search.{key}: can't be searched; a study searches {', '.join(SEARCHABLE)} and seed"
+    known = [other for other in (*flatten(base.plain), *groups) if other.startswith(SEARCHABLE)]
+    return f"search.{key}: the config has no {key}{key_suggestion(key, known)}"
+
+
+# ----------------------------------------------------------------------------------------- Optuna names
+
+
+def _names(leaves: list[Node]) -> Callable[[Parameter], str]:
+    """How to name a parameter: by its key alone where all leaves agree on its distribution.
+
+    Elsewhere the options that share a distribution are appended ('optimizer.learning_rate@adam|nadam'):
+    Optuna wants one name to have one distribution, and alike optimizers learn from each other.
+    """
+    seen: dict[str, set[str]] = {}
+    for leaf in leaves:
+        for parameter in leaf.values:
+            seen.setdefault(parameter.key, set()).add(repr(parameter.distribution))
+
+    def name(parameter: Parameter) -> str:
+        if len(seen[parameter.key]) == 1:
+            return parameter.key
+        alike = [
+            "/".join(option for _, option in other.choices)
+            for other in leaves
+            if any(p.key == parameter.key and p.distribution == parameter.distribution for p in other.values)
+        ]
+        return f"{parameter.key}@{'|'.join(alike)}"
+
+    return name
+
+
+def _named(node: Node, name: Callable[[Parameter], str]) -> Node:
+    values = tuple(replace(p, name=name(p)) for p in node.values)
+    return replace(node, values=values, children={k: _named(child, name) for k, child in node.children.items()})
