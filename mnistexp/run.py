@@ -1,0 +1,313 @@
+"""One config from start to logged record: what `train`, `sweep` and `rerun` have in common."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mnistexp import config as config_module
+from mnistexp import data, machine
+from mnistexp.config import Request
+from mnistexp.data import Dataset
+from mnistexp.errors import ConfigError, StoreError, TrainingError
+from mnistexp.executor import EpochEnded, Executor, Failed, Finished, LocalExecutor, require_device
+from mnistexp.results import EpochScores, RunResult
+from mnistexp.schema import Config, IdxData, RunConfig, Sgd
+from mnistexp.tracking import Kind, LoggedRun, RunRecord, State, Tracker
+
+POLL_SECONDS = 1.0
+"""How long a wait for workers lasts before Ctrl-C is looked at on platforms where a wait blocks it."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request whose data set is here: nothing is left that only the data could refuse."""
+
+    request: Request
+    config: Config
+    dataset: Dataset
+    fallback: str = ""  # why `auto` became digits; empty where it didn't
+
+    @property
+    def study_name(self) -> str:
+        """The study's name: given, or else the data set's."""
+        return self.config.study.name or self.dataset.name
+
+    @property
+    def experiment(self) -> str:
+        """MLflow's experiment: given, or else named after the study."""
+        return self.config.tracking.experiment or self.study_name
+
+
+def with_local_data(request: Request) -> Request:
+    """The request with `data=auto` resolved, if MNIST is on this machine; unchanged otherwise. Never downloads."""
+    composed = config_module.compose(request)
+    here = isinstance(composed.data, IdxData) and composed.data.name == "auto" and data.find(composed.data)
+    return request.plus(["data=mnist"]) if here else request
+
+
+def prepare(request: Request) -> Prepared:
+    """Compose, resolve `data=auto` (which may download), load the data, and check what depends on it.
+
+    Raises: ConfigError, DataError.
+    """
+    composed = config_module.compose(request)
+    require_device(composed.trainer.device)
+    fallback = ""
+    if isinstance(composed.data, IdxData) and composed.data.name == "auto":
+        choice = data.resolve_auto(composed.data)
+        fallback = choice.reason if choice.name == "digits" else ""
+        request = request.plus([f"data={choice.name}"])
+        composed = config_module.compose(request)
+    dataset = data.load(composed.data)
+    check_batch(composed, dataset)
+    return Prepared(request, composed, dataset, fallback)
+
+
+def prepare_recorded(config: Config, recorded: RunConfig) -> Prepared:
+    """A recorded training as it would run here: its own settings, today's stores and executor.
+
+    Raises: DataError if its data set is not here.
+    """
+    nodes = {node: getattr(recorded, node) for node in config_module.RUN_NODES}
+    return Prepared(Request(), config.model_copy(update=nodes), data.load(recorded.data))
+
+
+def study_name(config: Config) -> str:
+    """The name of the study that this config means: given, or else the data set's."""
+    if config.study.name:
+        return config.study.name
+    if config.data.name != "auto":
+        return config.data.name
+    return "mnist" if data.find(config.data) else "digits"
+
+
+def check_batch(config: Config, dataset: Dataset) -> None:
+    """Raises: ConfigError if one minibatch needs more images than there are."""
+    images = len(dataset.train.labels)
+    if config.trainer.batch_size > images:
+        raise ConfigError(
+            f"trainer.batch_size={config.trainer.batch_size}: at most the {images} training images of {dataset.name}"
+        )
+
+
+def start_workers(config: Config, *, at_most: int, environment: Mapping[str, str] | None = None) -> LocalExecutor:
+    """Start the executor that a config asks for; its workers get ready while the caller goes on."""
+    return LocalExecutor(
+        config.data,
+        threads=config.trainer.threads,
+        device=config.trainer.device,
+        workers=config.executor.workers,
+        at_most=at_most,
+        max_memory=config.executor.max_worker_memory * 1e9,
+        environment=environment,
+    )
+
+
+def wait_until_ready(executor: Executor) -> Mapping[str, Any]:
+    """Wait for a first worker. Returns: what it says of itself. Raises: WorkerError if none ever starts."""
+    while not executor.idle():
+        executor.next_event(POLL_SECONDS)
+    return executor.facts
+
+
+def train(
+    executor: Executor, config: RunConfig, on_epoch: Callable[[EpochScores], None], weights_path: Path | None = None
+) -> RunResult:
+    """Run one training to its end. Raises: TrainingError with the reason if it fails."""
+    wait_until_ready(executor)
+    executor.submit(0, config, weights_path)
+    while True:
+        match executor.next_event(POLL_SECONDS):
+            case EpochEnded(job, scores):
+                on_epoch(scores)
+                executor.answer(job, go=True)
+            case Finished(_, result):
+                return result
+            case Failed(_, reason):
+                raise TrainingError(f"the training failed: {reason}")
+
+
+# -------------------------------------------------------------------------------------------- records
+
+
+@dataclass(frozen=True)
+class Session:
+    """What all runs of one command share in their records."""
+
+    prepared: Prepared
+    source: Mapping[str, Any]  # git commit, dirty flag, patch
+    provenance: Mapping[str, Any]
+
+    def record(
+        self,
+        kind: Kind,
+        config: RunConfig,
+        overrides: tuple[str, ...],
+        started: float,
+        state: State,
+        **more: Any,
+    ) -> RunRecord:
+        """The record of a run that ends now."""
+        result: RunResult | None = more.get("result")
+        device = {"device": result.device, "flags": result.flags} if result else {}
+        if result is not None and "epochs" not in more:
+            more["epochs"] = result.fit.epochs
+        return RunRecord(
+            name=more.pop("name", run_name(config)),
+            tags={**self.tags(), **more.pop("tags", {})},
+            kind=kind,
+            config=config,
+            overrides=overrides,
+            data_name=self.prepared.dataset.name,
+            data_fingerprint=self.prepared.dataset.fingerprint,
+            data_source=self.prepared.dataset.source,
+            provenance={**self.provenance, **device},
+            started=started,
+            ended=time.time(),
+            state=state,
+            **more,
+        )
+
+    def tags(self) -> dict[str, str]:
+        """The provenance that a person looks for first."""
+        git = self.provenance["git"]
+        found = {"mlflow.source.git.commit": git.get("commit", ""), "git_dirty": str(git.get("dirty", "")).lower()}
+        return {"mlflow.source.name": "mnistexp", "mlflow.source.type": "LOCAL", **found}
+
+    def files(self, facts: Mapping[str, Any] | None = None) -> dict[str, str]:
+        """What a rerun in years may need: the code's difference from its commit, and the whole provenance.
+
+        Args:
+            facts: what a worker said of its device and flags.
+        """
+        files = {"provenance.json": json.dumps({**self.provenance, **(facts or {})}, indent=1)}
+        if self.source.get("patch"):
+            files["source.patch"] = str(self.source["patch"])
+        return files
+
+
+def session(prepared: Prepared) -> Session:
+    """Look at code, packages and machine, once a command."""
+    source = machine.source_state(config_module.ROOT)
+    provenance = {
+        "git": {key: value for key, value in source.items() if key != "patch"},
+        "versions": machine.versions(),
+        "machine": {"cpu": machine.cpu_model(), "platform": platform.platform(), "host": platform.node()},
+        "config_dir": str(prepared.request.config_dir or ""),
+    }
+    return Session(prepared, source, provenance)
+
+
+def run_name(config: RunConfig, number: int | None = None) -> str:
+    """A name that reads well in a table: '007 adam lr=0.0031 relu 300 b=128'."""
+    model = config.model
+    parts = [
+        "" if number is None else f"{number:03d}",
+        optimizer_name(config),
+        f"lr={config.optimizer.learning_rate:.2g}",
+        model.activation,
+        "-".join(map(str, model.hidden_units)) or "no hidden layer",
+        f"b={config.trainer.batch_size}",
+        f"drop={model.dropout:.2g}" if model.dropout else "",
+    ]
+    return " ".join(filter(None, parts))
+
+
+def optimizer_name(config: RunConfig) -> str:
+    """The option's name where it says more than Keras's: momentum and nesterov are both `sgd` there."""
+    optimizer = config.optimizer
+    if isinstance(optimizer, Sgd) and optimizer.momentum:
+        return "nesterov" if optimizer.nesterov else "momentum"
+    return optimizer.name
+
+
+# --------------------------------------------------------------------------------------------- rerun
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is not as it was."""
+
+    what: str
+    before: str
+    now: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A rerun beside the run that it repeats."""
+
+    outcomes: tuple[Difference, ...]  # scores and weights, alike or not
+    causes: tuple[Difference, ...]  # what differs of data, versions, device, flags, code
+
+    @property
+    def identical(self) -> bool:
+        """Whether scores and weights came out bit-identical."""
+        return all(outcome.before == outcome.now for outcome in self.outcomes)
+
+
+def best_logged(tracker: Tracker, study: str) -> LoggedRun | None:
+    """A study's best run by our definition: complete, highest validation accuracy, then the lowest trial."""
+    runs = tracker.find({"study": study, "state": "COMPLETE", "kind": "trial"})
+    return min(runs, key=lambda run: (-run.metrics["val_accuracy"], int(run.tags["trial"])), default=None)
+
+
+def find_logged(tracker: Tracker, study: str, run_id: str) -> LoggedRun:
+    """A run by its id, or else a study's best. Raises: StoreError if there is none, or it has no scores."""
+    found = next(tracker.find({}, run_id), None) if run_id else best_logged(tracker, study)
+    if found is None:
+        raise StoreError(
+            f"study.name={study}: MLflow has no complete trial of it here; run `python -m mnistexp sweep`, "
+            f"or give run=ID (the ids are in `mlflow ui`)"
+        )
+    if found.state == "FAILED":
+        raise StoreError(f"run={found.run_id}: failed, so there is nothing to compare with; give another run=ID")
+    return found
+
+
+def compare(before: LoggedRun, now: RunRecord) -> Comparison:
+    """Compare two runs of one config, field by field; floats by their exact value."""
+    result = now.result
+    assert result is not None
+    outcomes = (
+        Difference("validation accuracy", repr(before.metrics["val_accuracy"]), repr(result.fit.chosen.val_accuracy)),
+        Difference("validation loss", repr(before.metrics["val_loss"]), repr(result.fit.chosen.val_loss)),
+        Difference("test accuracy", repr(before.metrics["test_accuracy"]), repr(result.test_accuracy)),
+        Difference("test loss", repr(before.metrics["test_loss"]), repr(result.test_loss)),
+        Difference("weight hash", before.weights_hash, result.weights_hash),
+    )
+    then, today = _facts(before.provenance), _facts(now.provenance)
+    then["data"], today["data"] = before.data_fingerprint, now.data_fingerprint
+    keys = sorted(then.keys() | today.keys())
+    causes = [Difference(key, then.get(key, "not recorded"), today.get(key, "gone")) for key in keys]
+    return Comparison(outcomes, tuple(cause for cause in causes if cause.before != cause.now))
+
+
+def _facts(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """What of a provenance can change bits, flat. Names of hosts and folders can't."""
+    relevant = {key: provenance.get(key, {}) for key in ("git", "versions", "flags", "device")}
+    relevant["cpu"] = provenance.get("machine", {}).get("cpu", "")
+    return {key: str(value) for key, value in config_module.flatten(relevant).items() if value != {}}
+
+
+def recorded_environment(run: LoggedRun) -> dict[str, str]:
+    """The environment variables that a run's bits depend on: to be set before TensorFlow is imported."""
+    return {key: value for key, value in run.provenance.get("flags", {}).items() if key.isupper()}
+
+
+def rerun_config(run: LoggedRun, root: str | None) -> RunConfig:
+    """A recorded config, reading its data from where they are today.
+
+    Args:
+        root: the user's data.root, if given. Else the recorded one if it still exists; else the usual places.
+    """
+    recorded = run.config.data.root
+    kept = recorded if recorded and Path(recorded).expanduser().exists() else None
+    moved = run.config.data.model_copy(update={"root": root or kept})
+    return run.config.model_copy(update={"data": moved})

@@ -1,0 +1,92 @@
+"""How a study searches: its sampler and its pruner, checked before the first trial."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Iterator
+
+import optuna
+
+from mnistexp.errors import ConfigError
+from mnistexp.schema import Config, PrunerConfig, SamplerConfig
+from mnistexp.search_space import Scalar, SearchSpace
+
+PACKAGES = {"gp": ("torch", "gp"), "cmaes": ("cmaes", "cmaes")}
+"""What a sampler imports at its eleventh trial only: (module, extra of ours that brings it)."""
+
+
+def check_study(config: Config, space: SearchSpace) -> None:
+    """What can't go well, said before the first trial. Raises: ConfigError with every fault."""
+    faults = [*_sampler_faults(config, space), *_pruner_faults(config)]
+    size, trials = space.size(), config.study.trials
+    if size is not None:
+        _, params = space.baseline()
+        extra = int(not _in_space(params, space))  # the composed config itself comes first
+        if trials > size + extra:
+            faults.append(
+                f"study.trials={trials}: the space has {size + extra} points; "
+                f"give study.trials={size + extra}, or widen it"
+            )
+    if faults:
+        raise ConfigError(*faults)
+
+
+def _in_space(params: dict[str, Scalar], space: SearchSpace) -> bool:
+    return any(point == params for point in space.points())
+
+
+def _sampler_faults(config: Config, space: SearchSpace) -> Iterator[str]:
+    name = config.study.sampler.name
+    module, extra = PACKAGES.get(name, ("", ""))
+    if module and importlib.util.find_spec(module) is None:
+        yield (
+            f"study/sampler={name}: needs the package {module}; pip install 'mnistexp[{extra}]', "
+            f"or take study/sampler=tpe"
+        )
+    if name == "grid" and space.size() is None:
+        yield "study/sampler=grid: the space has no end; give every interval() as choice() or range()"
+
+
+def _pruner_faults(config: Config) -> Iterator[str]:
+    pruner = config.study.pruner
+    if pruner.name == "hyperband" and pruner.min_epochs >= config.trainer.epochs:
+        yield (
+            f"study.pruner.min_epochs={pruner.min_epochs}: must be below trainer.epochs={config.trainer.epochs}, "
+            f"or nothing is ever pruned"
+        )
+
+
+def build_sampler(config: SamplerConfig, seed: int) -> optuna.samplers.BaseSampler:
+    """The sampler. `seed` differs between sessions, or the start-up draws of the first would come again."""
+    startup = config.startup_trials
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        match config.name:
+            case "tpe":  # `group` models each optimizer's own parameters by themselves
+                return optuna.samplers.TPESampler(n_startup_trials=startup, group=True, seed=seed)
+            case "random" | "grid":  # the grid's points are enqueued one by one: Optuna's knows no conditions
+                return optuna.samplers.RandomSampler(seed=seed)
+            case "qmc":
+                return optuna.samplers.QMCSampler(scramble=True, seed=seed, warn_independent_sampling=False)
+            case "gp":
+                return optuna.samplers.GPSampler(n_startup_trials=startup, seed=seed)
+            case "cmaes":
+                return optuna.samplers.CmaEsSampler(
+                    n_startup_trials=startup, seed=seed, warn_independent_sampling=False
+                )
+
+
+def build_pruner(config: PrunerConfig, epochs: int) -> optuna.pruners.BasePruner:
+    """The pruner; Optuna's steps are our epochs, from 1."""
+    match config.name:
+        case "none":
+            return optuna.pruners.NopPruner()
+        case "median":
+            return optuna.pruners.MedianPruner(
+                n_startup_trials=config.startup_trials, n_warmup_steps=config.warmup_epochs + 1
+            )
+        case "hyperband":
+            return optuna.pruners.HyperbandPruner(
+                min_resource=config.min_epochs, max_resource=epochs, reduction_factor=config.reduction_factor
+            )

@@ -1,0 +1,156 @@
+"""The fakes: an executor that plays scripted scores, and a tracker that keeps runs in a list."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mnistexp.errors import StoreError
+from mnistexp.executor import EpochEnded, Event, Failed, Finished
+from mnistexp.results import EpochScores, FitResult, RunResult, Stopped
+from mnistexp.schema import RunConfig
+from mnistexp.tracking import LoggedRun, RunRecord
+
+Step = float | str | BaseException
+"""One epoch of a script: its validation accuracy, why the job fails there, or what ends the whole session."""
+
+Script = Callable[[int, RunConfig], Sequence[Step]]
+"""What happens to a job: its number and config → its epochs."""
+
+
+def epoch_scores(epoch: int, val_accuracy: float) -> EpochScores:
+    """One epoch's scores, all derived from the accuracy; none is a round number, so that lost digits show."""
+    loss = 2.0 - val_accuracy + 1 / 3
+    return EpochScores(epoch, 10 * epoch, 0.1 / 3, loss, val_accuracy / 3, loss + 1 / 7, val_accuracy, 0.25)
+
+
+def run_result(
+    accuracies: Sequence[float], test_accuracy: float = 2 / 3, stopped: Stopped = "completed", hash_of: object = ""
+) -> RunResult:
+    """A training with these validation accuracies; its best epoch, the first of equals, is kept."""
+    epochs = tuple(epoch_scores(epoch, accuracy) for epoch, accuracy in enumerate(accuracies, start=1))
+    chosen = 1 + accuracies.index(max(accuracies))
+    fit = FitResult(epochs, chosen, stopped, parameters=1234, seconds=0.5, validation_hits=b"\xf0\x0f")
+    flags = {"jit_compile": "true", "threads": "1", "XLA_FLAGS": ""}
+    return RunResult(fit, test_accuracy, 1 - test_accuracy, f"hash of {hash_of}", "f" * 32, "CPU (fake)", flags)
+
+
+@dataclass
+class _Playing:
+    """A job on the fake stage: what is still to come, and what was."""
+
+    steps: deque[Step]
+    seen: list[float] = field(default_factory=list)
+    go: bool = True
+
+
+class FakeExecutor:
+    """Plays scripts on imagined workers; jobs take turns by epoch. See mnistexp.executor.Executor.
+
+    Args:
+        script: what happens to each job.
+        workers: how many jobs play at once.
+        test_accuracy: of each job, by its number.
+    """
+
+    def __init__(
+        self, script: Script, workers: int = 1, test_accuracy: Callable[[int], float] = lambda _: 2 / 3
+    ) -> None:
+        self._script, self._workers, self._test_accuracy = script, workers, test_accuracy
+        self._playing: dict[int, _Playing] = {}
+        self._turns: deque[int] = deque()
+        self.jobs: dict[int, RunConfig] = {}
+        self.waits = 0  # times that somebody asked for an event when none was to come
+
+    def idle(self) -> int:
+        return self._workers - len(self._playing)
+
+    def submit(self, job: int, config: RunConfig, weights_path: Path | None = None) -> None:
+        assert self.idle(), "submitted to busy workers"
+        if weights_path is not None:
+            weights_path.write_bytes(b"weights")
+        self.jobs[job] = config
+        self._playing[job] = _Playing(deque(self._script(job, config)))
+        self._turns.append(job)
+
+    def next_event(self, timeout: float) -> Event | None:
+        if not self._turns:
+            self.waits += 1
+            assert self.waits < 100, "the caller waits for events that never come"
+            return None
+        job = self._turns.popleft()
+        playing = self._playing[job]
+        step = playing.steps.popleft() if playing.go and playing.steps else None
+        if isinstance(step, BaseException):
+            raise step
+        if isinstance(step, float):
+            playing.seen.append(step)
+            return EpochEnded(job, epoch_scores(len(playing.seen), step))
+        del self._playing[job]
+        if isinstance(step, str):
+            return Failed(job, step)
+        stopped: Stopped = "completed" if not playing.steps else "pruned"
+        return Finished(job, run_result(playing.seen, self._test_accuracy(job), stopped, self.jobs[job].seed))
+
+    def answer(self, job: int, *, go: bool) -> None:
+        self._playing[job].go = go
+        self._turns.append(job)
+
+    def close(self) -> None:
+        self._playing.clear()
+
+
+class RecordingTracker:
+    """Keeps records in a list. `faults`: run number → what is raised right after that run was kept."""
+
+    def __init__(self, faults: Mapping[int, BaseException] | None = None) -> None:
+        self.faults = dict(faults or {})
+        self.records: list[RunRecord] = []
+        self.parents: list[str] = []  # of each record
+        self.sweeps: list[tuple[str, str, Mapping[str, float]]] = []  # (id, description, metrics) of finished ones
+
+    def start(self, name: str, tags: Mapping[str, str], description: str, files: Mapping[str, str]) -> str:
+        return f"parent of {tags['study']}"
+
+    def log(self, record: RunRecord, parent: str = "", files: Mapping[str, str] | None = None) -> str:
+        self.records.append(record)
+        self.parents.append(parent)
+        fault = self.faults.pop(len(self.records) - 1, None)
+        if fault is not None:
+            raise fault
+        return str(len(self.records) - 1)
+
+    def finish(self, run_id: str, metrics: Mapping[str, float], description: str) -> None:
+        self.sweeps.append((run_id, description, metrics))
+
+    def find(self, tags: Mapping[str, str], run_id: str = "") -> Iterator[LoggedRun]:
+        logged = [_logged(str(number), record) for number, record in enumerate(self.records)]
+        if run_id and not any(run.run_id == run_id for run in logged):
+            raise StoreError(f"run={run_id}: no such run")
+        wanted = [run for run in logged if run_id in ("", run.run_id)]
+        yield from (run for run in wanted if tags.items() <= run.tags.items())
+
+
+def _logged(run_id: str, record: RunRecord) -> LoggedRun:
+    """A record as a store gives it back."""
+    result = record.result
+    metrics = {} if result is None else {
+        "val_accuracy": result.fit.chosen.val_accuracy,
+        "val_loss": result.fit.chosen.val_loss,
+        "test_accuracy": result.test_accuracy,
+        "test_loss": result.test_loss,
+    }  # fmt: skip
+    return LoggedRun(
+        run_id=run_id,
+        name=record.name,
+        config=record.config,
+        overrides=record.overrides,
+        state=record.state,
+        metrics=metrics,
+        weights_hash=result.weights_hash if result else "",
+        data_fingerprint=record.data_fingerprint,
+        provenance=record.provenance,
+        tags={"kind": record.kind, "state": record.state, **record.tags},
+    )
