@@ -1,0 +1,8 @@
+"""`python -m mnistexp`, which is also the console script `mnistexp`."""
+
+import sys
+
+from mnistexp.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""The commands: each puts the parts together, in the order in which things can go wrong most cheaply."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import yaml
+
+from mnistexp import config as configs
+from mnistexp import console, run
+from mnistexp.config import Request
+from mnistexp.errors import ConfigError, TrainingError
+from mnistexp.executor import Executor
+from mnistexp.results import EpochScores, RunResult
+from mnistexp.run import Prepared
+from mnistexp.schema import Config, RunConfig
+from mnistexp.tracking import RunRecord, Tracker, open_tracker, resolved_uri, shown
+
+if TYPE_CHECKING:
+    from mnistexp.study import Progress
+
+
+def show_config(request: Request) -> int:
+    """Print the composed config (`--cfg job`)."""
+    console.say(yaml.safe_dump(configs.compose(request).model_dump(mode="json"), sort_keys=False).rstrip())
+    return 0
+
+
+def train(request: Request) -> int:
+    """Run one training, log it, print its scores."""
+    _refuse_search(request, "train")
+    prepared = run.prepare(request)
+    console.warn_fallback(prepared)
+    executor = run.start_workers(prepared.config, at_most=1)
+    try:
+        tracker = open_tracker(prepared.config.tracking, prepared.experiment)  # while TensorFlow starts over there
+        with TemporaryDirectory(prefix="mnistexp-") as scratch:
+            result, run_id = _train_and_log(prepared, executor, tracker, Path(scratch) / "model.weights.h5")
+    finally:
+        executor.close()
+    for line in console.result_lines(result):
+        console.say(line)
+    console.note(f"on {result.device}; {f'logged as run {run_id}' if run_id else 'not logged'}")
+    return 0
+
+
+def _train_and_log(prepared: Prepared, executor: Executor, tracker: Tracker, weights: Path) -> tuple[RunResult, str]:
+    config, overrides = configs.run_config(prepared.config), prepared.request.run_overrides
+    session, started = run.session(prepared), time.time()
+    weights_path = weights if prepared.config.tracking.save_weights else None
+    try:
+        result = run.train(executor, config, _epoch_shower(config), weights_path)
+    except TrainingError as error:
+        tracker.log(session.record("train", config, overrides, started, "FAILED", reason=str(error)))
+        raise
+    record = session.record("train", config, overrides, started, "COMPLETE", result=result, weights_path=weights_path)
+    return result, tracker.log(record, files=session.files())
+
+
+def _epoch_shower(config: RunConfig) -> Callable[[EpochScores], None]:
+    return lambda scores: console.note(console.epoch_line(scores, config.trainer.epochs))
+
+
+def sweep(request: Request) -> int:
+    """Run a study, or go on with it."""
+    from mnistexp import search_space, storage, strategy
+    from mnistexp.study import Sweep
+
+    request = run.with_local_data(request)
+    space = search_space.build(request)
+    config = space.root.template.config()
+    strategy.check_study(config, space)
+    _check_apart(config)
+    prepared = run.prepare(request)
+    console.warn_fallback(prepared)
+    with storage.open_for_sweep(config.study.storage) as database:
+        executor = run.start_workers(prepared.config, at_most=config.study.trials)
+        try:
+            if prepared.request != request:  # `auto` became a data set: trials record its name
+                space = search_space.build(prepared.request)
+            tracker = open_tracker(config.tracking, prepared.experiment)
+            study = Sweep(database, run.session(prepared), space, tracker, _show_trial)
+            device = run.wait_until_ready(executor).get("device", "")
+            console.note(console.start_line(study.name, study.progress, executor.size, device))
+            summary = study.run(executor)
+        finally:
+            executor.close()
+    for line in console.summary_lines(summary, study.name, study.logged_best(), _store(config)):
+        console.say(line)
+    return 0 if summary.progress.best else 1
+
+
+def _show_trial(record: RunRecord, progress: Progress) -> None:
+    console.say(console.trial_line(record, progress))
+
+
+def _store(config: Config) -> str:
+    return shown(resolved_uri(config.tracking)) if config.tracking.name == "mlflow" else "tracking=none: not logged"
+
+
+def best(request: Request) -> int:
+    """Print a study's best config, as YAML and as one command."""
+    from mnistexp import storage
+    from mnistexp.study import load_best
+
+    _refuse_search(request, "best")
+    config = configs.compose(request)
+    found, config_dir = load_best(storage.open_to_read(config.study.storage), run.study_name(config))
+    overrides = configs.rebuild(found.config, found.overrides, config_dir)
+    for line in console.best_lines(found, console.train_command(overrides, config_dir)):
+        console.say(line)
+    return 0
+
+
+def rerun(request: Request, run_id: str) -> int:
+    """Train a logged run again, log it, and compare."""
+    _refuse_search(request, "rerun")
+    config = configs.compose(request)
+    name = run.study_name(config)
+    tracker = open_tracker(config.tracking, config.tracking.experiment or name, create=False)
+    before = run.find_logged(tracker, name, run_id)
+    recorded = run.rerun_config(before, config.data.root)
+    prepared = run.prepare_recorded(config, recorded)
+    console.note(f"run {before.run_id}: {before.name}")
+    executor = run.start_workers(prepared.config, at_most=1, environment=run.recorded_environment(before))
+    try:
+        started = time.time()
+        result = run.train(executor, recorded, _epoch_shower(recorded))
+    finally:
+        executor.close()
+    record = run.session(prepared).record(
+        "rerun",
+        recorded,
+        before.overrides,
+        started,
+        "COMPLETE",
+        name=f"rerun of {before.name}",
+        result=result,
+        tags={"rerun_of": before.run_id},
+    )
+    tracker.log(record)
+    comparison = run.compare(before, record)
+    for line in console.comparison_lines(comparison):
+        console.say(line)
+    return 0 if comparison.identical else 1
+
+
+def doctor(request: Request) -> int:
+    """Say what is here, and whether it works."""
+    from mnistexp.doctor import report
+
+    return report(request)
+
+
+def _refuse_search(request: Request, command: str) -> None:
+    """One training has one value for each key."""
+    if request.swept:
+        raise ConfigError(
+            f"{request.swept[0]}: {command} takes one value, not a distribution; give a value, or use the command sweep"
+        )
+
+
+def _check_apart(config: Config) -> None:
+    """Optuna and MLflow in one database break each other: both own a table called alembic_version."""
+    from mnistexp.storage import same_database
+
+    if config.tracking.name == "mlflow" and same_database(config.study.storage, resolved_uri(config.tracking)):
+        raise ConfigError(
+            f"study.storage={shown(config.study.storage)}: is MLflow's database as well, and the two can't share one; "
+            f"give another, e.g. study.storage=sqlite:///optuna.db"
+        )

@@ -1,0 +1,91 @@
+"""`mnistexp doctor`: what is here, and whether each part works. Every check is the real thing, tried once."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import platformdirs
+
+from mnistexp import config as configs
+from mnistexp import console, data, machine, run
+from mnistexp.config import Request
+from mnistexp.errors import MnistexpError, WorkerError
+from mnistexp.schema import Config
+from mnistexp.storage import check_usable
+from mnistexp.tracking import check_reachable, resolved_uri, shown
+
+
+def report(request: Request) -> int:
+    """Check everything that a sweep with this request would use. Returns: 0 if all of it works, else 1."""
+    config = configs.compose(request)
+    console.say("versions")
+    for line in console.table(machine.versions()):
+        console.say(line)
+    console.say("\nthis machine")
+    for line in console.table({"processor": machine.cpu_model(), "cores": str(machine.cores())}):
+        console.say(line)
+    console.say("\nwhat a sweep here would use")
+    checks: dict[str, Callable[[], str]] = {
+        "config": _config,
+        "data": lambda: _data(request, config),
+        "training": lambda: _training(config),
+        "study.storage": lambda: check_usable(config.study.storage),
+        "tracking.uri": lambda: _tracking(config),
+        "cache": _cache,
+    }
+    works = [_show(name, check) for name, check in checks.items()]  # all of them, also after a fault
+    return 0 if all(works) else 1
+
+
+def _show(name: str, check: Callable[[], str]) -> bool:
+    try:
+        found, works = check(), True
+    except MnistexpError as error:
+        found, works = str(error), False
+    console.say(f"  {'ok  ' if works else 'FAIL'}  {name:<14} {found}")
+    return works
+
+
+def _config() -> str:
+    groups = configs.config_groups()
+    return f"{configs.ROOT / 'conf'}, {sum(map(len, groups.values()))} options in {len(groups)} groups"
+
+
+def _data(request: Request, config: Config) -> str:
+    """Never downloads: a check should not take minutes or fill a disk."""
+    if config.data.name != "digits" and config.data.root is None and data.find(config.data) is None:
+        return f"data={config.data.name}: not here yet; `train` and `sweep` will try to download it"
+    dataset = run.prepare(request).dataset
+    sizes = " / ".join(f"{len(split.labels):,}" for split in (dataset.train, dataset.validation, dataset.test))
+    return f"{dataset.name}, {sizes} images, from {dataset.source} (fingerprint {dataset.fingerprint})"
+
+
+def _training(config: Config) -> str:
+    """Start a real worker on the bundled digits: it imports TensorFlow and says which devices that sees."""
+    digits = configs.compose(configs.Request(choices=("data=digits",), values=("trainer.epochs=1",)))
+    trainer = digits.trainer.model_copy(update={"device": config.trainer.device})
+    small = digits.model_copy(update={"trainer": trainer})
+    executor = run.start_workers(small, at_most=1)
+    try:
+        result = run.train(executor, configs.run_config(small), lambda _: None)
+    finally:
+        executor.close()
+    return f"{result.device}; one epoch of digits ran"
+
+
+def _tracking(config: Config) -> str:
+    uri = resolved_uri(config.tracking)
+    check_reachable(uri)
+    return shown(uri)
+
+
+def _cache() -> str:
+    folder = Path(platformdirs.user_cache_dir("mnistexp"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return f"{folder} (downloads, compiled epochs)"
+    except OSError as error:
+        raise WorkerError(f"{folder}: can't be written to ({error.strerror}); give XDG_CACHE_HOME=FOLDER") from None

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from conftest import Folder, accuracies
+
+SPACE = ("search=none", "optimizer=choice(sgd, adam)", "model.activation=choice(relu, tanh)")
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Folder, str]:
+    """A folder with a study of four trials, and what its sweep printed."""
+    folder = Folder(tmp_path_factory.mktemp("studied"))
+    small = ("data=digits", "trainer.epochs=2", "executor.workers=1", "study.trials=4")
+    return folder, folder.run("sweep", *small, *SPACE).stdout
+
+
+def test_a_sweep_says_and_keeps_each_trial(studied: tuple[Folder, str]) -> None:
+    """A line for each trial, then the best; Optuna and MLflow have the trials one to one, with equal scores."""
+    folder, printed = studied
+
+    trials = folder.trials("digits")
+    runs = folder.runs("tags.kind = 'trial'", "digits")
+    assert [line.split()[0] for line in printed.splitlines()[:4]] == ["1/4", "2/4", "3/4", "4/4"]
+    assert "all 4 trials are done: 4 complete, 0 pruned, 0 failed; 4 of them now" in printed
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 4
+    values = {int(run.data.tags["trial"]): run.data.metrics["val_accuracy"] for run in runs}
+    assert values == {trial.number: trial.value for trial in trials}
+    assert accuracies(printed)["validation"] == f"{max(values.values()):.4f}"
+    assert {run.info.status for run in folder.runs("", "digits")} == {"FINISHED"}  # the parent too
+
+
+def test_bests_command_reproduces_it(studied: tuple[Folder, str], folder: Folder) -> None:
+    """The command line that `best` prints gives, in another folder, the same scores and the same weights."""
+    where, printed = studied
+    words = shlex.split(where.run("best", "data=digits").stdout.splitlines()[-1])
+
+    again = folder.run(*words[3:])
+
+    [run] = folder.runs("tags.kind = 'train'", "digits")
+    trials = where.runs("tags.kind = 'trial'", "digits")
+    best = min(trials, key=lambda run: (-run.data.metrics["val_accuracy"], int(run.data.tags["trial"])))
+    assert words[:4] == ["python", "-m", "mnistexp", "train"]
+    assert accuracies(again.stdout) == accuracies(printed)
+    assert run.data.metrics["val_accuracy"] == best.data.metrics["val_accuracy"]
+    assert run.data.metrics["test_accuracy"] == best.data.metrics["test_accuracy"]
+    assert run.data.tags["weights_hash"] == best.data.tags["weights_hash"]
+    assert run.data.tags["signature"] == best.data.tags["signature"]
+
+
+def npz(path: Path, seed: int) -> None:
+    """A user's own data: two classes of bright and dark 6x5 images, plus noise."""
+    draw = np.random.default_rng(seed)
+    arrays = {}
+    for role, size in (("train", 300), ("test", 100)):
+        labels = draw.integers(0, 2, size)
+        arrays[f"y_{role}"] = labels
+        arrays[f"x_{role}"] = (90 * labels[:, None, None] + draw.integers(0, 150, (size, 6, 5))).astype(np.uint8)
+    np.savez(path, **arrays)
+
+
+def test_ones_own_data_and_what_a_rerun_says_when_they_change(folder: Folder) -> None:
+    """data=npz trains on the user's arrays and logs them; a rerun on other arrays names the data as what differs."""
+    npz(folder.path / "mine.npz", seed=1)
+    own = ("data=npz", "data.root=mine.npz", "data.validation_size=50", "trainer.epochs=3", "trainer.batch_size=25")
+
+    trained = folder.run("train", *own)
+    npz(folder.path / "mine.npz", seed=2)
+    [run] = folder.runs("", "npz")
+    differs = folder.run("rerun", f"run={run.info.run_id}", "study.name=npz", expect=1)
+
+    assert float(accuracies(trained.stdout)["test"]) > 0.9
+    assert run.info.run_id in trained.stderr
+    assert run.data.params["data"] == "npz"
+    [given] = run.inputs.dataset_inputs
+    assert given.dataset.digest == run.data.tags["data_fingerprint"]
+    assert "not bit-identical" in differs.stdout
+    assert f"differs: data: was {run.data.tags['data_fingerprint']}, is " in differs.stdout
+    assert differs.stdout.count("differs: ") == 1
+    [again] = folder.runs("tags.kind = 'rerun'", "npz")
+    assert again.data.tags["rerun_of"] == run.info.run_id
+
+
+def test_doctor_finds_everything_well(folder: Folder) -> None:
+    """In an empty folder every check passes, and none leaves a database behind."""
+    said = folder.run("doctor", "data=digits")
+
+    assert "FAIL" not in said.stdout
+    assert said.stdout.count("  ok  ") == 6
+    assert "CPU" in said.stdout or "GPU:0" in said.stdout
+    assert list(folder.path.iterdir()) == []
+
+
+def test_doctor_names_what_is_wrong(folder: Folder) -> None:
+    """A damaged file, a database that is none and a server that isn't there are each said; the rest is checked too."""
+    (folder.path / "optuna.db").write_text("not a database")
+    (folder.path / "mine.npz").write_bytes(b"PK and no more")
+    wrong = ("tracking.uri=http://127.0.0.1:1", "data=npz", "data.root=mine.npz", "trainer.device=gpu")
+
+    said = folder.run("doctor", *wrong, expect=1)
+
+    failed = [line.split()[1] for line in said.stdout.splitlines() if line.startswith("  FAIL")]
+    assert {"data", "study.storage", "tracking.uri"} <= set(failed)
+    assert said.stdout.count("  ok  ") + len(failed) == 6
+    assert "Traceback" not in said.stderr
+
+
+# --------------------------------------------------------------- no network, no MNIST, and Ctrl-C in mid-sweep
+
+
+@pytest.fixture
+def offline(tmp_path: Path) -> Folder:
+    """A machine with no MNIST, whose mirrors (through a --config-dir of the user's) don't answer."""
+    for name in ("work", "home", "conf/data"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "conf" / "data" / "offline.yaml").write_text(
+        "defaults: [auto, _self_]\nmirrors: ['http://127.0.0.1:1/mnist/']\ntimeout: 1.0\n"
+    )
+    home = str(tmp_path / "home")
+    return Folder(tmp_path / "work", {"HOME": home, "XDG_CACHE_HOME": home})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="interrupts a process group")
+def test_no_mnist_and_then_ctrl_c(offline: Folder) -> None:
+    """Without MNIST the sweep is one of digits and says so; Ctrl-C ends it cleanly; it goes on up to a new total."""
+    words = ("--config-dir", "../conf", "data=offline", *SPACE, "study/pruner=none", "trainer.epochs=80")
+    sweep = ("sweep", *words, "executor.workers=2", "model.hidden_units=[200]")
+
+    first, err, workers = _interrupted_after_one_line(offline.start(*sweep, "study.trials=4"))
+
+    interrupted = offline.trials("digits")
+    lost = [trial for trial in interrupted if trial.user_attrs["mnistexp"].get("interrupted")]
+    done = [trial for trial in interrupted if trial.state.name == "COMPLETE"]
+    assert "interrupted; the same command goes on from here" in err
+    assert "Traceback" not in err
+    assert "THIS IS NOT MNIST" in err
+    assert "Why: no MNIST here: " in err
+    assert "study digits: 0 of 4 done" in err
+    assert first.startswith("  1/4  ")
+    assert len(workers) == 2
+    assert not any(worker.is_running() for worker in workers)
+    assert "RUNNING" not in [trial.state.name for trial in interrupted]
+    assert {trial.state.name for trial in lost} == {"FAIL"}
+    assert not offline.runs("attributes.status = 'RUNNING'", "digits")
+
+    out = offline.run(*sweep, "study.trials=5").stdout
+
+    trials = [trial for trial in offline.trials("digits") if trial.state.name == "COMPLETE"]
+    runs = offline.runs("tags.kind = 'trial'", "digits")
+    assert f"all 5 trials are done: 5 complete, 0 pruned, 0 failed; {5 - len(done)} of them now" in out
+    assert len(trials) == 5
+    seeds = {trial.user_attrs["mnistexp"]["seed"]: trial.params for trial in trials}
+    assert all(seeds[trial.user_attrs["mnistexp"]["seed"]] == trial.params for trial in lost)
+    values = {int(run.data.tags["trial"]): run.data.metrics["val_accuracy"] for run in runs}
+    assert values == {trial.number: trial.value for trial in trials}
+    assert {run.data.params["data"] for run in runs} == {"digits"}
+    assert all("data=digits" in run.data.tags["mnistexp.overrides"] for run in runs)
+
+
+def _interrupted_after_one_line(process: subprocess.Popen[str]) -> tuple[str, str, list[psutil.Process]]:
+    """Press Ctrl-C once a line was printed: that line, what went to stderr, and the workers there were."""
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    children = psutil.Process(process.pid).children(recursive=True)
+    workers = [child for child in children if "mnistexp.worker" in child.cmdline()]
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it as well
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    return first, err, workers

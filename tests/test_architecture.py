@@ -1,0 +1,240 @@
+"""The rules of the house: who may import whom, which library lives where, how large things get."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mnistexp
+
+PACKAGE = Path(mnistexp.__file__).parent
+SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(PACKAGE.glob("*.py"))}
+
+EDGES = {  # module: what of ours it may import, inside functions and for types alone included
+    "__init__": "",
+    "__main__": "cli",
+    # what both sides share
+    "errors": "",
+    "results": "",
+    "schema": "errors",
+    "machine": "",
+    # the child's side
+    "idx": "errors schema",
+    "npz": "errors",
+    "download": "errors idx schema",
+    "data": "download errors idx npz schema",
+    "model": "schema",
+    "program": "data errors model schema",
+    "trainer": "data errors model program results schema",
+    "worker": "data errors machine results schema trainer",
+    # the parent's side
+    "config": "errors schema",
+    "search_space": "config errors schema",
+    "strategy": "errors schema search_space",
+    "tracking": "config errors results schema",
+    "storage": "errors tracking",
+    "executor": "errors machine results schema",
+    "run": "config data errors executor machine results schema tracking",
+    "study": "config errors executor results run schema search_space strategy tracking",
+    "console": "config results run study tracking",
+    "doctor": "config console data errors machine run schema storage tracking",
+    "commands": "config console doctor errors executor results run schema search_space storage strategy study tracking",
+    "cli": "commands config errors",
+}
+
+LIBRARIES = {  # foreign library: where it may be imported
+    "argcomplete": "cli",
+    "filelock": "download storage tracking",
+    "hydra": "config search_space",
+    "joblib": "machine",
+    "keras": "model program trainer worker",
+    "mlflow": "tracking",
+    "numpy": "data idx model npz program trainer",
+    "omegaconf": "config",
+    "optuna": "storage strategy study",
+    "platformdirs": "data doctor executor",
+    "psutil": "worker",
+    "pydantic": "schema worker",
+    "requests": "download tracking",
+    "rich": "download",
+    "sklearn": "data",
+    "sqlalchemy": "storage",
+    "tensorflow": "model program trainer worker",
+    "urllib3": "download",
+    "yaml": "commands config console tracking",
+}
+
+PARENT = (
+    "hydra",
+    "omegaconf",
+    "optuna",
+    "mlflow",
+    "sqlalchemy",
+    "mnistexp.config",
+    "mnistexp.tracking",
+    "mnistexp.study",
+)
+CHILD = ("tensorflow", "keras", "mnistexp.model", "mnistexp.program", "mnistexp.trainer")
+
+LONGEST_FUNCTION = 40  # lines, docstring included
+LONGEST_FILE = 490
+
+
+# ------------------------------------------------------------------------------------------------ the checker
+
+
+def imported(source: str) -> Iterator[str]:
+    """The dotted name of each import anywhere in a module, `from mnistexp import x` as mnistexp.x."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            yield "a relative import"
+        elif isinstance(node, ast.ImportFrom) and node.module == "mnistexp":
+            yield from (f"mnistexp.{alias.name}" for alias in node.names if alias.name != "__version__")
+        elif isinstance(node, ast.ImportFrom):
+            yield str(node.module)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            yield "an import by name"
+
+
+def own_imports(source: str) -> set[str]:
+    """Which of our modules a module imports."""
+    return {name.split(".")[1] for name in imported(source) if name.startswith("mnistexp.")}
+
+
+def violations(module: str, source: str) -> list[str]:
+    """Every import of a module that the tables don't allow."""
+    allowed = set(EDGES.get(module, "").split())
+    libraries = {library for library, modules in LIBRARIES.items() if module in modules.split()}
+    found = [f"{module} imports {name}" for name in sorted(own_imports(source) - allowed)]
+    foreign = {name.split(".")[0] for name in imported(source)} - sys.stdlib_module_names - {"mnistexp"}
+    return found + [f"{module} imports {name}" for name in sorted(foreign - libraries)]
+
+
+def too_long(module: str, source: str) -> list[str]:
+    """Every function, and the file itself, that is longer than one reads at a glance."""
+    lines = len(source.splitlines())
+    found = [f"{module} has {lines} lines"] if lines > LONGEST_FILE else []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+            length = node.end_lineno - node.lineno + 1
+            if length > LONGEST_FUNCTION:
+                found.append(f"{module}.{node.name} has {length} lines")
+    return found
+
+
+# --------------------------------------------------------------------------------------------------- the rules
+
+
+def test_every_module_stands_in_the_table() -> None:
+    """A new file is a decision about who may import it."""
+    assert set(EDGES) == set(SOURCES)
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_imports_follow_the_table(module: str) -> None:
+    """Imports go along the arrows, and a foreign library only where it lives."""
+    assert violations(module, SOURCES[module]) == []
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_the_table_allows_nothing_that_is_not_there(module: str) -> None:
+    """An arrow that nobody uses any more is taken out, so that the table stays the picture."""
+    used = {name.split(".")[0] for name in imported(SOURCES[module])}
+    libraries = {library for library, modules in LIBRARIES.items() if module in modules.split()}
+
+    assert set(EDGES[module].split()) == own_imports(SOURCES[module])
+    assert libraries <= used
+
+
+def test_no_import_goes_round_in_a_circle() -> None:
+    """The modules can be put in an order in which each knows only those before it."""
+    graph = {module: own_imports(source) for module, source in SOURCES.items()}
+
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+
+    assert order.index("schema") < order.index("trainer") < order.index("worker")
+    assert order.index("config") < order.index("search_space") < order.index("study") < order.index("cli")
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_functions_and_files_stay_small(module: str) -> None:
+    """No function outgrows a screen, and no file its one subject."""
+    assert too_long(module, SOURCES[module]) == []
+
+
+# --------------------------------------------------------------------------------- what an interpreter really loads
+
+
+def loaded(statement: str, watched: tuple[str, ...]) -> list[str]:
+    """Which of the watched modules a fresh interpreter has loaded after a statement."""
+    code = f"{statement}\nimport sys, json\nprint(json.dumps(sorted(set({watched!r}) & set(sys.modules))))"
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return list(json.loads(done.stdout))
+
+
+def test_the_childs_side_loads_no_store() -> None:
+    """A worker before its set-up has loaded no Hydra, Optuna or MLflow, and no TensorFlow yet either."""
+    assert loaded("import mnistexp.worker", PARENT + CHILD) == []
+
+
+def test_the_parents_side_loads_no_tensorflow() -> None:
+    """All commands with all that they import inside: the parent never pays for TensorFlow, nor for MLflow by import."""
+    modules = ("commands", "search_space", "storage", "strategy", "study", "doctor")
+
+    assert loaded(f"import mnistexp.{', mnistexp.'.join(modules)}", (*CHILD, "mlflow")) == []
+
+
+def test_what_both_sides_share_costs_neither() -> None:
+    """schema, results, errors and machine load nothing of either side."""
+    both = "import mnistexp.schema, mnistexp.results, mnistexp.errors, mnistexp.machine, mnistexp.executor"
+
+    assert loaded(both, (*PARENT, *CHILD, "sklearn", "pandas")) == []
+
+
+# ----------------------------------------------------------------------------------------- the checker can fail
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "found"),
+    [
+        ("trainer", "import optuna", "trainer imports optuna"),
+        ("trainer", "from mnistexp.study import Sweep", "trainer imports study"),
+        ("trainer", "from mnistexp import config", "trainer imports config"),
+        ("schema", "import mnistexp.config as c", "schema imports config"),
+        ("study", "def f():\n    import tensorflow.keras as k", "study imports tensorflow"),
+        ("study", "def f():\n    def g():\n        from mlflow.entities import Run", "study imports mlflow"),
+        ("worker", "if TYPE_CHECKING:\n    from mnistexp.tracking import Tracker", "worker imports tracking"),
+        ("config", "from . import study", "config imports a relative import"),
+        ("run", "import importlib\nimportlib.import_module('mlflow')", "run imports an import by name"),
+        ("unheard_of", "import numpy", "unheard_of imports numpy"),
+    ],
+)
+def test_the_checker_sees_a_planted_import(module: str, source: str, found: str) -> None:
+    """Wherever a forbidden import hides, it is found, and it alone."""
+    assert violations(module, source) == [found]
+
+
+def test_the_checker_sees_what_is_too_long() -> None:
+    """A function of 41 lines and a file of one line too many are found, those at the limit are not."""
+    function = "def f():\n" + "    pass\n" * LONGEST_FUNCTION
+    file = "x = 1\n" * (LONGEST_FILE + 1)
+
+    assert too_long("m", function) == [f"m.f has {LONGEST_FUNCTION + 1} lines"]
+    assert too_long("m", file) == [f"m has {LONGEST_FILE + 1} lines"]
+    assert too_long("m", "def f():\n" + "    pass\n" * (LONGEST_FUNCTION - 1)) == []
+
+
+def test_the_fresh_interpreter_sees_an_import() -> None:
+    """The watch over an interpreter reports what is really loaded."""
+    assert loaded("import mnistexp.study", ("optuna", "mnistexp.config", "tensorflow")) == ["mnistexp.config", "optuna"]

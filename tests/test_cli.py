@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+import yaml
+
+import mnistexp
+from mnistexp import cli
+from mnistexp.config import compose, config_groups, parse_request
+from mnistexp.errors import ConfigError, TrainingError
+from mnistexp.schema import Config
+
+HEAVY = ("tensorflow", "keras", "mlflow", "optuna", "sqlalchemy", "sklearn", "pandas", "matplotlib", "torch")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(mnistexp.__file__).parent.parent)}
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter that runs some code."""
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+
+
+# -------------------------------------------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_lists_the_commands(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command stands there with what it does, and a first thing to type."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main([option])
+
+    text = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0
+    assert all(f"{name} {summary}" in text for name, summary in cli.COMMANDS.items())
+    assert "python -m mnistexp sweep" in text
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_a_commands_help_lists_groups_options_and_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each group is a line with all of its options, below an example of this very command."""
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+
+    lines = capsys.readouterr().out.splitlines()
+    listed = {
+        line.split()[0]: line.split(maxsplit=1)[1].strip()
+        for line in lines
+        if line.startswith("  ") and "  " in line.strip()
+    }
+    assert all(listed[group] == ", ".join(options) for group, options in config_groups().items())
+    assert f"  {cli.EXAMPLES[command]}" in lines
+    assert cli.EXAMPLES[command].startswith(f"python -m mnistexp {command}")
+
+
+@pytest.mark.parametrize("command", cli.EXAMPLES)
+def test_an_example_is_a_command_that_composes(command: str) -> None:
+    """What help tells to type passes every check of the config."""
+    words = shlex.split(cli.EXAMPLES[command])[4:]
+
+    assert isinstance(compose(parse_request(words)), Config)
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--version` prints it and nothing else."""
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+
+    assert capsys.readouterr().out == f"mnistexp {mnistexp.__version__}\n"
+
+
+# ------------------------------------------------------------------------------------------------ --cfg job
+
+
+def test_cfg_job_prints_the_composed_config(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is YAML, and what the same words compose."""
+    words = ["optimizer=adam", "data=digits", "seed=7", "model.hidden_units=[64,32]"]
+
+    code = cli.main(["train", "--cfg", "job", *words])
+
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert code == 0
+    assert Config.model_validate(printed) == compose(parse_request(words))
+
+
+def test_cfg_job_composes_back_as_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Saved as an experiment of one's own, the printed config composes to the same config, floats to the last bit."""
+    words = [
+        "data=digits",
+        "seed=7",
+        "model.dropout=0.012345678901234567",
+        "search=none",
+        "study/pruner=none",
+    ]
+    cli.main(["sweep", *words, "--cfg", "job"])
+    saved = tmp_path / "experiments/mine/saved.yaml"
+    saved.parent.mkdir(parents=True)
+    saved.write_text(
+        "# @package _global_\ndefaults:\n  - override /data: digits\n  - override /search: none\n"
+        + capsys.readouterr().out
+    )
+
+    again = compose(parse_request(["experiments=mine/saved"], tmp_path))
+
+    assert again == compose(parse_request(words))
+
+
+def test_options_may_stand_anywhere_among_the_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    """--cfg before, behind or between the overrides is the same command."""
+    lines = [["--cfg", "job", "seed=1", "data=digits"], ["seed=1", "data=digits", "--cfg=job"]]
+
+    printed = [(cli.main(["train", *words]), capsys.readouterr().out) for words in lines]
+
+    assert printed[0] == printed[1]
+
+
+# --------------------------------------------------------------------------------------------- what is imported
+
+WATCHED = f"""
+import json, sys
+from mnistexp.cli import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as ended:
+    code = ended.code
+found = sorted({{name.partition('.')[0] for name in sys.modules}} & set({HEAVY!r}))
+print(json.dumps([code, found]), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["train", "--cfg", "job"], 0),
+        (["sweep", "--cfg", "job", "optimizer=adam"], 0),
+        (["train", "trainer.epochs=-5"], 2),
+        (["rerun", "model.activation=rleu"], 2),
+        (["train", "optimizer=sgd,adam"], 2),
+    ],
+)
+def test_a_quick_answer_imports_no_heavy_library(arguments: list[str], code: int) -> None:
+    """Help, --cfg job and config errors come without TensorFlow, MLflow and Optuna: seconds each."""
+    done = python(WATCHED, *arguments)
+
+    assert json.loads(done.stderr.splitlines()[-1]) == [code, []]
+
+
+def test_the_watch_can_fail() -> None:
+    """A command that needs Optuna is seen to import it."""
+    done = python(WATCHED, "best", "study.storage=sqlite:////nowhere/x.db", "data=digits")
+
+    assert json.loads(done.stderr.splitlines()[-1])[1] != []
+
+
+# ----------------------------------------------------------------------------------------------- exit codes
+
+
+def test_the_console_script_is_the_module(capsys: pytest.CaptureFixture[str]) -> None:
+    """What pyproject.toml installs as `mnistexp` answers exactly as `python -m mnistexp` does."""
+    script = EntryPoint("mnistexp", "mnistexp.__main__:main", "console_scripts")
+    words = ["train", "trainer.epochs=0", "seed=x"]
+
+    code = script.load()(words)
+
+    module = subprocess.run(
+        [sys.executable, "-m", "mnistexp", *words], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert (code, *capsys.readouterr()) == (module.returncode, module.stdout, module.stderr)
+    pyproject = Path(mnistexp.__file__).parent.parent / "pyproject.toml"
+    if pyproject.exists():  # not beside an installed wheel
+        assert f'mnistexp = "{script.value}"' in pyproject.read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ConfigError("a: b"), 2, "mnistexp: a: b\n"),
+        (ConfigError("a: b", "c: d"), 2, "mnistexp: 2 faults:\n  a: b\n  c: d\n"),
+        (TrainingError("loss is NaN"), 1, "mnistexp: loss is NaN\n"),
+        (KeyboardInterrupt(), 130, "mnistexp: interrupted; the same command goes on from here\n"),
+    ],
+)
+def test_each_error_is_one_message_and_one_code(
+    error: BaseException, code: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the user can mend ends with 2, a failed training with 1, Ctrl-C with 130; none with a traceback."""
+
+    def fail(arguments: object) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "_run", fail)
+
+    assert cli.main(["train"]) == code
+    assert capsys.readouterr().err == words
+
+
+def test_a_bug_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What isn't ours comes with its traceback: a bug report needs it."""
+
+    def fail(arguments: object) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "_run", fail)
+
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train"])
+
+
+def test_a_closed_pipe_ends_quietly() -> None:
+    """`mnistexp train --cfg job | head -1` prints one line and no complaint."""
+    command = f"{sys.executable} -m mnistexp train --cfg job | head -n 1"
+
+    done = subprocess.run(["bash", "-c", command], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+
+    assert done.stdout == "seed: 0\n"
+    assert done.stderr == ""
+
+
+# -------------------------------------------------------------------------------------------- tab completion
+
+
+def completions(line: str, tmp_path: Path) -> list[str]:
+    """What argcomplete, asked as bash asks it, offers at the end of a line."""
+    answer = tmp_path / "answer"
+    environment = {
+        **ENVIRONMENT,
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_SHELL": "bash",
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_COMP_WORDBREAKS": " \t\n\"'><=;|&(:",  # bash's own: `=` and `:` break words
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+        "COMP_TYPE": "9",
+    }
+    subprocess.run([sys.executable, "-m", "mnistexp"], env=environment, cwd=tmp_path, capture_output=True, check=False)
+    return [word.strip() for word in answer.read_text().split("\n") if word.strip()]
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("mnistexp ", ["train", "sweep", "best", "rerun", "doctor"]),
+        ("mnistexp sw", ["sweep"]),
+        ("mnistexp train optimizer=ad", ["adam", "adamw"]),
+        ("mnistexp train study/sampler=", ["cmaes", "gp", "grid", "qmc", "random", "tpe"]),
+        ("mnistexp train experiments=blog_2017/b", ["blog_2017/baseline"]),
+        ("mnistexp train seed=1 trainer.ep", ["trainer.epochs="]),
+        ("mnistexp sweep --config-dir {own} model=", ["mlp", "tiny"]),
+        ("mnistexp train qqq", []),
+    ],
+)
+def test_tab_completes(line: str, offered: list[str], tmp_path: Path) -> None:
+    """Commands, groups, options (one's own included) and keys are offered, and nothing that doesn't fit."""
+    (tmp_path / "own/model").mkdir(parents=True)
+    (tmp_path / "own/model/tiny.yaml").touch()
+
+    found = completions(line.replace("{own}", str(tmp_path / "own")), tmp_path)
+
+    assert sorted(found) == sorted(offered)
+
+
+def test_tab_offers_all_keys_of_a_node(tmp_path: Path) -> None:
+    """`opt` may go on as the group or as any of its keys."""
+    found = completions("mnistexp sweep opt", tmp_path)
+
+    assert {"optimizer=", "optimizer.learning_rate=", "optimizer.momentum="} <= set(found)
+    assert all(word.startswith("optimizer") for word in found)
+
+
+REGISTER = Path(sys.executable).with_name("register-python-argcomplete")
+
+
+@pytest.mark.skipif(not (shutil.which("bash") and REGISTER.exists()), reason="needs bash and argcomplete's script")
+def test_tab_completes_in_a_real_bash(tmp_path: Path) -> None:
+    """A tab in an interactive bash that has the documented line in its rc file completes the word on the screen."""
+    script = tmp_path / "mnistexp"
+    script.write_text(
+        f"#!{sys.executable}\n# PYTHON_ARGCOMPLETE_OK\nfrom mnistexp.__main__ import main\nraise SystemExit(main())\n"
+    )
+    script.chmod(0o755)
+    (tmp_path / "rc").write_text(f'PS1="ready> "\nPATH={tmp_path}:$PATH\neval "$({REGISTER} mnistexp)"\n')
+
+    screen = typed(
+        ["bash", "--rcfile", str(tmp_path / "rc"), "-i"], tmp_path, b"mnistexp train optimizer=nes\t", b"nesterov"
+    )
+
+    assert b"optimizer=nesterov" in screen
+
+
+def typed(command: list[str], folder: Path, keys: bytes, awaited: bytes) -> bytes:
+    """What stands on a terminal after a program showed its prompt, these keys were pressed, and `awaited` appeared."""
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(folder)
+        os.execvpe(command[0], command, {**ENVIRONMENT, "TERM": "dumb"})
+    try:
+        before = _read_until(terminal, b"ready> ")
+        os.write(terminal, keys)
+        return before + _read_until(terminal, awaited)
+    finally:
+        os.kill(process, 9)
+        os.waitpid(process, 0)
+        os.close(terminal)
+
+
+def _read_until(terminal: int, awaited: bytes) -> bytes:
+    screen, deadline = b"", time.monotonic() + 30
+    while awaited not in screen and time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.1)[0]:
+            screen += os.read(terminal, 4096)
+    return screen
