@@ -36,7 +36,11 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns: the exit code; 2 for what the user can mend, with one message on stderr."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, more = parser.parse_known_args(argv)
+    if [word for word in more if word.startswith("-")]:
+        parser.parse_args(argv)  # says what is wrong with them
+    arguments.overrides += more  # Hydra takes options between overrides, argparse doesn't
     try:
         return _run(arguments)
     except MnistexpError as error:
@@ -97,7 +101,12 @@ def _parser() -> argparse.ArgumentParser:
         )
         overrides.completer = complete  # type: ignore[attr-defined]  # argcomplete's way
         command.add_argument("--cfg", choices=["job"], help="print the composed config and do nothing else")
-        command.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder of your own config groups")
+        command.add_argument(
+            "--config-dir",
+            type=lambda text: Path(text).resolve(),
+            metavar="DIR",
+            help="a folder of your own config groups",
+        )
     _autocomplete(parser)
     return parser
 

@@ -83,9 +83,10 @@ def sweep(request: Request) -> int:
             if prepared.request != request:  # `auto` became a data set: trials record its name
                 space = search_space.build(prepared.request)
             tracker = open_tracker(config.tracking, prepared.experiment)
-            study = Sweep(database, run.session(prepared), space, tracker, _show_trial)
-            device = run.wait_until_ready(executor).get("device", "")
-            console.note(console.start_line(study.name, study.progress, executor.size, device))
+            study = Sweep(database, run.session(prepared), space, tracker, _show_trial, _show_refused)
+            if study.progress.done < config.study.trials:
+                device = run.wait_until_ready(executor).get("device", "")
+                console.note(console.start_line(study.name, study.progress, executor.size, device))
             summary = study.run(executor)
         finally:
             executor.close()
@@ -98,6 +99,10 @@ def _show_trial(record: RunRecord, progress: Progress) -> None:
     console.say(console.trial_line(record, progress))
 
 
+def _show_refused(reason: str, number: int, progress: Progress) -> None:
+    console.say(f"{progress.done:>3}/{progress.total}  failed before it began: {reason}  {number:03d}")
+
+
 def _store(config: Config) -> str:
     return shown(resolved_uri(config.tracking)) if config.tracking.name == "mlflow" else "tracking=none: not logged"
 
@@ -108,6 +113,7 @@ def best(request: Request) -> int:
     from mnistexp.study import load_best
 
     _refuse_search(request, "best")
+    _refuse_hyperparameters(request, "best")
     config = configs.compose(request)
     found, config_dir = load_best(storage.open_to_read(config.study.storage), run.study_name(config))
     overrides = configs.rebuild(found.config, found.overrides, config_dir)
@@ -119,6 +125,7 @@ def best(request: Request) -> int:
 def rerun(request: Request, run_id: str) -> int:
     """Train a logged run again, log it, and compare."""
     _refuse_search(request, "rerun")
+    _refuse_hyperparameters(request, "rerun")
     config = configs.compose(request)
     name = run.study_name(config)
     tracker = open_tracker(config.tracking, config.tracking.experiment or name, create=False)
@@ -129,7 +136,7 @@ def rerun(request: Request, run_id: str) -> int:
     executor = run.start_workers(prepared.config, at_most=1, environment=run.recorded_environment(before))
     try:
         started = time.time()
-        result = run.train(executor, recorded, _epoch_shower(recorded))
+        result = run.train(executor, recorded, _epoch_shower(recorded), stop_after=before.metrics["epochs"])
     finally:
         executor.close()
     record = run.session(prepared).record(
@@ -137,7 +144,7 @@ def rerun(request: Request, run_id: str) -> int:
         recorded,
         before.overrides,
         started,
-        "COMPLETE",
+        before.state,
         name=f"rerun of {before.name}",
         result=result,
         tags={"rerun_of": before.run_id},
@@ -161,6 +168,15 @@ def _refuse_search(request: Request, command: str) -> None:
     if request.swept:
         raise ConfigError(
             f"{request.swept[0]}: {command} takes one value, not a distribution; give a value, or use the command sweep"
+        )
+
+
+def _refuse_hyperparameters(request: Request, command: str) -> None:
+    """What is recorded is run or shown as it was; another value would be passed over in silence."""
+    given = [key for key in request.fixed if key.partition(".")[0] in ("model", "optimizer", "trainer", "seed")]
+    if given:
+        raise ConfigError(
+            f"{min(given)}: {command} takes a recorded config as it is; leave it out, or use the command train"
         )
 
 

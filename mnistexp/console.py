@@ -70,12 +70,11 @@ def trial_line(record: RunRecord, progress: Progress) -> str:
     return f"{progress.done:>3}/{progress.total}  {outcome}  {best}  {record.name}"
 
 
-def start_line(name: str, progress: Progress, workers: int) -> str:
-    """Where a study stands, and how many workers will go on with it."""
+def start_line(name: str, progress: Progress, workers: int, device: str) -> str:
+    """Where a study stands, and what will go on with it."""
     left = max(0, progress.total - progress.done)
-    return (
-        f"study {name}: {progress.done} of {progress.total} done, {left} to go; {workers} worker{'s' * (workers > 1)}"
-    )
+    crew = f"{workers} worker{'s' * (workers > 1)}"
+    return f"study {name}: {progress.done} of {progress.total} done, {left} to go; {crew} on {device}"
 
 
 def summary_lines(summary: Summary, name: str, logged: LoggedRun | None, store: str) -> Iterable[str]:

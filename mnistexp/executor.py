@@ -280,11 +280,13 @@ class LocalExecutor:
 
 # ------------------------------------------------------------------------------- devices and environment
 
+
 def require_device(device: Literal["auto", "cpu", "gpu"]) -> None:
     """Raises: WorkerError if a GPU is asked for and the driver has none: said before anything starts."""
     if device == "gpu" and not visible_gpus():
         raise errors.WorkerError(
-            "trainer.device=gpu: no NVIDIA GPU is visible here; give trainer.device=cpu or auto, or see `mnistexp doctor`"
+            "trainer.device=gpu: no NVIDIA GPU is visible here; "
+            "give trainer.device=cpu or auto, or see `mnistexp doctor`"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +20,9 @@ from mnistexp.executor import EpochEnded, Executor, Failed, Finished, LocalExecu
 from mnistexp.results import EpochScores, RunResult
 from mnistexp.schema import Config, IdxData, RunConfig, Sgd
 from mnistexp.tracking import Kind, LoggedRun, RunRecord, State, Tracker
+
+ENVIRONMENT = ("TF_ENABLE_ONEDNN_OPTS", "XLA_FLAGS")
+"""What a rerun takes over from a record into its workers' environment; anything else there could run code."""
 
 POLL_SECONDS = 1.0
 """How long a wait for workers lasts before Ctrl-C is looked at on platforms where a wait blocks it."""
@@ -117,16 +121,23 @@ def wait_until_ready(executor: Executor) -> Mapping[str, Any]:
 
 
 def train(
-    executor: Executor, config: RunConfig, on_epoch: Callable[[EpochScores], None], weights_path: Path | None = None
+    executor: Executor,
+    config: RunConfig,
+    on_epoch: Callable[[EpochScores], None],
+    weights_path: Path | None = None,
+    stop_after: float = math.inf,
 ) -> RunResult:
-    """Run one training to its end. Raises: TrainingError with the reason if it fails."""
+    """Run one training to its end, or (as a pruned one that is run again) to the end of epoch `stop_after`.
+
+    Raises: TrainingError with the reason if it fails.
+    """
     wait_until_ready(executor)
     executor.submit(0, config, weights_path)
     while True:
         match executor.next_event(POLL_SECONDS):
             case EpochEnded(job, scores):
                 on_epoch(scores)
-                executor.answer(job, go=True)
+                executor.answer(job, go=scores.epoch < stop_after)
             case Finished(_, result):
                 return result
             case Failed(_, reason):
@@ -298,7 +309,8 @@ def _facts(provenance: Mapping[str, Any]) -> dict[str, str]:
 
 def recorded_environment(run: LoggedRun) -> dict[str, str]:
     """The environment variables that a run's bits depend on: to be set before TensorFlow is imported."""
-    return {key: value for key, value in run.provenance.get("flags", {}).items() if key.isupper()}
+    flags = run.provenance.get("flags", {})
+    return {key: flags[key] for key in ENVIRONMENT if key in flags}
 
 
 def rerun_config(run: LoggedRun, root: str | None) -> RunConfig:

@@ -206,7 +206,7 @@ class StudyConfig(Settings):
     target: Annotated[float, Field(gt=0, le=1)] | None = Field(
         description="validation accuracy at which the study stops; null: never"
     )
-    storage: str = Field(description="Optuna's database, as an SQLAlchemy address")
+    storage: str = Field(description="Optuna's database: sqlite:///FILE.db, a file on this machine")
     sampler: SamplerConfig
     pruner: PrunerConfig
 

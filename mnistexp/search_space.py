@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Protocol
@@ -105,10 +105,10 @@ class Integer:
         return trial.suggest_int(name, self.low, self.high, step=self.step, log=self.log)
 
     def contains(self, value: Value) -> bool:
-        return _is_number(value) and value in range(self.low, self.high + 1, self.step)
+        return _is_number(value) and value in self.points()
 
-    def points(self) -> tuple[int, ...]:
-        return tuple(range(self.low, self.high + 1, self.step))
+    def points(self) -> Sequence[int]:
+        return range(self.low, self.high + 1, self.step)
 
     def probes(self) -> tuple[int, ...]:
         return (self.low, self.high)
@@ -311,6 +311,16 @@ class SearchSpace:
                 parameter.distribution.suggest(trial, parameter.name)
         return draw
 
+    def covers_baseline(self) -> bool:
+        """Whether the composed config itself is one of the space's points."""
+        base, node = self.root.template, self.root
+        while node.group is not None:
+            option = base.options.get(node.group.key, "")
+            if option not in node.children:
+                return False
+            node = node.children[option]
+        return all(parameter.distribution.contains(base.get(parameter.key)) for parameter in node.values)
+
     def points(self) -> Iterator[dict[str, Scalar]]:
         """Every point of a finite space, as Optuna's parameters, in a fixed order."""
         for leaf in self.root.leaves():
@@ -400,6 +410,9 @@ def _node(
         distribution = parse_distribution(group, base.search[group], groups[group])
     except ConfigError as error:
         faults += error.faults
+        return Node(base, choices, None)
+    if not isinstance(distribution, Choice):
+        faults.append(f"search.{group}={base.search[group]}: {group} is a config group; write choice(OPTION, OPTION)")
         return Node(base, choices, None)
     children = {}
     for option in map(str, distribution.points() or ()):

@@ -10,7 +10,7 @@ import optuna
 
 from mnistexp.errors import ConfigError
 from mnistexp.schema import Config, PrunerConfig, SamplerConfig
-from mnistexp.search_space import Scalar, SearchSpace
+from mnistexp.search_space import SearchSpace
 
 PACKAGES = {"gp": ("torch", "gp"), "cmaes": ("cmaes", "cmaes")}
 """What a sampler imports at its eleventh trial only: (module, extra of ours that brings it)."""
@@ -21,8 +21,7 @@ def check_study(config: Config, space: SearchSpace) -> None:
     faults = [*_sampler_faults(config, space), *_pruner_faults(config)]
     size, trials = space.size(), config.study.trials
     if size is not None:
-        _, params = space.baseline()
-        extra = int(not _in_space(params, space))  # the composed config itself comes first
+        extra = int(not space.covers_baseline())  # the composed config itself comes first
         if trials > size + extra:
             faults.append(
                 f"study.trials={trials}: the space has {size + extra} points; "
@@ -30,10 +29,6 @@ def check_study(config: Config, space: SearchSpace) -> None:
             )
     if faults:
         raise ConfigError(*faults)
-
-
-def _in_space(params: dict[str, Scalar], space: SearchSpace) -> bool:
-    return any(point == params for point in space.points())
 
 
 def _sampler_faults(config: Config, space: SearchSpace) -> Iterator[str]:

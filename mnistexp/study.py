@@ -136,7 +136,9 @@ def _best(trials: Sequence[FrozenTrial]) -> Best | None:
     if not scored:
         return None
     loss, number, trial = min(scored, key=lambda entry: entry[:2])
-    known = trial.user_attrs[ATTRIBUTE]
+    known = trial.user_attrs.get(ATTRIBUTE)
+    if known is None:
+        raise StoreError("this study was not made by mnistexp; give another study.name")
     return Best(number, -loss, tuple(known["overrides"]), RunConfig.model_validate_json(known["config"]))
 
 
@@ -181,6 +183,7 @@ class Sweep:
 
     Args:
         on_trial: called after each trial with its record and where the study stands.
+        on_refused: called with the reason, the number and the same after a draw that can't be trained.
     """
 
     def __init__(
@@ -190,9 +193,10 @@ class Sweep:
         space: SearchSpace,
         tracker: Tracker,
         on_trial: Callable[[RunRecord, Progress], None],
+        on_refused: Callable[[str, int, Progress], None] = lambda *_: None,
     ) -> None:
         self._storage, self._session, self._space = storage, session, space
-        self._tracker, self._on_trial = tracker, on_trial
+        self._tracker, self._on_trial, self._on_refused = tracker, on_trial, on_refused
         self._config: Config = session.prepared.config
         self._study = self._open()
         self._jobs: dict[int, _Job] = {}
@@ -211,10 +215,12 @@ class Sweep:
         return self._logged(self._study.get_trials(deepcopy=False)[best.number]) if best else None
 
     def run(self, executor: Executor) -> Summary:
-        """Run trials until the budget, the time or the target is reached.
+        """Run trials until the budget, the time or the target is reached; does not ask the executor if it is.
 
         Whatever ends it early, an interrupt or a fault, hands the trials under way back to the study.
         """
+        if (stopped := self._why_stop(0)) is not None:
+            return Summary(self.progress, stopped, 0, 0, 0)
         parent = self._start_parent(wait_until_ready(executor))
         started, cpu = time.monotonic(), time.process_time()
 
@@ -272,6 +278,7 @@ class Sweep:
         except ConfigError as error:
             self._mark(trial.number, {"reason": str(error)})
             self._tell(trial.number, TrialState.FAIL)
+            self._on_refused(str(error), trial.number, self.progress)
             return
         config = run_config(draw.config)
         known = {"overrides": draw.overrides, "seed": config.seed, "config": config.model_dump_json()}
@@ -385,8 +392,9 @@ class Sweep:
         self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
         seed = known.get("seed", trial_seed(self._config.seed, number))
         retry = {"baseline": True} if known.get("baseline") else {"seed": seed}
-        if trial.params or known.get("baseline"):
-            self._study.enqueue_trial(trial.params, user_attrs={ATTRIBUTE: {**retry, "retry_of": number}})
+        params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}  # queued ones may not be drawn yet
+        if params or known.get("baseline"):
+            self._study.enqueue_trial(params, user_attrs={ATTRIBUTE: {**retry, "retry_of": number}})
 
     def _mark(self, number: int, more: Mapping[str, Any]) -> None:
         """Add to what is known of a trial."""

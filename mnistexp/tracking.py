@@ -122,29 +122,33 @@ class MlflowTracker:
         check_reachable(uri)
         if not create and uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
             raise StoreError(f"{uri.removeprefix('sqlite:///')}: no runs are logged here; run `mnistexp sweep` first")
+        from alembic.util import CommandError
         from mlflow import MlflowClient  # 2 s, so not before it is needed
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
         # A fresh database's migrations are 60 lines. After the import, which resets the levels.
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.WARNING)
 
         self._uri = uri
-        self._errors: type[Exception] = MlflowException
+        self._errors: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, CommandError, OSError)
         with self._faults_said(), _creation_lock(uri):
             self._client: Any = MlflowClient(uri)
-            self._experiment_id = self._experiment(experiment)
+            self._experiment_id = self._experiment(experiment, create)
 
     @contextmanager
     def _faults_said(self) -> Iterator[None]:
         """Raise MLflow's faults (a full disk, a server that went away) as StoreError."""
         try:
             yield
-        except (self._errors, OSError) as error:
+        except self._errors as error:
             raise StoreError(f"tracking.uri={shown(self._uri)}: MLflow can't use it: {_first_line(error)}") from None
 
-    def _experiment(self, name: str) -> str:
+    def _experiment(self, name: str, create: bool) -> str:
         found = self._client.get_experiment_by_name(name)
+        if found is None and not create:
+            raise StoreError(f"tracking.experiment={name}: MLflow has no such experiment here; `mlflow ui` shows them")
         if found is None:
             return str(self._client.create_experiment(name))
         if found.lifecycle_stage != "active":

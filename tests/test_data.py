@@ -94,12 +94,8 @@ def test_digits_need_no_file() -> None:
     assert (digits.classes, digits.image_shape, digits.source) == (10, (8, 8), "scikit-learn")
 
 
-@pytest.mark.parametrize(
-    ("dtype", "loaded", "scale"), [("uint8", "uint8", 1 / 255), ("float64", "float32", 1.0)]
-)
-def test_npz_images_are_flattened_and_kept_small(
-    dtype: str, loaded: str, scale: float, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("dtype", "loaded", "scale"), [("uint8", "uint8", 1 / 255), ("float64", "float32", 1.0)])
+def test_npz_images_are_flattened_and_kept_small(dtype: str, loaded: str, scale: float, tmp_path: Path) -> None:
     """One's own bytes stay bytes, one's own floats become float32, taken as they are."""
     images, labels = np.arange(40 * 6).reshape(40, 2, 3).astype(dtype), np.arange(40) % 4
     np.savez(tmp_path / "mine.npz", x_train=images, y_train=labels, x_test=images[:8], y_test=labels[:8])
@@ -334,9 +330,7 @@ def damage(folder: Path, how: str) -> None:
         ("empty", TRAIN_LABELS, "its gzip data break off; it has 0 bytes, the published file 28881."),
     ],
 )  # fmt: skip
-def test_a_damaged_file_is_told_with_its_damage_and_the_ways_out(
-    how: str, file: str, words: str, own: Path
-) -> None:
+def test_a_damaged_file_is_told_with_its_damage_and_the_ways_out(how: str, file: str, words: str, own: Path) -> None:
     """The message says which file, what is wrong with it, and what to do."""
     damage(own, how)
 
@@ -373,9 +367,7 @@ def test_files_missing_from_an_explicit_root_are_named(own: Path) -> None:
     )
 
 
-def test_mnist_outright_never_falls_back(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mnist_outright_never_falls_back(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without files and network the message says where it looked, why no mirror helped, and the ways out."""
     monkeypatch.setenv("MNISTEXP_DATA", str(tmp_path))
 

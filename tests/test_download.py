@@ -154,9 +154,7 @@ def visible(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} - {".download.lock"}
 
 
-def test_fetch_makes_the_folder_and_its_files(
-    start: Callable[..., Mirror], tmp_path: Path, mnist_folder: Path
-) -> None:
+def test_fetch_makes_the_folder_and_its_files(start: Callable[..., Mirror], tmp_path: Path, mnist_folder: Path) -> None:
     """All four published files lie in the new folder afterwards, byte for byte, and nothing else."""
     fetch(tmp_path / "a" / "b", FILES, [start().url], TIMEOUT)
 
@@ -165,9 +163,7 @@ def test_fetch_makes_the_folder_and_its_files(
         assert (tmp_path / "a" / "b" / file.name).read_bytes() == (mnist_folder / file.name).read_bytes()
 
 
-def test_fetch_downloads_only_what_is_missing_or_damaged(
-    start: Callable[..., Mirror], tmp_path: Path
-) -> None:
+def test_fetch_downloads_only_what_is_missing_or_damaged(start: Callable[..., Mirror], tmp_path: Path) -> None:
     """Files that are there and whole are not asked for again."""
     mirror = start()
     fetch(tmp_path, FILES, [mirror.url], TIMEOUT)

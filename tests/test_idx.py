@@ -57,9 +57,7 @@ def test_parse_gives_back_what_was_packed(array: np.ndarray, item_shape: tuple[i
         pytest.param(packed(IMAGES)[:-4], "truncated", id="cut-in-the-checksum"),
         pytest.param(with_wrong_crc(packed(IMAGES)), "incorrect data check", id="crc"),
         pytest.param(gzip.compress(b""), "unpacks to 0 bytes where 16 belong", id="nothing-inside"),
-        pytest.param(
-            gzip.compress(b"\0\0\x08\x03"), "unpacks to 4 bytes where 16 belong", id="half-a-header"
-        ),
+        pytest.param(gzip.compress(b"\0\0\x08\x03"), "unpacks to 4 bytes where 16 belong", id="half-a-header"),
         pytest.param(packed(LABELS), r"magic number is 2049 \(labels\), not 2051", id="labels"),
         pytest.param(packed(IMAGES, magic=7), r"magic number is 7, not 2051 \(images\)", id="magic"),
         pytest.param(packed(IMAGES, shape=(5, 14, 56)), "images are 14x56, not 28x28", id="shape"),

@@ -189,7 +189,10 @@ def test_a_mistake_gets_one_sentence(folder: Path, mnist_folder: Path, arguments
             "rerun data=mnist tracking.uri=mlruns",
             "tracking.uri=mlruns: MLflow's file store is closed; give sqlite:///FILE.db, postgresql://… or http://…",
         ),
-        ("best study.storage=optuna.db", "study.storage=optuna.db: must be like sqlite:///FILE.db or postgresql://…"),
+        (
+            "best study.storage=optuna.db",
+            "study.storage=optuna.db: must be like sqlite:///FILE.db, a file on this machine",
+        ),
         (
             "best study.storage=sqlite:///no/such/x.db",
             "{folder}/no/such: no such folder, so x.db can't be made; make it, or give study.storage=sqlite:///FILE.db",

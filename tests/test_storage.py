@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import sqlite3
 from pathlib import Path
 
@@ -121,24 +120,21 @@ def test_what_is_no_address_is_refused(address: str) -> None:
         check_usable(address)
 
 
-def test_a_server_that_is_not_there_is_said_at_once() -> None:
-    """A closed port, or a driver that isn't installed, is a message without the password, not a wait."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-
-    address = f"postgresql://me:secret@127.0.0.1:{port}/db"
+def test_a_server_is_refused_without_its_password() -> None:
+    """Until several drivers can share a study, only a file is taken; the message hides the password."""
     for use in (check_usable, open_to_read):
-        with pytest.raises(StoreError, match=r"study\.storage=postgresql://me:\*\*\*@127") as caught:
-            use(address)
+        with pytest.raises(
+            StoreError, match=r"study\.storage=postgresql://me:\*\*\*@host/db: must be like sqlite"
+        ) as caught:
+            use("postgresql://me:secret@host/db")
         assert "secret" not in str(caught.value)
 
 
 def test_what_a_database_address_says_before_it_is_used(tmp_path: Path, fresh: Path) -> None:
-    """`doctor` hears whether the file is here or will be made; looking makes nothing."""
+    """`doctor` hears what the file holds, or that it will be made; looking makes nothing."""
     (tmp_path / "here.db").write_bytes(fresh.read_bytes())
 
-    assert check_usable(f"sqlite:///{tmp_path / 'here.db'}") == f"{tmp_path / 'here.db'} (is here)"
+    assert check_usable(f"sqlite:///{tmp_path / 'here.db'}") == f"{tmp_path / 'here.db'} (no study in it yet)"
     assert check_usable(f"sqlite:///{tmp_path / 'new.db'}") == f"{tmp_path / 'new.db'} (will be made)"
     assert not (tmp_path / "new.db").exists()
 
@@ -152,7 +148,5 @@ def test_one_database_under_two_addresses(tmp_path: Path, monkeypatch: pytest.Mo
     assert same_database("sqlite:///a.db", f"sqlite:///{tmp_path / 'a.db'}")
     assert same_database("sqlite:///sub/../a.db", "sqlite:///./a.db")
     assert same_database("sqlite:///linked/a.db", "sqlite:///sub/a.db")
-    assert same_database("postgresql://a:b@host/db", "postgresql+psycopg://c:d@host/db")
     assert not same_database("sqlite:///a.db", "sqlite:///b.db")
-    assert not same_database("postgresql://a:b@host/db", "postgresql://a:b@host/other")
     assert not same_database("sqlite:///a.db", "http://127.0.0.1:5000")
