@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mnistexp: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("mnistexp: interrupted; the same command goes on from here", file=sys.stderr)
+        onward = "the same command goes on from here" if arguments.command == "sweep" else "nothing was logged"
+        print(f"mnistexp: interrupted; {onward}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `mnistexp best | head`
         sys.stderr.close()

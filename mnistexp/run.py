@@ -187,7 +187,7 @@ class Session:
 
     def tags(self) -> dict[str, str]:
         """The provenance that a person looks for first."""
-        git = self.provenance["git"]
+        git = self.provenance.get("git", {})
         found = {"mlflow.source.git.commit": git.get("commit", ""), "git_dirty": str(git.get("dirty", "")).lower()}
         return {"mlflow.source.name": "mnistexp", "mlflow.source.type": "LOCAL", **found}
 

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mnistexp.errors import StoreError
 from mnistexp.executor import EpochEnded, Event, Failed, Finished
@@ -63,6 +64,10 @@ class FakeExecutor:
         self._turns: deque[int] = deque()
         self.jobs: dict[int, RunConfig] = {}
         self.waits = 0  # times that somebody asked for an event when none was to come
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return {"device": "CPU (fake)", "flags": {"threads": "1"}}
 
     def idle(self) -> int:
         return self._workers - len(self._playing)

@@ -37,7 +37,8 @@ EDGES = {  # module: what of ours it may import, inside functions and for types 
     "worker": "data errors machine results schema trainer",
     # the parent's side
     "config": "errors schema",
-    "search_space": "config errors schema",
+    "distributions": "config errors",
+    "search_space": "config distributions errors schema",
     "strategy": "errors schema search_space",
     "tracking": "config errors results schema",
     "storage": "errors tracking",
@@ -53,7 +54,7 @@ EDGES = {  # module: what of ours it may import, inside functions and for types 
 LIBRARIES = {  # foreign library: where it may be imported
     "argcomplete": "cli",
     "filelock": "download storage tracking",
-    "hydra": "config search_space",
+    "hydra": "config distributions",
     "joblib": "machine",
     "keras": "model program trainer worker",
     "mlflow": "tracking",
@@ -86,7 +87,7 @@ PARENT = (
 CHILD = ("tensorflow", "keras", "mnistexp.model", "mnistexp.program", "mnistexp.trainer")
 
 LONGEST_FUNCTION = 40  # lines, docstring included
-LONGEST_FILE = 490
+LONGEST_FILE = 470
 
 
 # ------------------------------------------------------------------------------------------------ the checker

@@ -189,7 +189,7 @@ def test_the_console_script_is_the_module(capsys: pytest.CaptureFixture[str]) ->
         (ConfigError("a: b"), 2, "mnistexp: a: b\n"),
         (ConfigError("a: b", "c: d"), 2, "mnistexp: 2 faults:\n  a: b\n  c: d\n"),
         (TrainingError("loss is NaN"), 1, "mnistexp: loss is NaN\n"),
-        (KeyboardInterrupt(), 130, "mnistexp: interrupted; the same command goes on from here\n"),
+        (KeyboardInterrupt(), 130, "mnistexp: interrupted; nothing was logged\n"),
     ],
 )
 def test_each_error_is_one_message_and_one_code(

@@ -27,6 +27,7 @@ from mnistexp.executor import (
     Failed,
     Finished,
     LocalExecutor,
+    require_device,
     worker_count,
     worker_environment,
 )
@@ -378,11 +379,13 @@ def test_a_worker_that_does_not_leave_is_killed(scripted: Callable[[str], LocalE
 
 
 def test_a_gpu_that_is_not_there_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """device=gpu without a GPU starts no worker."""
+    """device=gpu without a GPU is refused by name; the other two are content with what there is."""
     monkeypatch.setattr(executors, "visible_gpus", list)
 
     with pytest.raises(WorkerError, match=r"trainer\.device=gpu: no NVIDIA GPU is visible here; give"):
-        LocalExecutor(config().data, threads=1, device="gpu", workers=1, at_most=1)
+        require_device("gpu")
+    require_device("auto")
+    require_device("cpu")
 
 
 # ------------------------------------------------------------------------------ devices and environment

@@ -173,7 +173,7 @@ def test_a_mistake_gets_one_sentence(folder: Path, mnist_folder: Path, arguments
         ("best run=3", "run=3: the config has no run"),
         (
             "train --config-dir nowhere",
-            "--config-dir nowhere: no such folder; give one that holds groups, such as optimizer/",
+            "--config-dir {folder}/nowhere: no such folder; give one that holds groups, such as optimizer/",
         ),
         ("train data=npz", "data=npz: needs your file; give data.root=FILE.npz with x_train, y_train, x_test, y_test"),
         (

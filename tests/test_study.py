@@ -545,7 +545,7 @@ def test_each_trial_is_reported_and_logged_under_its_study(database: BaseStorage
 
     assert [record for record, _ in heard] == tracker.records
     assert [progress.done for _, progress in heard] == [1, 2, 3]
-    assert [record.tags for record in tracker.records] == [{"study": "digits", "trial": str(n)} for n in range(3)]
+    assert [(r.tags["study"], r.tags["trial"]) for r in tracker.records] == [("digits", str(n)) for n in range(3)]
     assert set(tracker.parents) == {"parent of digits"}
     assert tracker.records[1].name.startswith("001 sgd lr=")
     assert isinstance(summary, Summary)
