@@ -32,7 +32,8 @@ lint: setup
 # It has no password, so it listens on this machine alone and answers to no other name.
 ui: setup
 	@echo "http://127.0.0.1:$(PORT) (Ctrl-C ends it)"
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(PY) -m mlflow ui --workers 1 \
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false \
+	  $(PY) -m mlflow ui --workers 1 \
 	  --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT) \
 	  --allowed-hosts 127.0.0.1:$(PORT),localhost:$(PORT)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +91,8 @@ def sweep(request: Request) -> int:
             summary = study.run(executor)
         finally:
             executor.close()
-    for line in console.summary_lines(summary, study.name, study.logged_best(), _store(config)):
+    stores = [shown(text) for text in request.overrides if text.startswith(("study.storage=", "tracking"))]
+    for line in console.summary_lines(summary, study.name, study.logged_best(), stores, _dashboard(config)):
         console.say(line)
     return 0 if summary.progress.best else 1
 
@@ -103,8 +105,15 @@ def _show_refused(reason: str, number: int, progress: Progress) -> None:
     console.say(f"{progress.done:>3}/{progress.total}  failed before it began: {reason}  {number:03d}")
 
 
-def _store(config: Config) -> str:
-    return shown(resolved_uri(config.tracking)) if config.tracking.name == "mlflow" else "tracking=none: not logged"
+def _dashboard(config: Config) -> str:
+    """What to type to see the runs; empty where none is logged."""
+    if config.tracking.name == "none":
+        return ""
+    uri = resolved_uri(config.tracking)
+    if uri.startswith("http"):
+        return shown(uri)
+    here = uri == f"sqlite:///{Path('mlflow.db').absolute()}"  # what a bare `mlflow ui` shows
+    return "mlflow ui" if here else shlex.join(["mlflow", "ui", "--backend-store-uri", shown(uri)])
 
 
 def best(request: Request) -> int:

@@ -22,13 +22,13 @@ from typing import Any
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mnistexp.errors import ConfigError
+from mnistexp.overrides import override_text, parse_override, value_text
 from mnistexp.schema import Config, RunConfig, shown, suggestion, validated
 
 PACKAGE = Path(__file__).parent
@@ -37,7 +37,7 @@ ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 
 MAX_YAML_BYTES = 64 * 1024  # OmegaConf takes seconds on an alias bomb; no honest option file comes near
 SECRET_NODES = ("study.storage", "tracking.uri", "data.root")
-"""The only settings that may read the environment: what they resolve to is never logged."""
+"""The only settings that may read the environment: addresses, of which none with a password is ever logged."""
 
 RUN_NODES = tuple(RunConfig.model_fields)
 NO_EFFECT = ("root", "mirrors", "timeout")
@@ -107,6 +107,7 @@ def parse_request(overrides: Iterable[str], config_dir: Path | None = None) -> R
             parts.append(_classify(text, groups))
         except ConfigError as error:
             faults[text] = error.faults
+    parts = [part for i, part in enumerate(parts) if not _overtaken(part, parts[i + 1 :])]
     request = Request(
         tuple(entry for part in parts for entry in part.choices),
         tuple(entry for part in parts for entry in part.values),
@@ -131,11 +132,16 @@ def _further_faults(request: Request, wrong: Sequence[str]) -> tuple[str, ...]:
     return faults_of(lambda: compose(replace(request, choices=choices, values=values)))
 
 
+def _overtaken(part: Request, later: Sequence[Request]) -> bool:
+    """Whether a distribution's key gets a plain value further on: the last word wins, as in Hydra."""
+    return any(key in other.fixed for key in part.swept for other in later)
+
+
 def _classify(text: str, groups: Mapping[str, list[str]]) -> Request:
     """Say what one override does. Raises: ConfigError."""
     if text.startswith(("search.", "~search.")):
         return Request(search=(_search_entry(text),))
-    override = _parse(text)
+    override = parse_override(text)
     key = override.key_or_group
     _refuse_unsafe(text, override)
     if override.is_sweep_override():
@@ -155,17 +161,6 @@ def named_option(key: str, value: object, groups: Mapping[str, list[str]]) -> st
     if key == "study.name" or group == key.replace(".", "/") or value not in groups.get(group, ()):
         return None
     return f"{group}={value}"
-
-
-def _parse(text: str) -> Override:
-    try:
-        override = OverridesParser.create().parse_override(text)
-    except HydraException as error:
-        why = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError(f"{text!r} is not an override ({why}); write KEY=VALUE, quoted for your shell") from None
-    if not override.key_or_group:
-        raise ConfigError(f"{text!r} is not an override (it has no key); write KEY=VALUE, quoted for your shell")
-    return override
 
 
 def _refuse_unsafe(text: str, override: Override) -> None:
@@ -212,8 +207,11 @@ def _checked_dir(config_dir: Path | None) -> Path | None:
     if not config_dir.is_dir():
         raise ConfigError(f"--config-dir {config_dir}: no such folder; give one that holds groups, such as optimizer/")
     for path in config_dir.rglob("*.yaml"):
+        own = path.relative_to(config_dir)
         if path.stat().st_size > MAX_YAML_BYTES:
             raise ConfigError(f"{path}: {path.stat().st_size} bytes; an option file has at most {MAX_YAML_BYTES}")
+        if (ROOT / "conf" / own).exists() or (own.parts[0] == "experiments" and (ROOT / own).exists()):
+            raise ConfigError(f"{path}: mnistexp's own {own} would win over it; give yours another name")
     return config_dir
 
 
@@ -319,7 +317,7 @@ def _children(node: str, known: Iterable[str]) -> str:
 def _hydra(overrides: Sequence[str], config_dir: Path | None) -> tuple[dict[str, Any], dict[str, str]]:
     """Hydra's composition as plain types, interpolations left open, and the option taken of each group."""
     # compose() takes search paths nowhere but as an override
-    paths = _value_text([f"file://{path.resolve()}" for path in (ROOT, config_dir) if path])
+    paths = value_text([f"file://{path.resolve()}" for path in (ROOT, config_dir) if path])
     try:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             node = hydra_compose("config", [f"hydra.searchpath={paths}", *overrides], return_hydra_config=True)
@@ -394,7 +392,7 @@ def _combination_faults(config: Config) -> list[str]:
     return faults
 
 
-# ------------------------------------------------------------------------- plain values, texts, identity
+# ------------------------------------------------------------------------------ plain values, identity
 
 
 def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -406,41 +404,6 @@ def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def override_text(key: str, value: object) -> str:
-    """One override that Hydra's grammar reads back as exactly this value.
-
-    >>> override_text("optimizer.learning_rate", 1e-05), override_text("study.name", "1e5")
-    ('optimizer.learning_rate=1e-05', "study.name='1e5'")
-    """
-    return f"{key}={_value_text(value)}"
-
-
-def _value_text(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{','.join(_value_text(item) for item in value)}]"
-    if value is None or isinstance(value, bool):
-        return shown(value)
-    if isinstance(value, int | float):
-        return repr(value)  # repr is the shortest text that reads back as the same float
-    text = str(value)
-    bare = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", text) and text.lower() not in (
-        "true",
-        "false",
-        "null",
-        "nan",
-        "inf",
-    )
-    if bare:
-        return text
-    doubled = re.sub(r"\\+(?='|\Z)", r"\g<0>\g<0>", text)  # a backslash is special before a quote alone
-    return "'" + doubled.replace("'", "\\'") + "'"
-
-
-def parse_value(text: str) -> Override:
-    """A value text as Hydra's grammar reads it, distributions included. Raises: ConfigError."""
-    return _parse(f"key={text}")
 
 
 def run_config(config: Config) -> RunConfig:

@@ -77,8 +77,16 @@ def start_line(name: str, progress: Progress, workers: int, device: str) -> str:
     return f"study {name}: {progress.done} of {progress.total} done, {left} to go; {crew} on {device}"
 
 
-def summary_lines(summary: Summary, name: str, logged: LoggedRun | None, store: str) -> Iterable[str]:
-    """How a sweep ended, and what to type next."""
+def summary_lines(
+    summary: Summary, name: str, logged: LoggedRun | None, stores: Iterable[str], dashboard: str
+) -> Iterable[str]:
+    """How a sweep ended, and what to type next.
+
+    Args:
+        logged: the best trial's run.
+        stores: the overrides that say where this study and its runs are, if the user gave any.
+        dashboard: what to type to see the runs; empty if none is logged.
+    """
     progress = summary.progress
     rate = f", {60 * summary.trials / summary.seconds:.0f} a minute" if summary.trials else ""
     yield (
@@ -94,10 +102,11 @@ def summary_lines(summary: Summary, name: str, logged: LoggedRun | None, store: 
         yield f"  test accuracy        {logged.metrics['test_accuracy']:.4f}  (nothing was chosen by it)"
     yield ""
     yield from (f"  {override}" for override in progress.best.overrides)
-    study = f" study.name={shlex.quote(name)}"
-    yield f"\nas a command line      python -m mnistexp best{study}"
-    yield f"again, bit by bit      python -m mnistexp rerun{study}"
-    yield f"every run, to look at  mlflow ui    # {store}"
+    study = shlex.join([f"study.name={name}", *stores])
+    yield f"\nas a command line      python -m mnistexp best {study}"
+    if dashboard:
+        yield f"again, bit by bit      python -m mnistexp rerun {study}"
+        yield f"every run, to look at  {dashboard}"
 
 
 def train_command(overrides: Iterable[str], config_dir: Path | None) -> str:

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, ValueType
 
-from mnistexp.config import override_text, parse_value
 from mnistexp.errors import ConfigError
+from mnistexp.overrides import parse_value, value_text
 
 Scalar = str | int | float | bool | None
 Value = Any  # a scalar or a list of scalars: what one config key can hold
@@ -123,7 +123,7 @@ def _is_number(value: Value) -> bool:
 
 def label(value: Value) -> Scalar:
     """A value as Optuna stores it: a scalar as it is, a list as its text, `[300,100]`."""
-    return override_text("", value)[1:] if isinstance(value, list) else value
+    return value_text(value) if isinstance(value, list) else value
 
 
 def parse_distribution(key: str, text: str, options: list[str] | None = None) -> Distribution:

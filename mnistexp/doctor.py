@@ -57,7 +57,7 @@ def _data(request: Request, config: Config) -> str:
     """Never downloads: a check should not take minutes or fill a disk."""
     if config.data.name != "digits" and config.data.root is None and data.find(config.data) is None:
         return f"data={config.data.name}: not here yet; `train` and `sweep` will try to download it"
-    dataset = run.prepare(request).dataset
+    dataset = run.prepare(request.plus(["trainer.device=auto"])).dataset  # the device has a line of its own
     sizes = " / ".join(f"{len(split.labels):,}" for split in (dataset.train, dataset.validation, dataset.test))
     return f"{dataset.name}, {sizes} images, from {dataset.source} (fingerprint {dataset.fingerprint})"
 
@@ -70,9 +70,10 @@ def _training(config: Config) -> str:
     executor = run.start_workers(small, at_most=1)
     try:
         result = run.train(executor, configs.run_config(small), lambda _: None)
+        devices = ", ".join(executor.facts["devices"])
     finally:
         executor.close()
-    return f"{result.device}; one epoch of digits ran"
+    return f"{result.device}; TensorFlow sees {devices}; one epoch of digits ran"
 
 
 def _tracking(config: Config) -> str:

@@ -11,19 +11,21 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 from mnistexp.config import (
     Request,
     Template,
     config_groups,
+    faults_of,
     flatten,
     key_suggestion,
-    override_text,
     raise_all,
     template,
 )
 from mnistexp.distributions import Choice, Distribution, Scalar, Suggester, Value, label, parse_distribution
 from mnistexp.errors import ConfigError
+from mnistexp.overrides import override_text
 from mnistexp.schema import Config
 
 SEARCHABLE = ("model", "optimizer", "trainer")
@@ -185,7 +187,10 @@ def build(request: Request) -> SearchSpace:
     Raises: ConfigError with every fault: an unknown key, an empty interval, a value that the schema refuses.
     """
     groups = config_groups(request.config_dir)
-    base = template(request)
+    try:
+        base = template(request)
+    except ConfigError as error:  # the user's own distributions can still be read: all faults in one message
+        raise ConfigError(*error.faults, *_grammar_faults(request, groups)) from None
     refused = {key: fault for key in base.search if (fault := _key_fault(key, groups, base))}
     faults = list(refused.values())
     sound = replace(request, search=(*request.search, *((key, None) for key in refused)))
@@ -194,6 +199,12 @@ def build(request: Request) -> SearchSpace:
     if all(leaf.values == () for leaf in root.leaves()) and root.group is None:
         raise ConfigError("there is nothing to search; add a distribution, e.g. model.activation='choice(relu, tanh)'")
     return SearchSpace(request, _named(root, _names(list(root.leaves()))))
+
+
+def _grammar_faults(request: Request, groups: Mapping[str, list[str]]) -> list[str]:
+    """What is wrong with the distributions that the user gave, as far as no config is needed to say so."""
+    given = [(key, text, groups.get(key)) for key, text in request.search if text is not None]
+    return [fault for each in given for fault in faults_of(partial(parse_distribution, *each))]
 
 
 def _node(

@@ -337,6 +337,7 @@ def shown(uri: str) -> str:
     """An address without its password."""
     if uri.startswith("sqlite:"):
         return uri
+    uri = re.sub(r"(?i)([?&][^=&]*(?:password|token|secret)[^=&]*=)[^&]*", r"\1***", uri)
     scheme, separator, rest = uri.partition("://")
     credentials, at, host = rest.rpartition("@")
     return f"{scheme}{separator}{credentials.partition(':')[0]}:***@{host}" if at and ":" in credentials else uri

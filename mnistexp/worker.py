@@ -3,7 +3,7 @@
 It knows no Hydra, no Optuna, no MLflow and no database, so killing one loses one trial at most.
 
     parent  {"data": DataConfig, "threads": int, "device": "auto" | "cpu" | "gpu"}
-    worker  {"event": "ready", "device", "flags", "fingerprint", "versions"}
+    worker  {"event": "ready", "device", "devices", "flags", "fingerprint", "versions"}
             or {"event": "broken", "error", "message"} and the end
     parent  {"config": RunConfig, "weights_path": str | null}
     worker  {"event": "epoch", "scores"}        after each epoch, also the last,
@@ -152,9 +152,12 @@ class Runner:
 
     def description(self) -> dict[str, Any]:
         """The fields of the ready event."""
+        import tensorflow as tf
+
         versions = {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
         return {
             "device": self._device,
+            "devices": [device.name for device in tf.config.list_physical_devices()],
             "flags": self._flags,
             "fingerprint": self._fingerprint,
             "versions": versions,

@@ -36,9 +36,10 @@ EDGES = {  # module: what of ours it may import, inside functions and for types 
     "trainer": "data errors model program results schema",
     "worker": "data errors machine results schema trainer",
     # the parent's side
-    "config": "errors schema",
-    "distributions": "config errors",
-    "search_space": "config distributions errors schema",
+    "overrides": "errors schema",
+    "config": "errors overrides schema",
+    "distributions": "errors overrides",
+    "search_space": "config distributions errors overrides schema",
     "strategy": "errors schema search_space",
     "tracking": "config errors results schema",
     "storage": "errors tracking",
@@ -54,7 +55,7 @@ EDGES = {  # module: what of ours it may import, inside functions and for types 
 LIBRARIES = {  # foreign library: where it may be imported
     "argcomplete": "cli",
     "filelock": "download storage tracking",
-    "hydra": "config distributions",
+    "hydra": "config distributions overrides",
     "joblib": "machine",
     "keras": "model program trainer worker",
     "mlflow": "tracking",

@@ -8,12 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mnistexp import config as configs
 from mnistexp.config import (
@@ -23,7 +19,6 @@ from mnistexp.config import (
     compose,
     config_groups,
     flatten,
-    override_text,
     parse_request,
     rebuild,
     run_config,
@@ -31,6 +26,7 @@ from mnistexp.config import (
     template,
 )
 from mnistexp.errors import ConfigError
+from mnistexp.overrides import override_text
 from mnistexp.schema import Config
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(configs.PACKAGE.parent)}
@@ -399,6 +395,15 @@ def test_a_huge_option_file_is_not_read(tmp_path: Path) -> None:
     assert found == f"{path}: {path.stat().st_size} bytes; an option file has at most {MAX_YAML_BYTES}"
 
 
+def test_an_option_of_ones_own_under_a_built_in_name_is_refused(tmp_path: Path) -> None:
+    """Hydra would take ours and pass the user's over in silence."""
+    path = write_option(tmp_path, "optimizer/adam", "")
+
+    (found,) = faults("optimizer=adam", config_dir=tmp_path)
+
+    assert found == f"{path}: mnistexp's own optimizer/adam.yaml would win over it; give yours another name"
+
+
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     """--config-dir with a typo is no silent nothing."""
     (found,) = faults(config_dir=tmp_path / "nowhere")
@@ -433,46 +438,7 @@ def test_a_broken_option_file_is_one_clear_fault(tmp_path: Path, content: bytes,
     assert all("\n" not in fault for fault in found)
 
 
-# -------------------------------------------------------------------------------------------------- texts
-
-scalars = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(allow_nan=False),
-    st.text(st.characters(exclude_categories=["Cs", "Cc"])),
-    st.text("ab'\"\\${}[](),:= ~+#/%", max_size=8),
-    st.sampled_from(
-        ["1e5", "null", "a,b", "${x}", "012", "on", "3:30", "True", "nan", "", " a ", "C:\\a\\", "\\'", "-inf"]
-    ),
-)
-
-
-@settings(deadline=None)
-@given(st.one_of(scalars, st.lists(st.one_of(scalars, st.lists(scalars, max_size=2)), max_size=3)))
-def test_an_overrides_text_reads_back_exactly(value: Any) -> None:
-    """Hydra's own parser gives back every value: floats to the last bit, and texts that look like something else."""
-    override = OverridesParser.create().parse_override(override_text("model.key", value))
-
-    assert override.key_or_group == "model.key"
-    assert repr(override.value()) == repr(value)
-    assert not override.is_sweep_override()
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.1, "k=0.1"),
-        (1e-05, "k=1e-05"),
-        ("relu", "k=relu"),
-        ([300, 100], "k=[300,100]"),
-        ("1e5", "k='1e5'"),
-        (None, "k=null"),
-    ],
-)
-def test_an_overrides_text_is_short(value: object, text: str) -> None:
-    """A person reads and types these: only what needs quotes gets them."""
-    assert override_text("k", value) == text
+# ------------------------------------------------------------------------------------ requests and identity
 
 
 def test_flat_keys_are_override_keys() -> None:
@@ -485,9 +451,6 @@ def test_flat_keys_are_override_keys() -> None:
     )
 
     assert again.model_dump(exclude={"search"}) == config.model_dump(exclude={"search"})
-
-
-# ------------------------------------------------------------------------------------ requests and identity
 
 
 def test_fixed_keys_leave_the_search() -> None:
@@ -508,6 +471,16 @@ def test_a_distribution_joins_the_search() -> None:
     assert compose(bare) == compose(prefixed)
     assert compose(bare).search["model.dropout"] == "choice(0,0.5)"
     assert (bare.swept, prefixed.swept) == (("model.dropout",), ())
+
+
+def test_the_last_word_on_a_key_wins() -> None:
+    """A distribution that a plain value follows is no distribution any more, and the other way round."""
+    fixed = parse_request(["model.dropout=choice(0,0.5)", "model.dropout=0.25"])
+    swept = parse_request(["model.dropout=0.25", "model.dropout=choice(0,0.5)"])
+
+    assert (fixed.swept, compose(fixed).model.dropout) == ((), 0.25)
+    assert "model.dropout" not in compose(fixed).search
+    assert (swept.swept, compose(swept).search["model.dropout"]) == (("model.dropout",), "choice(0,0.5)")
 
 
 @pytest.mark.parametrize("override", ["search.model.dropout=null", "~search.model.dropout", "~search.model.dropout=x"])

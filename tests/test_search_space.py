@@ -282,6 +282,17 @@ def test_all_faults_of_a_space_come_at_once() -> None:
     assert len(found) == 4
 
 
+def test_faults_of_config_and_space_come_at_once() -> None:
+    """A value that the schema refuses doesn't hide what is wrong with the user's own distributions."""
+    found = faults("trainer.epochs=-5", "model.dropout=interval(2,1)", "search.model.activation=choice()")
+
+    assert [fault.partition(":")[0] for fault in found] == [
+        "trainer.epochs=-5",
+        "search.model.dropout=interval(2,1)",
+        "search.model.activation=choice()",
+    ]
+
+
 def test_a_fault_of_one_branch_is_found_in_it() -> None:
     """sgd takes no nesterov without momentum: the options that are fine don't hide the one that isn't."""
     (found,) = faults("search=none", "optimizer=choice(momentum,sgd)", "search.optimizer.nesterov=choice(true,false)")

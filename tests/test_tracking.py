@@ -391,6 +391,10 @@ def test_a_file_store_is_refused() -> None:
     [
         ("postgresql://me:s3c/r@t@host:5432/db", "postgresql://me:***@host:5432/db"),
         ("https://me:secret@host", "https://me:***@host"),
+        (
+            "postgresql://host/db?user=me&password=s3cret&sslmode=off",
+            "postgresql://host/db?user=me&password=***&sslmode=off",
+        ),
         ("https://me@host", "https://me@host"),
         ("https://host:5000", "https://host:5000"),
         ("sqlite:////data/my:db@home.db", "sqlite:////data/my:db@home.db"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import os
 import shlex
 import signal
@@ -10,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import Folder, accuracies
+import yaml
+from conftest import ROOT, Folder, accuracies
 
 SPACE = ("search=none", "optimizer=choice(sgd, adam)", "model.activation=choice(relu, tanh)")
 
@@ -36,6 +38,29 @@ def test_a_sweep_says_and_keeps_each_trial(studied: tuple[Folder, str]) -> None:
     assert values == {trial.number: trial.value for trial in trials}
     assert accuracies(printed)["validation"] == f"{max(values.values()):.4f}"
     assert {run.info.status for run in folder.runs("", "digits")} == {"FINISHED"}  # the parent too
+    assert printed.splitlines()[-3:] == [
+        "as a command line      python -m mnistexp best study.name=digits",
+        "again, bit by bit      python -m mnistexp rerun study.name=digits",
+        "every run, to look at  mlflow ui",
+    ]
+
+
+def test_a_study_becomes_an_experiments_results(studied: tuple[Folder, str], tmp_path: Path) -> None:
+    """experiments/collect.py writes every trial's row and the best config, and says where they come from."""
+    folder, printed = studied
+    collect = [sys.executable, str(ROOT / "experiments" / "collect.py"), "digits", str(tmp_path / "results")]
+
+    said = subprocess.run(collect, cwd=folder.path, env=folder.variables(), capture_output=True, text=True, check=True)
+
+    with (tmp_path / "results" / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    best = (tmp_path / "results" / "best.yaml").read_text()
+    assert [float(row["val_accuracy"]) for row in rows] == [trial.value for trial in folder.trials("digits")]
+    assert len({row["seed"] for row in rows}) == 4
+    assert "trainer.epochs" not in rows[0]  # all trials share it
+    assert f"validation accuracy {accuracies(printed)['validation']}" in best.splitlines()[0]
+    assert yaml.safe_load(best)["data"]["name"] == "digits"
+    assert "val_accuracy: 0." in said.stdout
 
 
 def test_bests_command_reproduces_it(studied: tuple[Folder, str], folder: Folder) -> None:

@@ -1,0 +1,97 @@
+"""Copy a study out of MLflow into an experiment's results folder, and print its means and spreads.
+
+python experiments/collect.py STUDY experiments/NAME/results [--tracking-uri sqlite:///mlflow.db]
+
+Writes trials.csv (a row per trial, a column per setting that the trials don't share) and best.yaml (the best
+trial's whole config; its head names the commit, the machine and the versions that all of it comes from).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import yaml
+
+SCORES = ["val_accuracy", "val_loss", "test_accuracy", "test_loss", "chosen_epoch", "epochs", "seconds", "parameters"]
+SETTINGS = ("model.", "optimizer.", "trainer.", "seed")
+
+
+def read_trials(study: str) -> pd.DataFrame:
+    """A study's runs from every experiment of the store, in the order of their trials."""
+    runs = mlflow.search_runs(
+        search_all_experiments=True, filter_string=f"tags.study = '{study}' and tags.kind = 'trial'", max_results=50_000
+    )
+    if runs.empty:
+        raise SystemExit(f"no trial of a study {study!r} in {mlflow.get_tracking_uri()}; see --tracking-uri")
+    runs["trial"] = runs["tags.trial"].astype(int)
+    return runs.sort_values("trial").reset_index(drop=True)
+
+
+def table(runs: pd.DataFrame) -> pd.DataFrame:
+    """trial, state, what differs among the trials' settings, scores; a setting that a trial doesn't have is empty."""
+    settings = {name: f"params.{name}" for name in sorted(c.removeprefix("params.") for c in runs.columns)}
+    differing = {
+        name: runs[column]
+        for name, column in settings.items()
+        if name.startswith(SETTINGS) and column in runs and runs[column].nunique(dropna=False) > 1
+    }
+    scores = {name: runs[f"metrics.{name}"] for name in SCORES if f"metrics.{name}" in runs}
+    found = pd.DataFrame({"trial": runs["trial"], "state": runs["tags.state"], **differing, **scores})
+    whole = [name for name in ("chosen_epoch", "epochs", "parameters") if name in found]
+    return found.astype(dict.fromkeys(whole, "Int64"))
+
+
+def head(best: pd.Series) -> str:
+    """Where the figures come from, as YAML comments."""
+    provenance = json.loads(best["tags.mnistexp.provenance"])
+    git, versions = provenance["git"], provenance["versions"]
+    changed = " with changes" if git.get("dirty") else ""
+    lines = [
+        f"trial {best['trial']} of study {best['tags.study']}: validation accuracy {best['metrics.val_accuracy']:.4f}, "
+        f"test accuracy {best['metrics.test_accuracy']:.4f}",
+        f"{best['start_time']:%Y-%m-%d}, commit {git.get('commit', 'unknown')[:12]}{changed}",
+        f"{provenance['machine']['cpu']}, {provenance['device']}",
+        ", ".join(f"{name} {number}" for name, number in versions.items()),
+    ]
+    return "".join(f"# {line}\n" for line in lines)
+
+
+def spread(trials: pd.DataFrame, score: str) -> str:
+    """Mean, standard deviation of the sample, and range of one score over the complete trials."""
+    values = trials.loc[trials["state"] == "COMPLETE", score]
+    low, high = values.min(), values.max()
+    return f"{score}: {values.mean():.4f} ± {values.std():.4f} ({low:.4f} to {high:.4f}, n = {len(values)})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("study")
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--tracking-uri", default="sqlite:///mlflow.db")
+    options = parser.parse_args()
+
+    mlflow.set_tracking_uri(options.tracking_uri)
+    runs = read_trials(options.study)
+    trials = table(runs)
+    complete = runs[runs["tags.state"] == "COMPLETE"]
+    if complete.empty:
+        raise SystemExit(f"no trial of {options.study!r} is complete")
+    best = complete.loc[complete["metrics.val_accuracy"].idxmax()]  # of equals the first, as `mnistexp best` has it
+    config = json.loads(best["tags.mnistexp.config"])
+    config["data"] = {
+        key: value for key, value in config["data"].items() if key in ("name", "validation_size", "split")
+    }
+
+    options.results.mkdir(parents=True, exist_ok=True)
+    trials.to_csv(options.results / "trials.csv", index=False)
+    (options.results / "best.yaml").write_text(head(best) + yaml.safe_dump(config, sort_keys=False))
+    for score in ("val_accuracy", "test_accuracy"):
+        print(spread(trials, score))
+
+
+if __name__ == "__main__":
+    main()
