@@ -55,7 +55,7 @@ def head(best: pd.Series) -> str:
         f"test accuracy {best['metrics.test_accuracy']:.4f}",
         f"{best['start_time']:%Y-%m-%d}, commit {git.get('commit', 'unknown')[:12]}{changed}",
         f"{provenance['machine']['cpu']}, {provenance['device']}",
-        ", ".join(f"{name} {number}" for name, number in versions.items()),
+        ", ".join(f"{name} {number}" for name, number in versions.items() if number != "missing"),
     ]
     return "".join(f"# {line}\n" for line in lines)
 

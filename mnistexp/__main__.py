@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """`python -m mnistexp`, which is also the console script `mnistexp`."""
 
 import sys

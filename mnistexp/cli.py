@@ -1,4 +1,3 @@
-# PYTHON_ARGCOMPLETE_OK
 """The command line: which command, with which overrides, and how its errors are said. No logic.
 
 Each command imports what it needs: help, --cfg and config errors must answer without TensorFlow and MLflow.
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from mnistexp import __version__
 from mnistexp.config import config_groups, flatten, parse_request, template
-from mnistexp.errors import MnistexpError
+from mnistexp.errors import ConfigError, MnistexpError
 
 COMMANDS = {
     "train": "run one training with the composed config, log it, print its scores",
@@ -47,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mnistexp: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        onward = "the same command goes on from here" if arguments.command == "sweep" else "nothing was logged"
+        onward = (
+            "the same command goes on from here" if arguments.command == "sweep" else "what was under way is not logged"
+        )
         print(f"mnistexp: interrupted; {onward}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `mnistexp best | head`
@@ -78,6 +79,8 @@ def _run(arguments: argparse.Namespace) -> int:
 def _run_id(arguments: argparse.Namespace) -> tuple[str, list[str]]:
     """`run=ID` is rerun's own; everything else is Hydra's."""
     own = [text for text in arguments.overrides if text.startswith("run=") and arguments.command == "rerun"]
+    if "run=" in own:
+        raise ConfigError("run=: needs a run's id (`mlflow ui` shows them); leave it out for the study's best")
     return own[-1].partition("=")[2] if own else "", [text for text in arguments.overrides if text not in own]
 
 

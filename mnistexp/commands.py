@@ -36,7 +36,7 @@ def train(request: Request) -> int:
     _refuse_search(request, "train")
     prepared = run.prepare(request)
     console.warn_fallback(prepared)
-    executor = run.start_workers(prepared.config, at_most=1)
+    executor = run.start_workers(prepared.config, at_most=1, fingerprint=prepared.dataset.fingerprint)
     try:
         tracker = open_tracker(prepared.config.tracking, prepared.experiment)  # while TensorFlow starts over there
         with TemporaryDirectory(prefix="mnistexp-") as scratch:
@@ -53,10 +53,13 @@ def _train_and_log(prepared: Prepared, executor: Executor, tracker: Tracker, wei
     config, overrides = configs.run_config(prepared.config), prepared.request.run_overrides
     session, started = run.session(prepared), time.time()
     weights_path = weights if prepared.config.tracking.save_weights else None
+    epochs: list[EpochScores] = []
+    show = _epoch_shower(config)
     try:
-        result = run.train(executor, config, _epoch_shower(config), weights_path)
+        result = run.train(executor, config, lambda scores: (epochs.append(scores), show(scores)), weights_path)
     except TrainingError as error:
-        tracker.log(session.record("train", config, overrides, started, "FAILED", reason=str(error)))
+        failed = session.record("train", config, overrides, started, "FAILED", reason=str(error), epochs=tuple(epochs))
+        tracker.log(failed)
         raise
     record = session.record("train", config, overrides, started, "COMPLETE", result=result, weights_path=weights_path)
     return result, tracker.log(record, files=session.files())
@@ -75,11 +78,13 @@ def sweep(request: Request) -> int:
     space = search_space.build(request)
     config = space.root.template.config()
     strategy.check_study(config, space)
-    _check_apart(config)
+    storage.check_apart(config.study.storage, _uri(config))
     prepared = run.prepare(request)
     console.warn_fallback(prepared)
     with storage.open_for_sweep(config.study.storage) as database:
-        executor = run.start_workers(prepared.config, at_most=config.study.trials)
+        executor = run.start_workers(
+            prepared.config, at_most=config.study.trials, fingerprint=prepared.dataset.fingerprint
+        )
         try:
             if prepared.request != request:  # `auto` became a data set: trials record its name
                 space = search_space.build(prepared.request)
@@ -105,11 +110,16 @@ def _show_refused(reason: str, number: int, progress: Progress) -> None:
     console.say(f"{progress.done:>3}/{progress.total}  failed before it began: {reason}  {number:03d}")
 
 
+def _uri(config: Config) -> str:
+    """MLflow's address; empty where nothing is logged."""
+    return "" if config.tracking.name == "none" else resolved_uri(config.tracking)
+
+
 def _dashboard(config: Config) -> str:
     """What to type to see the runs; empty where none is logged."""
-    if config.tracking.name == "none":
+    uri = _uri(config)
+    if not uri:
         return ""
-    uri = resolved_uri(config.tracking)
     if uri.startswith("http"):
         return shown(uri)
     here = uri == f"sqlite:///{Path('mlflow.db').absolute()}"  # what a bare `mlflow ui` shows
@@ -125,6 +135,7 @@ def best(request: Request) -> int:
     _refuse_hyperparameters(request, "best")
     config = configs.compose(request)
     found, config_dir = load_best(storage.open_to_read(config.study.storage), run.study_name(config))
+    config_dir = request.config_dir or config_dir  # the user's word: the folder may have moved
     overrides = configs.rebuild(found.config, found.overrides, config_dir)
     for line in console.best_lines(found, console.train_command(overrides, config_dir)):
         console.say(line)
@@ -137,12 +148,18 @@ def rerun(request: Request, run_id: str) -> int:
     _refuse_hyperparameters(request, "rerun")
     config = configs.compose(request)
     name = run.study_name(config)
-    tracker = open_tracker(config.tracking, config.tracking.experiment or name, create=False)
+    tracker = open_tracker(config.tracking, config.tracking.experiment or name, create=False, run_id=run_id)
     before = run.find_logged(tracker, name, run_id)
-    recorded = run.rerun_config(before, config.data.root)
+    device = config.trainer.device if "trainer.device" in request.fixed else None
+    recorded = run.rerun_config(before, config.data.root, device)
     prepared = run.prepare_recorded(config, recorded)
     console.note(f"run {before.run_id}: {before.name}")
-    executor = run.start_workers(prepared.config, at_most=1, environment=run.recorded_environment(before))
+    executor = run.start_workers(
+        prepared.config,
+        at_most=1,
+        fingerprint=prepared.dataset.fingerprint,
+        environment=run.recorded_environment(before),
+    )
     try:
         started = time.time()
         result = run.train(executor, recorded, _epoch_shower(recorded), stop_after=before.metrics["epochs"])
@@ -174,27 +191,19 @@ def doctor(request: Request) -> int:
 
 def _refuse_search(request: Request, command: str) -> None:
     """One training has one value for each key."""
-    if request.swept:
+    swept = [*request.swept, *(f"search.{key}" for key, text in request.search if text and key not in request.swept)]
+    if swept:
         raise ConfigError(
-            f"{request.swept[0]}: {command} takes one value, not a distribution; give a value, or use the command sweep"
+            f"{swept[0]}: {command} takes one value, not a distribution; give a value, or use the command sweep"
         )
 
 
 def _refuse_hyperparameters(request: Request, command: str) -> None:
     """What is recorded is run or shown as it was; another value would be passed over in silence."""
     given = [key for key in request.fixed if key.partition(".")[0] in ("model", "optimizer", "trainer", "seed")]
+    if command == "rerun":
+        given = [key for key in given if key != "trainer.device"]  # the recorded one may be missing here
     if given:
         raise ConfigError(
             f"{min(given)}: {command} takes a recorded config as it is; leave it out, or use the command train"
-        )
-
-
-def _check_apart(config: Config) -> None:
-    """Optuna and MLflow in one database break each other: both own a table called alembic_version."""
-    from mnistexp.storage import same_database
-
-    if config.tracking.name == "mlflow" and same_database(config.study.storage, resolved_uri(config.tracking)):
-        raise ConfigError(
-            f"study.storage={shown(config.study.storage)}: is MLflow's database as well, and the two can't share one; "
-            f"give another, e.g. study.storage=sqlite:///optuna.db"
         )

@@ -95,11 +95,18 @@ def resolve_auto(config: IdxData) -> Choice:
 
 
 def find(config: DataConfig) -> Path | None:
-    """Return the folder (npz: the file) with the local copy, or None.
+    """Return the folder (npz: the file) with the local copy, or None. Raises: DataError where it may not be read.
 
     Looks in `data.root` and nowhere else if that is given; else in $MNISTEXP_DATA, first its subfolder
     named after the data set; else in the user's cache folder.
     """
+    try:
+        return _find(config)
+    except PermissionError as error:
+        raise DataError(f"{error.filename}: may not be read; give another data.root") from None
+
+
+def _find(config: DataConfig) -> Path | None:
     if isinstance(config, DigitsData):
         return None
     if isinstance(config, NpzData):

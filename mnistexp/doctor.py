@@ -13,7 +13,7 @@ from mnistexp import console, data, machine, run
 from mnistexp.config import Request
 from mnistexp.errors import MnistexpError, WorkerError
 from mnistexp.schema import Config
-from mnistexp.storage import check_usable
+from mnistexp.storage import check_apart, check_usable
 from mnistexp.tracking import check_reachable, resolved_uri, shown
 
 
@@ -77,7 +77,10 @@ def _training(config: Config) -> str:
 
 
 def _tracking(config: Config) -> str:
+    if config.tracking.name == "none":
+        return "none: nothing is logged"
     uri = resolved_uri(config.tracking)
+    check_apart(config.study.storage, uri)
     check_reachable(uri)
     return shown(uri)
 

@@ -137,6 +137,7 @@ class LocalExecutor:
         device: auto, cpu or gpu.
         workers: how many, or auto.
         at_most: more workers than this would never be used.
+        fingerprint: the data set's; a worker that finds another one is an error. Empty: any will do.
         max_memory: bytes; a worker that holds more after a training is replaced by a new one.
         environment: variables that win over the user's (a rerun's recorded flags).
     """
@@ -149,6 +150,7 @@ class LocalExecutor:
         device: Literal["auto", "cpu", "gpu"],
         workers: int | Literal["auto"],
         at_most: int,
+        fingerprint: str = "",
         max_memory: float = math.inf,
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -157,12 +159,13 @@ class LocalExecutor:
         self._gpus = visible_gpus() if device != "cpu" else []
         self._environment = environment or {}
         self._messages: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
-        self._max_memory = max_memory
+        self._fingerprint, self._max_memory = fingerprint, max_memory
         self._early_deaths = 0
         self._closing = False
-        count = worker_count(workers, threads, len(self._gpus))
         self._leaving: list[_Worker] = []
-        self._workers = [self._start(index) for index in range(max(1, min(count, at_most)))]
+        self._workers: list[_Worker] = []
+        self._wanted = lambda: max(1, min(at_most, worker_count(workers, threads, len(self._gpus))))
+        self._fill()
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -205,6 +208,10 @@ class LocalExecutor:
             worker.hang_up()
             worker.log.close()
 
+    def _fill(self) -> None:
+        """Start what is missing of the wanted number."""
+        self._workers += [self._start(index) for index in range(len(self._workers), self._wanted())]
+
     def _start(self, index: int) -> _Worker:
         log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - lives with the worker
         process = subprocess.Popen(
@@ -238,6 +245,7 @@ class LocalExecutor:
         kind = message.pop("event")
         if kind == "ready":
             worker.ready, worker.facts, self._early_deaths = True, message, 0
+            self._look_at(message)
             return None
         if kind == "broken":
             raise getattr(errors, message["error"], errors.WorkerError)(message["message"])
@@ -253,6 +261,17 @@ class LocalExecutor:
         if kind == "result":
             return Finished(job, results.from_json(message["result"]))
         return Failed(job, message["reason"])
+
+    def _look_at(self, facts: Mapping[str, Any]) -> None:
+        """Compare what a worker found with what was expected: data that changed, a GPU that TensorFlow can't use."""
+        if self._fingerprint and facts["fingerprint"] != self._fingerprint:
+            raise errors.DataError(
+                f"the data changed while this command ran (their fingerprint was {self._fingerprint} and is "
+                f"{facts['fingerprint']}); run it again, with another study.name if it is a sweep"
+            )
+        if self._gpus and str(facts["device"]).startswith("CPU"):
+            self._gpus = []  # there is a card, but this TensorFlow has no CUDA: a worker per core then
+            self._fill()
 
     def _died(self, worker: _Worker) -> Event | None:
         """Replace a dead worker, unless none ever starts."""

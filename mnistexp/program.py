@@ -68,10 +68,13 @@ def _hits(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     return tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels)
 
 
+ARGUMENTS = {"dropout", "initializer", "initializer_stddev", "bias_initializer_stddev"}
+"""The model's settings that a program takes as arguments or that only `start` reads; any other is structure."""
+
+
 def shape_of(config: RunConfig) -> tuple[object, ...]:
     """What of a config changes the compiled code. Everything else is an argument of the program."""
-    model = config.model
-    layers = (model.hidden_units, model.activation, model.dropout > 0)
+    layers = (config.model.model_dump_json(exclude=ARGUMENTS), config.model.dropout > 0)
     return config.trainer.batch_size, layers, models.optimizer_structure(config.optimizer)
 
 

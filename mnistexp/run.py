@@ -7,9 +7,9 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mnistexp import config as config_module
 from mnistexp import data, machine
@@ -81,6 +81,7 @@ def prepare_recorded(config: Config, recorded: RunConfig) -> Prepared:
 
     Raises: DataError if its data set is not here.
     """
+    require_device(recorded.trainer.device)
     nodes = {node: getattr(recorded, node) for node in config_module.RUN_NODES}
     return Prepared(Request(), config.model_copy(update=nodes), data.load(recorded.data))
 
@@ -103,10 +104,17 @@ def check_batch(config: Config, dataset: Dataset) -> None:
         )
 
 
-def start_workers(config: Config, *, at_most: int, environment: Mapping[str, str] | None = None) -> LocalExecutor:
-    """Start the executor that a config asks for; its workers get ready while the caller goes on."""
+def start_workers(
+    config: Config, *, at_most: int, fingerprint: str = "", environment: Mapping[str, str] | None = None
+) -> LocalExecutor:
+    """Start the executor that a config asks for; its workers get ready while the caller goes on.
+
+    Args:
+        fingerprint: the data set's, which every worker must find as well.
+    """
     return LocalExecutor(
         config.data,
+        fingerprint=fingerprint,
         threads=config.trainer.threads,
         device=config.trainer.device,
         workers=config.executor.workers,
@@ -126,7 +134,7 @@ def wait_until_ready(executor: Executor) -> Mapping[str, Any]:
 def train(
     executor: Executor,
     config: RunConfig,
-    on_epoch: Callable[[EpochScores], None],
+    on_epoch: Callable[[EpochScores], object],
     weights_path: Path | None = None,
     stop_after: float = math.inf,
 ) -> RunResult:
@@ -157,6 +165,7 @@ class Session:
     prepared: Prepared
     source: Mapping[str, Any]  # git commit, dirty flag, patch
     provenance: Mapping[str, Any]
+    stamp: str = field(default_factory=lambda: time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
 
     def record(
         self,
@@ -192,7 +201,7 @@ class Session:
         """The provenance that a person looks for first."""
         git = self.provenance.get("git", {})
         found = {"mlflow.source.git.commit": git.get("commit", ""), "git_dirty": str(git.get("dirty", "")).lower()}
-        return {"mlflow.source.name": "mnistexp", "mlflow.source.type": "LOCAL", **found}
+        return {"mlflow.source.name": "mnistexp", "mlflow.source.type": "LOCAL", "session": self.stamp, **found}
 
     def files(self, facts: Mapping[str, Any] | None = None) -> dict[str, str]:
         """What a rerun in years may need: the code's difference from its commit, and the whole provenance.
@@ -267,8 +276,12 @@ class Comparison:
 
 
 def best_logged(tracker: Tracker, study: str) -> LoggedRun | None:
-    """A study's best run by our definition: complete, highest validation accuracy, then the lowest trial."""
-    runs = tracker.find({"study": study, "state": "COMPLETE", "kind": "trial"})
+    """A study's best run by our definition: complete, highest validation accuracy, then the lowest trial.
+
+    Of several studies with this name (a database that was deleted), the newest that has a run.
+    """
+    logged = list(tracker.find({"study": study, "kind": "trial"}))
+    runs = [run for run in logged if run.state == "COMPLETE" and run.tags["study_id"] == logged[-1].tags["study_id"]]
     return min(runs, key=lambda run: (-run.metrics["val_accuracy"], int(run.tags["trial"])), default=None)
 
 
@@ -316,13 +329,15 @@ def recorded_environment(run: LoggedRun) -> dict[str, str]:
     return {key: flags[key] for key in ENVIRONMENT if key in flags}
 
 
-def rerun_config(run: LoggedRun, root: str | None) -> RunConfig:
+def rerun_config(run: LoggedRun, root: str | None, device: Literal["auto", "cpu", "gpu"] | None) -> RunConfig:
     """A recorded config, reading its data from where they are today.
 
     Args:
         root: the user's data.root, if given. Else the recorded one if it still exists; else the usual places.
+        device: the user's trainer.device, if given: the recorded one may be missing here.
     """
     recorded = run.config.data.root
     kept = recorded if recorded and Path(recorded).expanduser().exists() else None
     moved = run.config.data.model_copy(update={"root": root or kept})
-    return run.config.model_copy(update={"data": moved})
+    trainer = run.config.trainer.model_copy(update={"device": device} if device else {})
+    return run.config.model_copy(update={"data": moved, "trainer": trainer})

@@ -227,7 +227,7 @@ class TrackingConfig(Settings):
     name: Literal["mlflow", "none"]
     uri: str | None = Field(description="null: MLFLOW_TRACKING_URI, else sqlite mlflow.db in the working folder")
     experiment: Name | None = Field(description="null: the study's name")
-    save_weights: bool = Field(description="log each run's kept weights as model.weights.h5")
+    save_weights: bool = Field(description="log each run's kept weights, as a .weights.h5 file")
 
 
 class Config(Settings):
@@ -323,6 +323,18 @@ def _without_tags(place: Sequence[str | int], plain: Mapping[str, Any]) -> Itera
         elif isinstance(node, Mapping) and key != node.get("name"):
             yield str(key)  # a key that is missing
             node = None
+
+
+def recorded_config(text: str) -> RunConfig:
+    """A run's config from a record's JSON. Raises: StoreError if another version of mnistexp wrote it."""
+    try:
+        return RunConfig.model_validate_json(text)
+    except ValidationError as error:
+        key = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise StoreError(
+            f"this study was recorded by a version of mnistexp with other settings ({key}); "
+            f"use that version, or give another study.name"
+        ) from None
 
 
 def shown(value: object) -> str:

@@ -52,7 +52,20 @@ def check_usable(address: str) -> str:
 
 def same_database(address: str, uri: str) -> bool:
     """Whether MLflow's address is this study's file, however the two are written."""
-    return uri.startswith("sqlite:///") and Path(uri.removeprefix("sqlite:///")).resolve() == _path(address).resolve()
+    files = [text.removeprefix("sqlite:///") for text in (address, uri) if text.startswith("sqlite:///")]
+    return len(files) == 2 and Path(files[0]).expanduser().resolve() == Path(files[1]).resolve()
+
+
+def check_apart(address: str, uri: str) -> None:
+    """Optuna and MLflow in one database break each other: both own a table called alembic_version.
+
+    Raises: StoreError if the two addresses are one file.
+    """
+    if same_database(address, uri):
+        raise StoreError(
+            f"study.storage={shown(address)}: is MLflow's database as well, and the two can't share one; "
+            f"give another, e.g. study.storage=sqlite:///optuna.db"
+        )
 
 
 def _path(address: str) -> Path:
@@ -63,7 +76,7 @@ def _path(address: str) -> Path:
     if not address.startswith("sqlite:///") or address == "sqlite:///":
         raise StoreError(f"study.storage={shown(address)}: must be like sqlite:///FILE.db, a file on this machine")
     path = Path(address.removeprefix("sqlite:///")).expanduser().absolute()
-    check_writable(path, "study.storage=sqlite:///FILE.db")
+    check_writable(path, "study.storage=sqlite:///FILE.db", "studies")
     return path
 
 

@@ -40,7 +40,8 @@ def _sampler_faults(config: Config, space: SearchSpace) -> Iterator[str]:
             f"or take study/sampler=tpe"
         )
     if name == "grid" and space.size() is None:
-        yield "study/sampler=grid: the space has no end; give every interval() as choice() or range()"
+        endless = ", ".join(dict.fromkeys(p.key for p in space.parameters() if p.distribution.points() is None))
+        yield f"study/sampler=grid: the space has no end; give {endless} as choice() or range(), or one value"
 
 
 def _pruner_faults(config: Config) -> Iterator[str]:

@@ -11,6 +11,7 @@ import json
 import math
 import signal
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from mnistexp.errors import ConfigError, StoreError
 from mnistexp.executor import EpochEnded, Event, Executor, Failed, Finished
 from mnistexp.results import EpochScores, objective_value
 from mnistexp.run import POLL_SECONDS, Session, check_batch, run_name, wait_until_ready
-from mnistexp.schema import Config, RunConfig
+from mnistexp.schema import Config, RunConfig, recorded_config
 from mnistexp.search_space import Draw, SearchSpace
 from mnistexp.strategy import build_pruner, build_sampler
 from mnistexp.tracking import LoggedRun, RunRecord, State, Tracker
@@ -139,7 +140,7 @@ def _best(trials: Sequence[FrozenTrial]) -> Best | None:
     known = trial.user_attrs.get(ATTRIBUTE)
     if known is None:
         raise StoreError("this study was not made by mnistexp; give another study.name")
-    return Best(number, -loss, tuple(known["overrides"]), RunConfig.model_validate_json(known["config"]))
+    return Best(number, -loss, tuple(known["overrides"]), recorded_config(known["config"]))
 
 
 def load_best(storage: BaseStorage, name: str) -> tuple[Best, Path | None]:
@@ -334,7 +335,7 @@ class Sweep:
             job.started,
             state,
             name=run_name(job.config, number),
-            tags={"study": self.name, "trial": str(number)},
+            tags={**self._whose, "kind": "trial", "trial": str(number)},
             weights_path=job.weights_path,
             **outcome,
         )
@@ -362,13 +363,21 @@ class Sweep:
         study.sampler = build_sampler(self._config.study.sampler, trial_seed(self._config.seed, known))
         study.pruner = build_pruner(self._config.study.pruner, self._config.trainer.epochs)
         study.set_user_attr("config_dir", str(prepared.request.config_dir or ""))
+        if "id" not in study.user_attrs:
+            study.set_user_attr("id", uuid.uuid4().hex)
         return study
+
+    @property
+    def _whose(self) -> dict[str, str]:
+        """The tags of this study's runs. Names come again (a database is deleted, a store is shared); ids don't."""
+        return {"study": self.name, "study_id": self._study.user_attrs["id"]}
 
     def _look(self) -> Progress:
         return progress(self._study.get_trials(deepcopy=False), self._config.study.trials)
 
     def _mend(self) -> None:
         """Settle what an earlier session left under way: tell what was logged, hand back the rest."""
+        self._tracker.settle({**self._whose, "kind": "trial"})
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             run = self._logged(trial)
             if run is None:
@@ -378,11 +387,8 @@ class Sweep:
                 self._study.tell(trial.number, value, state=TELL[run.state], skip_if_finished=True)
 
     def _logged(self, trial: FrozenTrial) -> LoggedRun | None:
-        """A trial's run. Its config is looked at as well: a shared store may hold another study of this name."""
-        known = trial.user_attrs.get(ATTRIBUTE, {})
-        tags = {"study": self.name, "trial": str(trial.number), "kind": "trial"}
-        runs = self._tracker.find(tags)
-        return next((run for run in runs if run.config.model_dump_json() == known.get("config")), None)
+        """A trial's run."""
+        return next(self._tracker.find({**self._whose, "trial": str(trial.number), "kind": "trial"}), None)
 
     def _hand_back(self, number: int) -> None:
         """Close an interrupted trial, and queue its point, with its seed, to be run again."""
@@ -405,8 +411,10 @@ class Sweep:
 
     def _start_parent(self, facts: Mapping[str, Any]) -> str:
         device = {"device": str(facts.get("device", ""))}
-        tags = {"study": self.name, "kind": "sweep", **device, **self._session.tags()}
-        return self._tracker.start(f"sweep {self.name}", tags, self._description(), self._session.files(facts))
+        tags = {**self._whose, "kind": "sweep", **device, **self._session.tags()}
+        # A folder per session: the next one, of changed code perhaps, must not overwrite what this one ran.
+        files = {f"sessions/{self._session.stamp}/{name}": text for name, text in self._session.files(facts).items()}
+        return self._tracker.start(f"sweep {self.name}", tags, self._description(), files)
 
     def _description(self) -> str:
         """The parent run's page in MLflow, as Markdown."""
@@ -418,19 +426,13 @@ class Sweep:
             f"{self.progress.pruned} pruned, {self.progress.failed} failed. "
             f"Sampler {study.sampler.name}, pruner {study.pruner.name}.",
             "",
-            "| searched | distribution |",
-            "| --- | --- |",
-            *(f"| `{name}` | `{text}` |" for name, text in self._space.texts().items()),
         ]
-        if best is not None:
+        if best is not None:  # before the table: MLflow shows the first lines alone until one asks for more
             overrides = " ".join(best.overrides)
-            lines += [
-                "",
-                f"Best: trial {best.number}, validation accuracy {best.val_accuracy:.4f}",
-                "",
-                f"    {overrides}",
-            ]
-        return "\n".join(lines)
+            score = f"validation accuracy {best.val_accuracy:.4f}"
+            lines += [f"Best: trial {best.number}, {score}", "", f"    {overrides}", ""]
+        rows = (f"| `{name}` | `{text}` |" for name, text in self._space.texts().items())
+        return "\n".join([*lines, "| searched | distribution |", "| --- | --- |", *rows])
 
 
 @contextmanager

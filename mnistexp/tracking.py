@@ -13,9 +13,10 @@ import math
 import os
 import re
 import socket
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -29,7 +30,7 @@ from mnistexp import results
 from mnistexp.config import signature
 from mnistexp.errors import StoreError
 from mnistexp.results import EpochScores, RunResult
-from mnistexp.schema import RunConfig, TrackingConfig
+from mnistexp.schema import RunConfig, TrackingConfig, recorded_config
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported, so before it
 
@@ -98,6 +99,9 @@ class Tracker(Protocol):
     def find(self, tags: Mapping[str, str], run_id: str = "") -> Iterator[LoggedRun]:
         """The runs with these tags (or this id), with their results, oldest first."""
 
+    def settle(self, tags: Mapping[str, str]) -> None:
+        """Close the runs with these tags that a killed process left open."""
+
 
 class NullTracker:  # a null object, so that nobody asks whether there is a tracker
     """Keeps nothing."""
@@ -114,11 +118,20 @@ class NullTracker:  # a null object, so that nobody asks whether there is a trac
     def find(self, tags: Mapping[str, str], run_id: str = "") -> Iterator[LoggedRun]:
         return iter(())
 
+    def settle(self, tags: Mapping[str, str]) -> None:
+        pass
+
 
 class MlflowTracker:
-    """Keeps runs in MLflow, in one experiment. Raises StoreError where that can't be used."""
+    """Keeps runs in MLflow, in one experiment. Raises StoreError where that can't be used.
 
-    def __init__(self, uri: str, experiment: str, *, create: bool = True) -> None:
+    Args:
+        experiment: its name.
+        create: make the experiment if there is none.
+        run_id: take this run's experiment instead.
+    """
+
+    def __init__(self, uri: str, experiment: str, *, create: bool = True, run_id: str = "") -> None:
         check_reachable(uri)
         if not create and uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
             raise StoreError(f"{uri.removeprefix('sqlite:///')}: no runs are logged here; run `mnistexp sweep` first")
@@ -132,10 +145,16 @@ class MlflowTracker:
             logging.getLogger(name).setLevel(logging.WARNING)
 
         self._uri = uri
-        self._errors: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, CommandError, OSError)
+        self._errors: tuple[type[Exception], ...] = (
+            MlflowException,
+            SQLAlchemyError,
+            CommandError,
+            OSError,
+            ImportError,
+        )
         with self._faults_said(), _creation_lock(uri):
             self._client: Any = MlflowClient(uri)
-            self._experiment_id = self._experiment(experiment, create)
+            self._experiment_id = self._of_run(run_id) if run_id else self._experiment(experiment, create)
 
     @contextmanager
     def _faults_said(self) -> Iterator[None]:
@@ -144,6 +163,9 @@ class MlflowTracker:
             yield
         except self._errors as error:
             raise StoreError(f"tracking.uri={shown(self._uri)}: MLflow can't use it: {_first_line(error)}") from None
+
+    def _of_run(self, run_id: str) -> str:
+        return str(self._get(run_id).info.experiment_id)
 
     def _experiment(self, name: str, create: bool) -> str:
         found = self._client.get_experiment_by_name(name)
@@ -161,7 +183,7 @@ class MlflowTracker:
         from mlflow.entities import RunTag
 
         with self._faults_said():
-            run = next(self._search({key: tags[key] for key in ("study", "kind")}), None)
+            run = next(self._search({key: tags[key] for key in ("study_id", "kind")}), None)
             if run is None:
                 run = self._client.create_run(self._experiment_id, run_name=name)
             run_id = str(run.info.run_id)
@@ -176,21 +198,22 @@ class MlflowTracker:
         from mlflow.entities import Metric, Param, RunTag
 
         with self._faults_said():
-            tags = _tags(record) | ({"mlflow.parentRunId": parent} if parent else {})
+            whose = {"kind": record.kind, **record.tags} | ({"mlflow.parentRunId": parent} if parent else {})
             started, ended = int(record.started * 1000), int(record.ended * 1000)
-            run = self._client.create_run(self._experiment_id, start_time=started, run_name=record.name)
+            run = self._client.create_run(self._experiment_id, started, whose, record.name)
             run_id = str(run.info.run_id)
-            self._client.log_batch(
-                run_id,
-                metrics=[Metric(key, value, ended, step) for key, value, step in _metrics(record)],
-                params=[Param(key, value) for key, value in params(record.config).items()],
-                tags=[RunTag(key, value) for key, value in tags.items()],
-            )
+            # Files first: the batch below has the tags by which a run is found, and what is found is whole.
             self._client.log_inputs(run_id, [_dataset_input(record)])
             for path, text in (_files(record) | dict(files or {})).items():
                 self._client.log_text(run_id, text, path)
             if record.weights_path is not None and record.weights_path.exists():
                 self._client.log_artifact(run_id, str(record.weights_path))
+            self._client.log_batch(
+                run_id,
+                metrics=[Metric(key, value, ended, step) for key, value, step in _metrics(record)],
+                params=[Param(key, value) for key, value in params(record.config).items()],
+                tags=[RunTag(key, value) for key, value in _tags(record).items()],
+            )
             self._client.set_terminated(run_id, MLFLOW_STATUS[record.state], ended)
             return run_id
 
@@ -207,12 +230,19 @@ class MlflowTracker:
             self._client.set_terminated(run_id)
 
     def find(self, tags: Mapping[str, str], run_id: str = "") -> Iterator[LoggedRun]:
-        if run_id:
-            yield self._logged(self._get(run_id))
-            return
-        for run in self._search(tags):
-            if "mnistexp.config" in run.data.tags:
-                yield self._logged(run)
+        with self._faults_said():
+            if run_id:
+                yield self._logged(self._get(run_id))
+                return
+            for run in self._search(tags):
+                if "mnistexp.config" in run.data.tags:
+                    yield self._logged(run)
+
+    def settle(self, tags: Mapping[str, str]) -> None:
+        with self._faults_said():
+            for run in list(self._search(tags, "attributes.status = 'RUNNING'")):
+                state = run.data.tags.get("state", "")  # written with the scores, or not at all
+                self._client.set_terminated(run.info.run_id, MLFLOW_STATUS.get(state, "KILLED"))
 
     def _get(self, run_id: str) -> Any:
         try:
@@ -220,9 +250,9 @@ class MlflowTracker:
         except self._errors:
             raise StoreError(f"run={run_id}: MLflow has no such run; `mlflow ui` shows the ids") from None
 
-    def _search(self, tags: Mapping[str, str]) -> Iterator[Any]:
-        """Runs by tags, oldest first, page by page."""
-        clauses = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    def _search(self, tags: Mapping[str, str], *more: str) -> Iterator[Any]:
+        """Runs by tags and further clauses, oldest first, page by page."""
+        clauses = " and ".join([*(f"tags.`{key}` = '{value}'" for key, value in tags.items()), *more])
         token = None
         while True:
             page = self._client.search_runs(
@@ -240,7 +270,7 @@ class MlflowTracker:
         return LoggedRun(
             run_id=run_id,
             name=run.info.run_name,
-            config=RunConfig.model_validate_json(tags["mnistexp.config"]),
+            config=recorded_config(tags["mnistexp.config"]),
             overrides=tuple(json.loads(tags["mnistexp.overrides"])),
             state=tags["state"],
             metrics=dict(run.data.metrics),
@@ -251,14 +281,16 @@ class MlflowTracker:
         )
 
 
-def open_tracker(config: TrackingConfig, experiment: str, *, create: bool = True) -> Tracker:
+def open_tracker(config: TrackingConfig, experiment: str, *, create: bool = True, run_id: str = "") -> Tracker:
     """The tracker that a config asks for; `create=False` where an empty store would be of no use.
+
+    With a `run_id` it is that run's experiment, whatever its name.
 
     Raises: StoreError.
     """
     if config.name == "none":
         return NullTracker()
-    return MlflowTracker(resolved_uri(config), experiment, create=create)
+    return MlflowTracker(resolved_uri(config), experiment, create=create, run_id=run_id)
 
 
 # --------------------------------------------------------------------------------------- where runs are kept
@@ -288,7 +320,7 @@ def check_reachable(uri: str) -> None:
                 f"tracking.uri={uri}: MLflow misreads paths with `?` or `%20` in them, and would log to another "
                 f"folder; work in a folder with a plainer name"
             )
-        check_writable(Path(path), "tracking.uri=sqlite:///FILE.db")
+        check_writable(Path(path), "tracking.uri=sqlite:///FILE.db", "experiments")
     elif uri.startswith("http"):
         try:
             requests.get(f"{uri.rstrip('/')}/health", timeout=REACHABLE_SECONDS).raise_for_status()
@@ -304,7 +336,12 @@ def check_reachable(uri: str) -> None:
 def _check_port(uri: str) -> None:
     """Look whether a database server listens. Raises: StoreError."""
     place = urlsplit(uri)
-    port = place.port or DATABASE_PORTS.get(place.scheme.partition("+")[0])
+    try:
+        port = place.port or DATABASE_PORTS.get(place.scheme.partition("+")[0])
+    except ValueError:
+        raise StoreError(
+            f"tracking.uri={shown(uri)}: its port is no number; write a / in the password as %2F, and an @ as %40"
+        ) from None
     if not place.hostname or not port:
         return  # a socket file, or a scheme that is MLflow's to refuse
     try:
@@ -316,9 +353,11 @@ def _check_port(uri: str) -> None:
         ) from None
 
 
-def check_writable(path: Path, setting: str) -> None:
-    """Raises: StoreError if a database file can't be made or written there."""
+def check_writable(path: Path, setting: str, table: str) -> None:
+    """Raises: StoreError if a database file can't be made or written there, or has other tables than `table`."""
     folder = path.parent
+    if path.is_dir():
+        raise StoreError(f"{path}: is a folder, not a database file; give {setting}")
     if not folder.is_dir():
         raise StoreError(f"{folder}: no such folder, so {path.name} can't be made; make it, or give {setting}")
     target = path if path.exists() else folder
@@ -326,6 +365,17 @@ def check_writable(path: Path, setting: str) -> None:
         raise StoreError(f"{target}: can't be written to; work in a folder of your own, or give {setting}")
     if path.exists() and path.stat().st_size and _first_bytes(path) != b"SQLite format 3\0":
         raise StoreError(f"{path}: is not an SQLite database; move it away, or give {setting}")
+    if path.exists() and (tables := _tables(path)) and table not in tables:
+        raise StoreError(f"{path}: is somebody else's database (it has no table {table}); give another {setting}")
+
+
+def _tables(path: Path) -> set[str]:
+    """A database's tables, looked at without writing; none where it is damaged: its owner says that better."""
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=60)) as connection:
+            return {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.Error:
+        return set()
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -391,8 +441,8 @@ def _metrics(record: RunRecord) -> Iterator[tuple[str, float, int]]:
 
 
 def _tags(record: RunRecord) -> dict[str, str]:
+    """What makes a run one that is found, beside whose it is."""
     tags = {
-        "kind": record.kind,
         "state": record.state,
         "data": record.data_name,
         "data_fingerprint": record.data_fingerprint,
@@ -408,7 +458,7 @@ def _tags(record: RunRecord) -> dict[str, str]:
         hits = base64.b64encode(record.result.fit.validation_hits).decode()
         if len(hits) <= TAG_LIMIT:  # of 48,000 validation images at most; record.json has them all
             tags["mnistexp.validation_hits"] = hits
-    return tags | dict(record.tags)
+    return tags
 
 
 def _files(record: RunRecord) -> dict[str, str]:

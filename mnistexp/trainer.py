@@ -1,6 +1,6 @@
 """Trains a config's network: one compiled call per epoch, an iterator of its scores, no callbacks.
 
-An epoch (shuffle, minibatch steps, validation) is one XLA program. Programs are kept for the life of a
+An epoch's minibatch steps are one XLA program. Programs are kept for the life of a
 Trainer and shared by every run of the same shape: a second run of a shape compiles nothing.
 """
 

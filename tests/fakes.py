@@ -130,6 +130,9 @@ class RecordingTracker:
     def finish(self, run_id: str, metrics: Mapping[str, float], description: str) -> None:
         self.sweeps.append((run_id, description, metrics))
 
+    def settle(self, tags: Mapping[str, str]) -> None:
+        pass  # a list holds no run that is half written
+
     def find(self, tags: Mapping[str, str], run_id: str = "") -> Iterator[LoggedRun]:
         logged = [_logged(str(number), record) for number, record in enumerate(self.records)]
         if run_id and not any(run.run_id == run_id for run in logged):

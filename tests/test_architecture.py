@@ -88,7 +88,7 @@ PARENT = (
 CHILD = ("tensorflow", "keras", "mnistexp.model", "mnistexp.program", "mnistexp.trainer")
 
 LONGEST_FUNCTION = 40  # lines, docstring included
-LONGEST_FILE = 470
+LONGEST_FILE = 490
 
 
 # ------------------------------------------------------------------------------------------------ the checker

@@ -28,7 +28,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(mnistexp.__file__).parent.pa
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A fresh interpreter that runs some code."""
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=180, check=False)
 
 
 # -------------------------------------------------------------------------------------------------- help
@@ -189,7 +189,7 @@ def test_the_console_script_is_the_module(capsys: pytest.CaptureFixture[str]) ->
         (ConfigError("a: b"), 2, "mnistexp: a: b\n"),
         (ConfigError("a: b", "c: d"), 2, "mnistexp: 2 faults:\n  a: b\n  c: d\n"),
         (TrainingError("loss is NaN"), 1, "mnistexp: loss is NaN\n"),
-        (KeyboardInterrupt(), 130, "mnistexp: interrupted; nothing was logged\n"),
+        (KeyboardInterrupt(), 130, "mnistexp: interrupted; what was under way is not logged\n"),
     ],
 )
 def test_each_error_is_one_message_and_one_code(

@@ -54,7 +54,7 @@ class Worker:
 
     def end(self) -> int:
         """Close its input, and wait for the exit status."""
-        self.process.communicate(timeout=20)
+        self.process.communicate(timeout=120)
         return self.process.returncode
 
 

@@ -46,7 +46,7 @@ class Folder:
     def run(self, *words: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, which must be this exit code."""
         process = self.start(*words)
-        out, err = process.communicate(timeout=110)
+        out, err = process.communicate(timeout=360)
         assert process.returncode == expect, f"{' '.join(words)}: exit code {process.returncode}\n{out}\n{err}"
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 

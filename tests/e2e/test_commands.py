@@ -198,6 +198,6 @@ def _interrupted_after_one_line(process: subprocess.Popen[str]) -> tuple[str, st
     children = psutil.Process(process.pid).children(recursive=True)
     workers = [child for child in children if "mnistexp.worker" in child.cmdline()]
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it as well
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=180)
     assert process.returncode == 130, out + err
     return first, err, workers
