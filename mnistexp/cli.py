@@ -46,9 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mnistexp: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        onward = (
-            "the same command goes on from here" if arguments.command == "sweep" else "what was under way is not logged"
-        )
+        sweeps = arguments.command == "sweep"
+        onward = "the same command goes on from here" if sweeps else "what was under way is not logged"
         print(f"mnistexp: interrupted; {onward}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `mnistexp best | head`

@@ -54,9 +54,8 @@ def _train_and_log(prepared: Prepared, executor: Executor, tracker: Tracker, wei
     session, started = run.session(prepared), time.time()
     weights_path = weights if prepared.config.tracking.save_weights else None
     epochs: list[EpochScores] = []
-    show = _epoch_shower(config)
     try:
-        result = run.train(executor, config, lambda scores: (epochs.append(scores), show(scores)), weights_path)
+        result = run.train(executor, config, _epoch_shower(config, epochs), weights_path)
     except TrainingError as error:
         failed = session.record("train", config, overrides, started, "FAILED", reason=str(error), epochs=tuple(epochs))
         tracker.log(failed)
@@ -65,8 +64,14 @@ def _train_and_log(prepared: Prepared, executor: Executor, tracker: Tracker, wei
     return result, tracker.log(record, files=session.files())
 
 
-def _epoch_shower(config: RunConfig) -> Callable[[EpochScores], None]:
-    return lambda scores: console.note(console.epoch_line(scores, config.trainer.epochs))
+def _epoch_shower(config: RunConfig, kept: list[EpochScores]) -> Callable[[EpochScores], None]:
+    """Show each epoch as it ends, and keep it: a training that fails later is logged with its curves."""
+
+    def show(scores: EpochScores) -> None:
+        kept.append(scores)
+        console.note(console.epoch_line(scores, config.trainer.epochs))
+
+    return show
 
 
 def sweep(request: Request) -> int:
@@ -162,7 +167,7 @@ def rerun(request: Request, run_id: str) -> int:
     )
     try:
         started = time.time()
-        result = run.train(executor, recorded, _epoch_shower(recorded), stop_after=before.metrics["epochs"])
+        result = run.train(executor, recorded, _epoch_shower(recorded, []), stop_after=before.metrics["epochs"])
     finally:
         executor.close()
     record = run.session(prepared).record(

@@ -164,7 +164,7 @@ class LocalExecutor:
         self._closing = False
         self._leaving: list[_Worker] = []
         self._workers: list[_Worker] = []
-        self._wanted = lambda: max(1, min(at_most, worker_count(workers, threads, len(self._gpus))))
+        self._asked, self._at_most = workers, at_most
         self._fill()
 
     @property
@@ -209,8 +209,9 @@ class LocalExecutor:
             worker.log.close()
 
     def _fill(self) -> None:
-        """Start what is missing of the wanted number."""
-        self._workers += [self._start(index) for index in range(len(self._workers), self._wanted())]
+        """Start what is missing of the number that was asked for."""
+        count = min(self._at_most, worker_count(self._asked, self._threads, len(self._gpus)))
+        self._workers += [self._start(index) for index in range(len(self._workers), max(1, count))]
 
     def _start(self, index: int) -> _Worker:
         log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - lives with the worker

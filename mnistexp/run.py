@@ -134,7 +134,7 @@ def wait_until_ready(executor: Executor) -> Mapping[str, Any]:
 def train(
     executor: Executor,
     config: RunConfig,
-    on_epoch: Callable[[EpochScores], object],
+    on_epoch: Callable[[EpochScores], None],
     weights_path: Path | None = None,
     stop_after: float = math.inf,
 ) -> RunResult:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mnistexp.errors import ConfigError
+from mnistexp.errors import ConfigError, StoreError
 
 NAME_PATTERN = r"^[A-Za-z0-9._ -]{1,100}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
