@@ -59,13 +59,14 @@ def same_database(address: str, uri: str) -> bool:
 def check_apart(address: str, uri: str) -> None:
     """Optuna and MLflow in one database break each other: both own a table called alembic_version.
 
-    Raises: StoreError if the two addresses are one file.
+    Raises: StoreError if the two addresses are one file, or the study's can't be written to.
     """
     if same_database(address, uri):
         raise StoreError(
             f"study.storage={shown(address)}: is MLflow's database as well, and the two can't share one; "
             f"give another, e.g. study.storage=sqlite:///optuna.db"
         )
+    _path(address)
 
 
 def _path(address: str) -> Path:

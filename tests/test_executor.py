@@ -378,6 +378,29 @@ def test_a_worker_that_does_not_leave_is_killed(scripted: Callable[[str], LocalE
     assert gone(stubborn)
 
 
+def test_a_card_that_tensorflow_cannot_use_leaves_a_worker_per_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a driver but without CUDA's libraries it is a CPU's sweep, on all of its cores."""
+    monkeypatch.setattr(executors, "visible_gpus", lambda: ["0"])
+    monkeypatch.setattr(executors, "cores", lambda: 2)
+    executor = LocalExecutor(config().data, threads=1, device="auto", workers="auto", at_most=9)
+    try:
+        assert executor.size == 1
+        wait_idle(executor, 1)
+        assert executor.size == 2
+    finally:
+        executor.close()
+
+
+def test_other_data_than_the_parents_are_refused() -> None:
+    """A file that changes between the parent's look and a worker's is an error, not a mixed study."""
+    executor = LocalExecutor(config().data, threads=1, device="cpu", workers=1, at_most=1, fingerprint="another")
+    try:
+        with pytest.raises(DataError, match="the data changed while this command ran"):
+            wait_idle(executor, 1)
+    finally:
+        executor.close()
+
+
 def test_a_gpu_that_is_not_there_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """device=gpu without a GPU is refused by name; the other two are content with what there is."""
     monkeypatch.setattr(executors, "visible_gpus", list)

@@ -33,7 +33,11 @@ def session(provenance: dict[str, Any] | None = None, source: dict[str, Any] | N
 
 def record(given: Session | None = None, **more: Any) -> RunRecord:
     """A complete trial, number 3 of study digits, unless `more` says otherwise."""
-    known: dict[str, Any] = {"result": run_result([0.5, 0.7]), "tags": {"study": "digits", "trial": "3"}, **more}
+    known: dict[str, Any] = {
+        "result": run_result([0.5, 0.7]),
+        "tags": {"study": "digits", "study_id": "1", "trial": "3"},
+        **more,
+    }
     kind, state = known.pop("kind", "trial"), known.pop("state", "COMPLETE")
     config = known.pop("config", run_config(prepared().config))
     overrides = prepared().request.run_overrides
@@ -203,8 +207,10 @@ def test_the_best_run_is_complete_and_highest_and_first() -> None:
         ("2", 0.7, {}),
         ("3", 0.99, {"kind": "rerun"}),
     ]:
-        tracker.log(record(result=run_result([score]), tags={"study": "digits", "trial": trial}, **more))
-    tracker.log(record(result=run_result([0.95]), tags={"study": "other", "trial": "0"}))
+        tracker.log(
+            record(result=run_result([score]), tags={"study": "digits", "study_id": "1", "trial": trial}, **more)
+        )
+    tracker.log(record(result=run_result([0.95]), tags={"study": "other", "study_id": "2", "trial": "0"}))
 
     best = run.best_logged(tracker, "digits")
 
@@ -299,10 +305,11 @@ def test_data_are_looked_for_where_they_are_today(tmp_path: Path) -> None:
     here, gone = runs.mnist_data(tmp_path), runs.mnist_data(tmp_path / "gone")
     kept, lost = logged(record(config=runs.run_config(data=here)), record(config=runs.run_config(data=gone)))
 
-    assert run.rerun_config(kept, None).data.root == str(tmp_path)
-    assert run.rerun_config(lost, None).data.root is None
-    assert run.rerun_config(kept, "/mine").data.root == "/mine"
-    assert run.rerun_config(lost, None).model == lost.config.model
+    assert run.rerun_config(kept, None, None).data.root == str(tmp_path)
+    assert run.rerun_config(lost, None, None).data.root is None
+    assert run.rerun_config(kept, "/mine", None).data.root == "/mine"
+    assert run.rerun_config(lost, None, None).model == lost.config.model
+    assert run.rerun_config(kept, None, "cpu").trainer.device == "cpu"
 
 
 def test_a_recorded_training_runs_under_todays_settings() -> None:

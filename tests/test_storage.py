@@ -107,8 +107,10 @@ def test_something_else_is_left_alone(tmp_path: Path) -> None:
 
     with pytest.raises(StoreError, match=r"notes\.txt: is not an SQLite database"):
         open_to_read(f"sqlite:///{tmp_path / 'notes.txt'}")
-    with pytest.raises(StoreError, match=r"mine\.db: Optuna can't use it"):
+    before = (tmp_path / "mine.db").read_bytes()
+    with pytest.raises(StoreError, match=r"mine\.db: is somebody else's database \(it has no table studies\)"):
         open_to_read(f"sqlite:///{tmp_path / 'mine.db'}")
+    assert (tmp_path / "mine.db").read_bytes() == before
 
     assert (tmp_path / "notes.txt").read_text() == "remember the milk\n"
 

@@ -447,8 +447,8 @@ def test_the_best_trials_own_run_is_shown(database: BaseStorage) -> None:
     assert sweep.logged_best() is None
     sweep.run(FakeExecutor(constantly(0.7, 0.6)))
     stranger = run_result([0.99], test_accuracy=0.98)
-    other = tracker.records[0].config.model_copy(update={"seed": 5})
-    tracker.records.insert(0, dataclasses.replace(tracker.records[0], config=other, result=stranger))
+    tags = {**tracker.records[0].tags, "study_id": "of a database that was deleted"}
+    tracker.records.insert(0, dataclasses.replace(tracker.records[0], tags=tags, result=stranger))
 
     found = sweep.logged_best()
 

@@ -280,12 +280,14 @@ def test_params_are_the_override_keys() -> None:
 
 def test_trials_are_children_of_their_sweep(tracker: MlflowTracker, uri: str) -> None:
     """The parent holds description, files and summary; a second session opens the same one again."""
-    first = tracker.start("sweep", {"study": "s", "kind": "sweep"}, "1 trial", {"provenance.json": "{}"})
+    first = tracker.start(
+        "sweep", {"study": "s", "study_id": "s", "kind": "sweep"}, "1 trial", {"provenance.json": "{}"}
+    )
     child = tracker.log(a_record(), parent=first)
     tracker.finish(first, {"best_val_accuracy": 0.5}, "best: 0.5")
     finished = client(uri).get_run(first)
-    again = tracker.start("sweep", {"study": "s", "kind": "sweep"}, "2 trials", {})
-    other = tracker.start("sweep", {"study": "t", "kind": "sweep"}, "", {})
+    again = tracker.start("sweep", {"study": "s", "study_id": "s", "kind": "sweep"}, "2 trials", {})
+    other = tracker.start("sweep", {"study": "t", "study_id": "t", "kind": "sweep"}, "", {})
 
     assert client(uri).get_run(child).data.tags["mlflow.parentRunId"] == first
     assert (finished.info.status, finished.data.metrics) == ("FINISHED", {"best_val_accuracy": 0.5})
@@ -297,7 +299,7 @@ def test_trials_are_children_of_their_sweep(tracker: MlflowTracker, uri: str) ->
 
 def test_what_is_no_run_is_named(tracker: MlflowTracker) -> None:
     """An unknown id, and a sweep's parent, can't be taken for a training."""
-    parent = tracker.start("sweep", {"study": "s", "kind": "sweep"}, "", {})
+    parent = tracker.start("sweep", {"study": "s", "study_id": "s", "kind": "sweep"}, "", {})
 
     with pytest.raises(StoreError, match="run=abc: MLflow has no such run; `mlflow ui` shows the ids"):
         next(tracker.find({}, "abc"))
@@ -384,6 +386,19 @@ def test_a_file_store_is_refused() -> None:
     """MLflow's file store is closed; the message says what to give instead."""
     with pytest.raises(StoreError, match=r"tracking\.uri=\./mlruns: MLflow's file store is closed; give sqlite:///"):
         resolved_uri(settings("./mlruns"))
+
+
+def test_a_run_that_a_killed_process_left_open_is_closed(tracker: MlflowTracker) -> None:
+    """One that has its scores ends as they say; one that has none yet was killed; other studies' are left alone."""
+    mine, whole, other = (
+        tracker._client.create_run(tracker._experiment_id, tags={"study_id": study, **more}).info.run_id
+        for study, more in (("1", {}), ("1", {"state": "PRUNED"}), ("2", {}))
+    )
+
+    tracker.settle({"study_id": "1"})
+
+    ends = [tracker._client.get_run(run_id).info.status for run_id in (mine, whole, other)]
+    assert ends == ["KILLED", "FINISHED", "RUNNING"]
 
 
 @pytest.mark.parametrize(
@@ -535,7 +550,9 @@ def _answers(url: str) -> bool:
 def test_a_real_server_keeps_runs(server: str) -> None:
     """Log, find, parent and artifacts work over HTTP as they do on a file."""
     tracker = open_tracker(settings(server), "digits")
-    parent = tracker.start("sweep", {"study": "digits", "kind": "sweep"}, "**bold**", {"provenance.json": "{}"})
+    parent = tracker.start(
+        "sweep", {"study": "digits", "study_id": "1", "kind": "sweep"}, "**bold**", {"provenance.json": "{}"}
+    )
     record = a_record()
 
     run_id = tracker.log(record, parent)
