@@ -195,6 +195,7 @@ def test_nothing_to_report_is_none(pair: LocalExecutor) -> None:
 
 def test_a_killed_worker_is_replaced(pair: LocalExecutor) -> None:
     """SIGKILL in mid-trial fails that trial with the signal's name; a new worker takes the next job."""
+    wait_idle(pair, 2)
     pair.submit(1, config(epochs=100_000))
     assert isinstance(pair.next_event(60), EpochEnded)
     victim = next(worker for worker in pair._workers if worker.job == 1)
