@@ -318,15 +318,17 @@ def _children(node: str, known: Iterable[str]) -> str:
 
 def _hydra(overrides: Sequence[str], config_dir: Path | None) -> tuple[dict[str, Any], dict[str, str]]:
     """Hydra's composition as plain types, interpolations left open, and the option taken of each group."""
-    return copy.deepcopy(_hydra_once(tuple(overrides), config_dir))
+    return copy.deepcopy(_hydra_once(tuple(overrides), config_dir, ROOT))
 
 
 @functools.lru_cache(maxsize=64)  # a command composes the same base up to four times, 60 to 90 ms each
-def _hydra_once(overrides: tuple[str, ...], config_dir: Path | None) -> tuple[dict[str, Any], dict[str, str]]:
+def _hydra_once(
+    overrides: tuple[str, ...], config_dir: Path | None, root: Path
+) -> tuple[dict[str, Any], dict[str, str]]:
     # compose() takes search paths nowhere but as an override
-    paths = value_text([f"file://{path.resolve()}" for path in (ROOT, config_dir) if path])
+    paths = value_text([f"file://{path.resolve()}" for path in (root, config_dir) if path])
     try:
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        with initialize_config_dir(str(root / "conf"), version_base="1.3"):
             node = hydra_compose("config", [f"hydra.searchpath={paths}", *overrides], return_hydra_config=True)
         options = dict(node.hydra.runtime.choices)
         plain = OmegaConf.to_container(node, resolve=False)

@@ -248,7 +248,8 @@ class Sweep:
         while True:
             stopped = self._why_stop(time.monotonic() - started)
             while stopped is None and executor.idle() and self._left() > 0:
-                self._submit(executor, scratch)
+                with _ctrl_c_held_back():
+                    self._submit(executor, scratch)
             if stopped is not None and not self._jobs:
                 return stopped
             self._handle(executor.next_event(POLL_SECONDS), executor, parent)
@@ -310,7 +311,9 @@ class Sweep:
     def _handle(self, event: Event | None, executor: Executor, parent: str) -> None:
         match event:
             case EpochEnded(number, scores):
-                executor.answer(number, go=self._goes_on(self._jobs[number], scores))
+                with _ctrl_c_held_back():
+                    go = self._goes_on(self._jobs[number], scores)
+                executor.answer(number, go=go)
             case Finished(number, result):
                 state: State = "PRUNED" if result.fit.stopped == "pruned" else "COMPLETE"
                 self._end(self._jobs.pop(number), state, parent, result=result)
@@ -437,7 +440,7 @@ class Sweep:
 
 @contextmanager
 def _ctrl_c_held_back() -> Iterator[None]:
-    """Let the writing of one run end before Ctrl-C is obeyed (50 ms), so that none is left half written.
+    """Let a write end before Ctrl-C is obeyed (50 ms): none is left half done, and no database locked by ourselves.
 
     A second Ctrl-C is obeyed at once: the store may hang.
     """
