@@ -1,44 +1,41 @@
-"""Where trainings run: supervised worker processes on this machine.
+"""Where trainings run: the events that they send, and the supervision of the workers that send them.
 
 Each worker is a process of its own, started by name (a fork after TensorFlow ran hangs), watched one by
-one (a pool loses or fails all its tasks when one process is killed), and told what to do in lines of JSON
-on its stdin. All state is in the parent: killing a worker loses at most the one training it had.
+one (a pool loses or fails all its tasks when one process is killed), and told what to do in lines of JSON.
+All state is in the parent: killing a worker loses at most the one training it had. How a worker is started and
+reached is a `Link`'s business: local_executor.py and ray_executor.py; what follows from what it says is told here.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 import queue
-import re
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
-from collections.abc import Mapping
-from contextlib import suppress
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
-
-import platformdirs
+from typing import Any, Literal, Protocol
 
 from mnistexp import errors, results
-from mnistexp.machine import cores, cpu_model, visible_gpus
+from mnistexp.machine import cores, visible_gpus
 from mnistexp.results import EpochScores, RunResult
-from mnistexp.schema import DataConfig, RunConfig
+from mnistexp.schema import RunConfig
 
 MAX_STARTS = 3
-"""Deaths in a row before any worker was ready: a broken installation, not bad luck."""
-
-CHATTER = re.compile(r"[IWE]\d{4} |WARNING: All log messages before absl")
+"""Deaths in a row in one place before any worker was ready: a broken installation, not bad luck."""
 
 MIN_JOBS = 8
 """Trainings that a worker gets before it may be replaced for its size: a network may simply be large."""
+
+START_SECONDS = 300.0
+"""A worker that isn't ready by then hangs. 4-6 s are usual, a minute on a network file system."""
+
+SLICE_SECONDS = 0.5
+"""How long one look at the queue waits; after each, the workers' clocks are read."""
+
+GAP_SECONDS = 5.0
+"""A longer time between two looks isn't counted: this process was stopped, or its caller was busy elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +56,21 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """A training failed, or its worker died; the reason is one line."""
+    """A training failed by its own fault: it would do so again. The reason is one line."""
 
     job: int
     reason: str
 
 
-Event = EpochEnded | Finished | Failed
+@dataclass(frozen=True)
+class Lost:
+    """A training's worker was taken from it (killed, preempted, its node lost): run it again. The reason: one line."""
+
+    job: int
+    reason: str
+
+
+Event = EpochEnded | Finished | Failed | Lost
 
 
 class Executor(Protocol):
@@ -75,6 +80,10 @@ class Executor(Protocol):
     def facts(self) -> Mapping[str, Any]:
         """What the first ready worker said of itself: device, flags, versions; {} before one is ready."""
 
+    @property
+    def size(self) -> int:
+        """How many workers there are, ready or not."""
+
     def idle(self) -> int:
         """How many trainings can be submitted now."""
 
@@ -82,7 +91,9 @@ class Executor(Protocol):
         """Start one training on an idle worker; its kept weights go to `weights_path` if that is given."""
 
     def next_event(self, timeout: float) -> Event | None:
-        """The next event, or None when `timeout` seconds went by or a worker became ready.
+        """The next event, or None when `timeout` seconds went by or a worker started, got ready or was replaced.
+
+        A training that ends no epoch for its `trainer.timeout` has failed; only time counts in which this is called.
 
         Raises: MnistexpError if the workers can't start, or what they load is damaged.
         """
@@ -94,78 +105,104 @@ class Executor(Protocol):
         """Stop all workers and wait until they are gone."""
 
 
-@dataclass
-class _Worker:
-    """One child process and what is known of it."""
+# ------------------------------------------------------------------------------------ one worker, from outside
 
-    process: subprocess.Popen[str]
-    log: IO[str]  # what it and its libraries wrote to stderr
-    device_index: int
-    ready: bool = False
-    job: int | None = None
-    jobs_done: int = 0
-    facts: dict[str, Any] = field(default_factory=dict)
+
+@dataclass(frozen=True)
+class Death:
+    """How a worker came to its end; the last thing that is heard of it."""
+
+    how: str  # "signal SIGSEGV"
+    lost: bool  # through no fault of what it trained
+    last_words: str  # the end of its log
+
+
+Message = dict[str, Any] | Death
+"""What comes from a worker: an event of worker.py's protocol, {"event": "starting"} before the first, or its death."""
+
+Deliver = Callable[[Message], None]
+
+
+class Link(Protocol):
+    """The way to one worker. What it says is delivered by a thread that ends with a Death."""
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Write one line; a worker that just died is noticed by its reader, not here."""
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(json.dumps(message) + "\n")
-            self.process.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            pass
+        """Send one line; that a worker has just died shows in its Death, not here."""
 
     def hang_up(self) -> None:
         """Close its input, at whose end an idle worker leaves."""
-        assert self.process.stdin is not None
-        with suppress(OSError):  # a line that it was sent after its death can't be delivered any more
-            self.process.stdin.close()
 
-    def last_words(self) -> str:
-        """The end of its log, for a message; TensorFlow's own chatter, of which every worker has some, left out."""
-        self.log.seek(0)
-        lines = [line.strip() for line in self.log.read().splitlines() if line.strip() and not CHATTER.match(line)]
-        return " | ".join(lines[-5:])[-1000:] or "it wrote nothing"
+    def kill(self) -> None:
+        """End it, whatever it does. Twice is no fault."""
+
+    def wait(self) -> None:
+        """Wait until a killed or dead one is gone, and free what it held here. Twice is no fault."""
 
 
-class LocalExecutor:
-    """Worker processes on this machine; see Executor for the contract.
+@dataclass(eq=False)
+class Worker:
+    """One worker and what is known of it."""
+
+    place: int  # which of the executor's devices it has
+    starts: int = 1  # of workers in this place since one was ready
+    link: Link = field(init=False)
+    ready: bool = False
+    job: int | None = None
+    timeout: float | None = None  # of the job: seconds for an epoch
+    jobs_done: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+    limit: float | None = None  # seconds that it may be silent; None: nobody waits for it
+    silent: float = 0.0  # seconds that it was
+    hung: str = ""  # why it was killed while it started
+
+    def expect(self, limit: float | None) -> None:
+        """Start its clock anew, or stop it (None)."""
+        self.limit, self.silent = limit, 0.0
+
+
+# ------------------------------------------------------------------------------------------- supervision
+
+
+class Supervisor(ABC):
+    """What every executor does with its workers; see Executor for the contract.
 
     Args:
-        data: what every worker loads, once. Resolved: never `auto`.
-        threads: CPU threads of each worker.
-        device: auto, cpu or gpu.
-        workers: how many, or auto.
         at_most: more workers than this would never be used.
         fingerprint: the data set's; a worker that finds another one is an error. Empty: any will do.
         max_memory: bytes; a worker that holds more after a training is replaced by a new one.
-        environment: variables that win over the user's (a rerun's recorded flags).
+        clock: seconds, monotonic.
     """
 
     def __init__(
         self,
-        data: DataConfig,
         *,
-        threads: int,
-        device: Literal["auto", "cpu", "gpu"],
-        workers: int | Literal["auto"],
         at_most: int,
         fingerprint: str = "",
         max_memory: float = math.inf,
-        environment: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._threads = threads
-        self._hello = {"data": data.model_dump(mode="json"), "threads": threads, "device": device}
-        self._gpus = visible_gpus() if device != "cpu" else []
-        self._environment = environment or {}
-        self._messages: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
-        self._fingerprint, self._max_memory = fingerprint, max_memory
-        self._early_deaths = 0
-        self._closing = False
-        self._leaving: list[_Worker] = []
-        self._workers: list[_Worker] = []
-        self._asked, self._at_most = workers, at_most
-        self._fill()
+        self._clock = clock
+        self._at_most, self._fingerprint, self._max_memory = at_most, fingerprint, max_memory
+        self._messages: queue.Queue[tuple[Worker, Message]] = queue.Queue()
+        self._workers: list[Worker] = []
+        self._leaving: list[Worker] = []
+        self._looked = clock()
+
+    @abstractmethod
+    def _count(self) -> int:
+        """How many workers the devices carry, or the user asked for."""
+
+    @abstractmethod
+    def _open(self, place: int, deliver: Deliver) -> Link:
+        """Start a worker process with all that it needs to get ready."""
+
+    def _look_at(self, facts: Mapping[str, Any]) -> None:
+        """Compare what a ready worker found with what was expected. Raises: MnistexpError."""
+        if self._fingerprint and facts["fingerprint"] != self._fingerprint:
+            raise errors.DataError(
+                f"the data changed while this command ran (their fingerprint was {self._fingerprint} and is "
+                f"{facts['fingerprint']}); run it again, with another study.name if it is a sweep"
+            )
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -173,7 +210,6 @@ class LocalExecutor:
 
     @property
     def size(self) -> int:
-        """How many workers there are, ready or not."""
         return len(self._workers)
 
     def idle(self) -> int:
@@ -181,124 +217,145 @@ class LocalExecutor:
 
     def submit(self, job: int, config: RunConfig, weights_path: Path | None = None) -> None:
         worker = next(worker for worker in self._workers if worker.ready and worker.job is None)
-        worker.job = job
-        worker.send(
-            {"config": config.model_dump(mode="json"), "weights_path": str(weights_path) if weights_path else None}
-        )
+        worker.job, worker.timeout = job, config.trainer.timeout
+        worker.expect(worker.timeout)
+        weights = str(weights_path) if weights_path else None
+        worker.link.send({"config": config.model_dump(mode="json"), "weights_path": weights})
 
     def answer(self, job: int, *, go: bool) -> None:
         worker = next((worker for worker in self._workers if worker.job == job), None)
         if worker is not None:  # else it died since: that is an event of its own
-            worker.send({"go": go})
+            worker.expect(worker.timeout)
+            worker.link.send({"go": go})
 
     def next_event(self, timeout: float) -> Event | None:
-        try:
-            worker, message = self._messages.get(timeout=timeout)
-        except queue.Empty:
-            return None
-        return self._died(worker) if message is None else self._received(worker, message)
+        deadline = self._clock() + timeout
+        while True:
+            left = deadline - self._clock()
+            try:
+                worker, message = self._messages.get(timeout=min(max(left, 0.0), SLICE_SECONDS))
+            except queue.Empty:  # so nothing that a worker said is still to be read
+                slept = self._tick()
+                if not slept and (event := self._end_silence()):
+                    return event
+                if left <= SLICE_SECONDS:
+                    return None
+            else:
+                self._tick()
+                return self._died(worker, message) if isinstance(message, Death) else self._heard(worker, message)
 
     def close(self) -> None:
-        self._closing = True
         everybody = [*self._workers, *self._leaving]
         for worker in everybody:  # killed: they hold nothing, and TensorFlow takes a second to leave by itself
-            worker.process.kill()
+            worker.link.kill()
         for worker in everybody:
-            worker.process.wait()
-            worker.hang_up()
-            worker.log.close()
+            worker.link.wait()
 
     def _fill(self) -> None:
         """Start what is missing of the number that was asked for."""
-        count = min(self._at_most, worker_count(self._asked, self._threads, len(self._gpus)))
-        self._workers += [self._start(index) for index in range(len(self._workers), max(1, count))]
+        count = max(1, min(self._at_most, self._count()))
+        self._workers += [self._start(place) for place in range(len(self._workers), count)]
 
-    def _start(self, index: int) -> _Worker:
-        log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - lives with the worker
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mnistexp.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            encoding="utf-8",
-            env=worker_environment(self._threads, self._gpus, index, self._environment),
-        )
-        worker = _Worker(process, log, index)
-        threading.Thread(target=self._read, args=(worker,), daemon=True).start()
-        worker.send(self._hello)
+    def _start(self, place: int, starts: int = 1) -> Worker:
+        worker = Worker(place, starts)
+        worker.link = self._open(place, lambda message: self._messages.put((worker, message)))
         return worker
 
-    def _replace(self, worker: _Worker) -> None:
+    def _replace(self, worker: Worker) -> None:
         """Put a new worker into another's place."""
-        self._workers[self._workers.index(worker)] = self._start(worker.device_index)
+        starts = 1 if worker.ready else worker.starts + 1
+        self._workers[self._workers.index(worker)] = self._start(worker.place, starts)
 
-    def _read(self, worker: _Worker) -> None:
-        """Forward a worker's lines until it is gone (a thread per worker: pipes can't be polled portably)."""
-        assert worker.process.stdout is not None
-        with worker.process.stdout as lines:
-            for line in lines:
-                if line.endswith("\n"):  # else it was killed in mid-sentence
-                    self._messages.put((worker, json.loads(line)))
-        self._messages.put((worker, None))
+    def _tick(self) -> bool:
+        """Let the workers' clocks run on; True where the time since the last look doesn't count."""
+        now = self._clock()
+        gap, self._looked = now - self._looked, now
+        if gap > GAP_SECONDS:
+            return True
+        for worker in self._workers:
+            worker.silent += gap
+        return False
 
-    def _received(self, worker: _Worker, message: dict[str, Any]) -> Event | None:
+    def _end_silence(self) -> Event | None:
+        """Kill a worker that has been silent for too long."""
+        worker = next((one for one in self._workers if one.limit is not None and one.silent > one.limit), None)
+        if worker is None:
+            return None
+        limit = worker.limit
+        worker.expect(None)
+        worker.link.kill()
+        if not worker.ready or worker.job is None:  # an early death like any other, which comes with its last words
+            worker.hung = f"not ready within {limit:g} s"
+            return None
+        self._leaving.append(worker)
+        self._replace(worker)
+        return Failed(
+            worker.job,
+            f"no epoch ended within trainer.timeout={limit:g} s, so its worker was killed; "
+            "give trainer.timeout more seconds if an epoch takes that long here, or null for no limit",
+        )
+
+    def _heard(self, worker: Worker, message: dict[str, Any]) -> Event | None:
         kind = message.pop("event")
+        if worker not in self._workers:  # it was killed for its silence just before it spoke
+            return None
+        worker.expect(START_SECONDS if kind == "starting" else None)
+        if kind == "starting":
+            return None
         if kind == "ready":
-            worker.ready, worker.facts, self._early_deaths = True, message, 0
+            worker.ready, worker.facts = True, message
+            for other in self._workers:
+                other.starts = 1
             self._look_at(message)
             return None
         if kind == "broken":
             raise getattr(errors, message["error"], errors.WorkerError)(message["message"])
-        job = worker.job
-        assert job is not None, f"a worker without a job sent {kind}"
+        assert worker.job is not None, f"a worker without a job sent {kind}"
         if kind == "epoch":
-            return EpochEnded(job, EpochScores(**message["scores"]))
+            return EpochEnded(worker.job, EpochScores(**message["scores"]))
+        return self._ended(worker, worker.job, kind, message)
+
+    def _ended(self, worker: Worker, job: int, kind: str, message: Mapping[str, Any]) -> Event:
+        """A training's end; its worker is idle again, or makes room for a new one if it has grown large."""
         worker.job, worker.jobs_done = None, worker.jobs_done + 1
         if message["memory"] > self._max_memory and worker.jobs_done >= MIN_JOBS:
-            worker.hang_up()
+            worker.link.hang_up()
             self._leaving.append(worker)
             self._replace(worker)
         if kind == "result":
             return Finished(job, results.from_json(message["result"]))
         return Failed(job, message["reason"])
 
-    def _look_at(self, facts: Mapping[str, Any]) -> None:
-        """Compare what a worker found with what was expected: data that changed, a GPU that TensorFlow can't use."""
-        if self._fingerprint and facts["fingerprint"] != self._fingerprint:
-            raise errors.DataError(
-                f"the data changed while this command ran (their fingerprint was {self._fingerprint} and is "
-                f"{facts['fingerprint']}); run it again, with another study.name if it is a sweep"
-            )
-        if self._gpus and str(facts["device"]).startswith("CPU"):
-            self._gpus = []  # there is a card, but this TensorFlow has no CUDA: a worker per core then
-            self._fill()
-
-    def _died(self, worker: _Worker) -> Event | None:
+    def _died(self, worker: Worker, death: Death) -> Event | None:
         """Replace a dead worker, unless none ever starts."""
-        code = worker.process.wait()
-        if self._closing:
-            return None
-        if worker not in self._workers:  # it was replaced for its size
+        worker.link.wait()
+        if worker not in self._workers:  # it was replaced for its size or its silence
             self._leaving.remove(worker)
-            worker.log.close()
             return None
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        if not worker.ready:
-            self._early_deaths += 1
-        if self._early_deaths >= MAX_STARTS:
-            raise errors.WorkerError(
-                f"workers die before they are ready ({how}), so this installation of TensorFlow doesn't work; "
-                f"`mnistexp doctor` says more. Last words: {worker.last_words()}"
-            )
-        last_words = worker.last_words()
-        worker.hang_up()
-        worker.log.close()
+        if not worker.ready and worker.starts >= MAX_STARTS:
+            raise errors.WorkerError(_never_ready(worker, death))
         self._replace(worker)
-        return None if worker.job is None else Failed(worker.job, f"its worker died ({how}): {last_words}")
+        if worker.job is None:
+            return None
+        how = "was lost" if death.lost else "died"
+        reason = f"its worker {how} ({death.how}): {death.last_words}"
+        return Lost(worker.job, reason) if death.lost else Failed(worker.job, reason)
 
 
-# ------------------------------------------------------------------------------- devices and environment
+def _never_ready(worker: Worker, death: Death) -> str:
+    if death.lost and not worker.hung:
+        return (
+            f"workers are lost before they are ready ({death.how}); "
+            f"give fewer of them if memory is short: executor.workers=1. Last words: {death.last_words}"
+        )
+    how = worker.hung or death.how
+    return (
+        f"workers die before they are ready ({how}), so this installation of TensorFlow doesn't work; "
+        f"`mnistexp doctor` says more. Last words: {death.last_words}"
+    )
+
+
+# --------------------------------------------------------------------------------------------- devices
 
 
 def require_device(device: Literal["auto", "cpu", "gpu"]) -> None:
@@ -315,33 +372,3 @@ def worker_count(workers: int | Literal["auto"], threads: int, gpus: int) -> int
     if workers != "auto":
         return workers
     return gpus or max(1, cores() // threads)
-
-
-def worker_environment(threads: int, gpus: list[str], index: int, more: Mapping[str, str]) -> dict[str, str]:
-    """What a worker's libraries read before its first line of Python runs."""
-    environment = dict(os.environ)
-    environment |= {"TF_CPP_MIN_LOG_LEVEL": "2", "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")])
-    )
-    environment["TF_XLA_FLAGS"] = " ".join(filter(None, [os.environ.get("TF_XLA_FLAGS"), _xla_cache_flag()]))
-    if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
-        environment["XLA_FLAGS"] = " ".join(
-            filter(None, [os.environ.get("XLA_FLAGS"), "--xla_gpu_deterministic_ops=true"])
-        )
-    return environment | dict(more)
-
-
-def _xla_cache_flag() -> str:
-    """Keep compiled epochs across processes: it takes a first epoch from 1.4 s to 0.8 s.
-
-    The folder is per TensorFlow version and processor, since compiled code fits only its own.
-    """
-    key = hashlib.sha256(f"{version('tensorflow')} {cpu_model()}".encode()).hexdigest()[:16]
-    folder = Path(platformdirs.user_cache_dir("mnistexp")) / "xla" / key
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a home that can't be written to costs half a second a shape, not the run
-        return ""
-    return f"--tf_xla_persistent_cache_directory={folder}" if " " not in str(folder) else ""

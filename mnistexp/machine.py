@@ -13,6 +13,8 @@ from typing import Any
 
 import joblib
 
+from mnistexp import __version__
+
 PACKAGES = ("tensorflow", "keras", "numpy", "optuna", "mlflow", "hydra-core")
 """Whose versions a run records: what computes, and what decides what is computed."""
 
@@ -61,6 +63,19 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:  # a bare checkout has no metadata of its own
             found[package] = "missing"
     return found
+
+
+def worker_versions() -> dict[str, str]:
+    """What decides a training's bits beside its config and its processor: alike on every machine of one study.
+
+    mnistexp's own has a hash of its source files, since a checkout's version says little.
+    """
+    source = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        source.update(path.read_bytes().replace(b"\r\n", b"\n"))
+    libraries = {name: version(name) for name in ("numpy", "tensorflow", "keras")}
+    own = f"{__version__} (source {source.hexdigest()[:8]})"
+    return {"python": platform.python_version(), **libraries, "mnistexp": own}
 
 
 def source_state(folder: Path) -> dict[str, Any]:

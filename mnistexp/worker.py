@@ -2,7 +2,7 @@
 
 It knows no Hydra, no Optuna, no MLflow and no database, so killing one loses one trial at most.
 
-    parent  {"data": DataConfig, "threads": int, "device": "auto" | "cpu" | "gpu"}
+    parent  {"data": DataConfig, "threads": int, "device": "auto" | "cpu" | "gpu", "dataset": int | null}
     worker  {"event": "ready", "device", "devices", "flags", "fingerprint", "versions"}
             or {"event": "broken", "error", "message"} and the end
     parent  {"config": RunConfig, "weights_path": str | null}
@@ -10,6 +10,9 @@ It knows no Hydra, no Optuna, no MLflow and no database, so killing one loses on
     parent  {"go": bool}                        and waits for this one word
     worker  {"event": "result", "result", "memory"}
             or {"event": "failed", "error", "reason", "traceback", "memory"}
+
+`dataset` is an open file that this process inherited, with the data set in it (see data_file.py): a Ray node need
+not have the files that `data` names.
 
 `memory` is what the process holds, in bytes: XLA keeps about 8 MB of each compiled shape for life, so a
 parent that searches over shapes replaces a worker now and then.
@@ -23,7 +26,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import platform
 import re
 import signal
 import sys
@@ -31,23 +33,20 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import psutil
 from pydantic import TypeAdapter
 
-from mnistexp import data
+from mnistexp import data, data_file
 from mnistexp.errors import ConfigError, MnistexpError, WorkerError
-from mnistexp.machine import cpu_model
+from mnistexp.machine import cpu_model, worker_versions
 from mnistexp.results import FitResult, RunResult, to_json
 from mnistexp.schema import DataConfig, RunConfig, Settings
 
 if TYPE_CHECKING:  # importing it costs TensorFlow: 4-6 s, and only after the environment is set
     from mnistexp.trainer import Fit, Trainer
-
-_LIBRARIES = ("numpy", "tensorflow", "keras")
 
 UNUSED_BY_US = ("pandas", "pyarrow", "matplotlib", "sklearn", "scipy")
 """What Keras imports where it finds it. Without them it starts in 2.0 s instead of 3.7 and is 156 MB smaller."""
@@ -59,6 +58,7 @@ class Setup(Settings):
     data: DataConfig
     threads: int
     device: Literal["auto", "cpu", "gpu"]
+    dataset: int | None = None  # the number of an open file; null: load what `data` says
 
 
 class Job(Settings):
@@ -144,7 +144,7 @@ class Runner:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        dataset = data.load(setup.data)  # before TensorFlow: a damaged file shows in no time
+        dataset = _dataset(setup)  # before TensorFlow: a damaged file shows in no time
         self._fingerprint = dataset.fingerprint
         self._device = _start_tensorflow(setup)
         self._flags = _flags(setup)
@@ -154,13 +154,12 @@ class Runner:
         """The fields of the ready event."""
         import tensorflow as tf
 
-        versions = {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
         return {
             "device": self._device,
             "devices": [device.name for device in tf.config.list_physical_devices()],
             "flags": self._flags,
             "fingerprint": self._fingerprint,
-            "versions": versions,
+            "versions": worker_versions(),
         }
 
     def run(self, job: Job, channel: Channel) -> RunResult:
@@ -203,6 +202,13 @@ def _stopped_by_parent(fit: Fit, channel: Channel) -> bool:
         if not channel.word():
             return not fit.ended
     return False
+
+
+def _dataset(setup: Setup) -> data.Dataset:
+    if setup.dataset is None:
+        return data.load(setup.data)
+    with os.fdopen(setup.dataset, "rb") as file:
+        return data_file.read(file)
 
 
 def _trainer(dataset: data.Dataset) -> Trainer:

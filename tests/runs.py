@@ -1,11 +1,19 @@
-"""Run configs for tests of the child's side, without Hydra: plain values, checked by the schema."""
+"""Run configs for tests of the child's side, without Hydra; and what tests of real executors do with them."""
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from mnistexp.executor import EpochEnded, Event, Executor
+from mnistexp.local_executor import LocalExecutor
+from mnistexp.results import RunResult
 from mnistexp.schema import RunConfig
 
 MODEL = {
@@ -27,6 +35,7 @@ TRAINER = {
     "label_smoothing": 0.0,
     "device": "auto",
     "threads": 1,
+    "timeout": None,
 }
 SGD = {"name": "sgd", "momentum": 0.0, "nesterov": False}
 MOMENTUM = {"name": "sgd", "momentum": 0.9, "nesterov": False, "learning_rate": 0.02}
@@ -64,3 +73,75 @@ def run_config(
         "trainer": TRAINER | trainer,
     }
     return RunConfig.model_validate_json(json.dumps(plain))
+
+
+# ------------------------------------------------------------------------------------------ real executors
+
+DIGITS = {
+    "name": "digits",
+    "root": None,
+    "validation_size": 300,
+    "split": "stratified",
+    "split_seed": 0,
+    "test_size": 360,
+}
+
+
+def start_local(workers: int, **more: Any) -> LocalExecutor:
+    """Worker processes that have the digits in memory."""
+    config = run_config(data=DIGITS).data
+    return LocalExecutor(config, threads=1, device="cpu", workers=workers, at_most=workers, **more)
+
+
+def wait_idle(executor: Executor, workers: int) -> None:
+    """Wait until so many workers are idle, with no event on the way."""
+    while executor.idle() < workers:
+        assert executor.next_event(60) is None
+
+
+def until_done(
+    executor: Executor, jobs: Mapping[int, RunConfig], go: Callable[[EpochEnded], bool] = lambda event: True
+) -> list[Event]:
+    """Every event of these jobs, which are submitted as workers get free."""
+    events: list[Event] = []
+    waiting, left = list(jobs), set(jobs)
+    while left:
+        while waiting and executor.idle():
+            number = waiting.pop(0)
+            executor.submit(number, jobs[number])
+        event = executor.next_event(60)
+        if event is None:
+            continue
+        events.append(event)
+        if isinstance(event, EpochEnded):
+            executor.answer(event.job, go=go(event))
+        else:
+            left.remove(event.job)
+    return events
+
+
+def bits(result: RunResult) -> RunResult:
+    """A result less its wall-clock times, which are never the same."""
+    epochs = tuple(replace(scores, seconds=0.0) for scores in result.fit.epochs)
+    return replace(result, fit=replace(result.fit, epochs=epochs, seconds=0.0))
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether a process runs: not one that is gone, nor only its entry in the table."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def gone(pid: int) -> bool:
+    """Whether there is no such process any more, or only its entry in the table."""
+    return not psutil.pid_exists(pid) or not alive(psutil.Process(pid))
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> bool:
+    """Wait for something that another process does; how long it takes is not what is tested."""
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return true()

@@ -1,405 +1,278 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import math
 import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import runs
 
 from mnistexp import executor as executors
-from mnistexp import machine
-from mnistexp.errors import DataError, WorkerError
+from mnistexp import machine, worker_process
+from mnistexp.errors import WorkerError
 from mnistexp.executor import (
-    MIN_JOBS,
+    GAP_SECONDS,
+    START_SECONDS,
+    Death,
+    Deliver,
     EpochEnded,
-    Event,
     Failed,
-    Finished,
-    LocalExecutor,
+    Link,
+    Lost,
+    Message,
+    Supervisor,
     require_device,
     worker_count,
-    worker_environment,
 )
-from mnistexp.results import RunResult
+from mnistexp.local_executor import LocalExecutor
 from mnistexp.schema import RunConfig
+from mnistexp.worker_process import death, worker_environment
 
-DIGITS = {
-    "name": "digits",
-    "root": None,
-    "validation_size": 300,
-    "split": "stratified",
-    "split_seed": 0,
-    "test_size": 360,
-}
-QUICK = {"batch_size": 64, "device": "cpu"}
+KILL = Death("signal SIGKILL", True, "no last words")
+SEGFAULT = Death("signal SIGSEGV", False, "no last words")
+EPOCH = {"epoch": 1, "steps": 1, "learning_rate": 0.1, "loss": 1.0, "accuracy": 0.5, "val_loss": 1.0,
+         "val_accuracy": 0.5, "seconds": 0.1}  # fmt: skip
 
 
-def config(seed: int = 0, epochs: int = 2, **model: Any) -> RunConfig:
-    """A training of about a tenth of a second."""
-    return runs.run_config(model=model, seed=seed, data=DIGITS, epochs=epochs, **QUICK)
+def config(timeout: float | None = 100.0) -> RunConfig:
+    """A training that is never run."""
+    return runs.run_config(data=runs.DIGITS, timeout=timeout)
 
 
-def start(workers: int, **more: Any) -> LocalExecutor:
-    """Workers that have the digits in memory."""
-    return LocalExecutor(config().data, threads=1, device="cpu", workers=workers, at_most=workers, **more)
+# -------------------------------------------------------------------------------- supervision, without processes
 
 
-def wait_idle(executor: LocalExecutor, workers: int) -> None:
-    """Wait until so many workers are idle, with no event on the way."""
-    while executor.idle() < workers:
-        assert executor.next_event(60) is None
+class ScriptedLink:
+    """A worker that does nothing by itself: the test says what comes from it."""
 
+    def __init__(self, deliver: Deliver) -> None:
+        self.deliver = deliver
+        self.sent: list[Mapping[str, Any]] = []
+        self.killed = False
 
-def until_done(
-    executor: LocalExecutor, jobs: Mapping[int, RunConfig], go: Callable[[EpochEnded], bool] = lambda event: True
-) -> list[Event]:
-    """Every event of these jobs, which are submitted as workers get free."""
-    events: list[Event] = []
-    waiting, left = list(jobs), set(jobs)
-    while left:
-        while waiting and executor.idle():
-            number = waiting.pop(0)
-            executor.submit(number, jobs[number])
-        event = executor.next_event(60)
-        if event is None:
-            continue
-        events.append(event)
-        if isinstance(event, EpochEnded):
-            executor.answer(event.job, go=go(event))
-        else:
-            left.remove(event.job)
-    return events
+    def send(self, message: Mapping[str, Any]) -> None:
+        self.sent.append(message)
 
+    def hang_up(self) -> None:
+        self.killed = True
 
-def results_of(events: list[Event]) -> dict[int, RunResult]:
-    """The results by job."""
-    return {event.job: event.result for event in events if isinstance(event, Finished)}
+    def kill(self) -> None:
+        self.killed = True
 
+    def wait(self) -> None:
+        pass
 
-def bits(result: RunResult) -> RunResult:
-    """A result less its wall-clock times, which are never the same."""
-    epochs = tuple(replace(scores, seconds=0.0) for scores in result.fit.epochs)
-    return replace(result, fit=replace(result.fit, epochs=epochs, seconds=0.0))
 
+class Scripted(Supervisor):
+    """A supervisor of such workers, with a clock that a test sets."""
 
-def pids(executor: LocalExecutor) -> list[int]:
-    """The workers' process ids."""
-    return [worker.process.pid for worker in executor._workers]
+    def __init__(self, workers: int = 1) -> None:
+        self.now = 1000.0
+        self.asked = workers
+        self.links: list[ScriptedLink] = []
+        super().__init__(at_most=workers, clock=lambda: self.now)
+        self._fill()
 
+    def _count(self) -> int:
+        return self.asked
 
-def gone(pid: int) -> bool:
-    """Whether there is no such process any more, or only its entry in the table."""
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    def _open(self, place: int, deliver: Deliver) -> Link:
+        self.links.append(ScriptedLink(deliver))
+        return self.links[-1]
 
+    def hear(self, link: ScriptedLink, message: Message) -> Any:
+        """Have a worker say something; the event that it makes."""
+        link.deliver(dict(message) if isinstance(message, dict) else message)
+        return self.next_event(0)
 
-def wait_until(true: Callable[[], bool], seconds: float = 30) -> bool:
-    """Wait for something that another process does; how long it takes is not what is tested."""
-    deadline = time.monotonic() + seconds
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return true()
+    def make_ready(self) -> None:
+        """Have the newest worker start and get ready."""
+        self.hear(self.links[-1], {"event": "starting"})
+        self.hear(self.links[-1], {"event": "ready", "fingerprint": ""})
 
-
-# ------------------------------------------------------------------------------------------ real workers
-
-
-@pytest.fixture(scope="module")
-def pair() -> Iterator[LocalExecutor]:
-    """Two real workers, which the tests below leave idle."""
-    executor = start(2)
-    yield executor
-    executor.close()
-
-
-@pytest.fixture(scope="module")
-def single() -> Iterator[LocalExecutor]:
-    """One real worker, which is large enough to be replaced after a fair number of jobs."""
-    executor = start(1, max_memory=1.0)
-    yield executor
-    executor.close()
-
-
-def test_workers_get_ready_by_themselves(pair: LocalExecutor) -> None:
-    """Once ready they are idle and have said what they run on."""
-    wait_idle(pair, 2)
-
-    assert pair.size == 2
-    assert pair.facts["device"] == "CPU (trainer.device=cpu)"
-    assert pair.facts["flags"]["threads"] == "1"
-
-
-def test_where_a_job_runs_does_not_matter(pair: LocalExecutor, single: LocalExecutor) -> None:
-    """Two jobs on two workers at once give the same bits as one after the other on a single, worn worker."""
-    jobs = {1: config(seed=1, dropout=0.3), 2: config(seed=2, hidden_units=[16, 8])}
-    wait_idle(pair, 2)
-
-    at_once = results_of(until_done(pair, jobs))
-    until_done(single, {0: config(seed=3, dropout=0.3)})
-    one_by_one = results_of(until_done(single, jobs))
-
-    assert bits(at_once[1]) == bits(one_by_one[1])
-    assert bits(at_once[2]) == bits(one_by_one[2])
-    assert at_once[1].weights_hash != at_once[2].weights_hash
-
-
-def test_epochs_stream_and_a_no_prunes(pair: LocalExecutor) -> None:
-    """Each epoch is an event that waits for an answer; after answer(go=False) the job ends there, as pruned."""
-    events = until_done(pair, {5: config(epochs=50)}, go=lambda event: event.scores.epoch < 3)
-
-    result = results_of(events)[5]
-    assert [event.scores.epoch for event in events if isinstance(event, EpochEnded)] == [1, 2, 3]
-    assert (result.fit.stopped, len(result.fit.epochs)) == ("pruned", 3)
-    assert 0 < result.test_accuracy < 1
-
-
-def test_a_failed_job_costs_one_job(pair: LocalExecutor) -> None:
-    """A training that blows up fails with its reason, in the worker that then takes the next job."""
-    wild = runs.run_config(runs.SGD | {"learning_rate": 1000.0}, {"activation": "linear"}, data=DIGITS, **QUICK)
-    before = pids(pair)
-
-    [failed, *_] = until_done(pair, {1: wild})
-    events = until_done(pair, {2: config()})
-
-    assert isinstance(failed, Failed)
-    assert "lower optimizer.learning_rate" in failed.reason
-    assert "\n" not in failed.reason
-    assert list(results_of(events)) == [2]
-    assert pids(pair) == before
-
-
-def test_weights_go_where_they_are_asked_for(pair: LocalExecutor, tmp_path: Path) -> None:
-    """The kept weights of one job are written to its path."""
-    pair.submit(1, config(epochs=1), tmp_path / "model.weights.h5")
-    while not isinstance(event := pair.next_event(60), Finished):
-        if isinstance(event, EpochEnded):
-            pair.answer(1, go=True)
-
-    assert (tmp_path / "model.weights.h5").stat().st_size > 4 * event.result.fit.parameters
-
-
-def test_nothing_to_report_is_none(pair: LocalExecutor) -> None:
-    """Where no event comes within the timeout, the answer is None."""
-    assert pair.next_event(0.01) is None
-
-
-def test_a_killed_worker_is_replaced(pair: LocalExecutor) -> None:
-    """SIGKILL in mid-trial fails that trial with the signal's name; a new worker takes the next job."""
-    wait_idle(pair, 2)
-    pair.submit(1, config(epochs=100_000))
-    assert isinstance(pair.next_event(60), EpochEnded)
-    victim = next(worker for worker in pair._workers if worker.job == 1)
-
-    victim.process.kill()
-    event = pair.next_event(60)
-    pair.answer(1, go=True)  # too late, and no fault
-    events = until_done(pair, {2: config(seed=1), 3: config(seed=2), 4: config(seed=3)})
-
-    assert isinstance(event, Failed)
-    assert event.job == 1
-    assert event.reason == "its worker died (signal SIGKILL): it wrote nothing"
-    assert victim.process.pid not in pids(pair)
-    assert sorted(results_of(events)) == [2, 3, 4]
-
-
-def test_a_job_for_a_worker_that_just_died_fails(pair: LocalExecutor) -> None:
-    """An idle worker that dies unnoticed costs the job that it is given next, and is replaced."""
-    wait_idle(pair, 2)
-    victim = pair._workers[0]
-    victim.process.kill()
-    assert wait_until(lambda: gone(victim.process.pid))
-
-    pair.submit(1, config())
-    event = pair.next_event(60)
-
-    assert isinstance(event, Failed)
-    assert event.job == 1
-    assert event.reason.startswith("its worker died (signal SIGKILL): ")
-    assert victim.process.pid not in pids(pair)
-
-
-def test_a_large_worker_is_replaced_between_jobs(single: LocalExecutor) -> None:
-    """One that holds more than max_memory makes room for a new one, after a fair number of jobs; none is lost."""
-    wait_idle(single, 1)
-    [old], before = single._workers, pids(single)
-
-    jobs = {job: config(epochs=1) for job in range(MIN_JOBS + 1 - old.jobs_done)}
-
-    results = results_of(until_done(single, jobs))
-
-    hashes = {result.weights_hash for result in results.values()}
-    assert results.keys() == jobs.keys()
-    assert old.jobs_done == MIN_JOBS
-    assert len(hashes) == 1
-    assert pids(single) != before
-    assert gone(old.process.pid)
-
-
-def test_no_worker_outlives_close(pair: LocalExecutor, single: LocalExecutor) -> None:
-    """Idle, busy and just starting: when close returns, all are gone. (Closing twice is no fault.)"""
-    wait_idle(pair, 2)
-    wait_idle(single, 1)
-    single.submit(1, config(epochs=100_000))
-    single._workers.append(single._start(1))
-    everybody = pids(pair) + pids(single)
-
-    pair.close()
-    single.close()
-
-    assert len(everybody) == 4
-    assert all(gone(pid) for pid in everybody)
-
-
-PARENT = """
-import json, sys
-sys.path.insert(0, {tests!r})
-import test_executor as t
-
-executor = t.start(1)
-t.wait_idle(executor, 1)
-executor.submit(1, t.config(epochs=100_000, hidden_units=[2000]))  # busy: it doesn't look at its input
-print(json.dumps(t.pids(executor)), flush=True)
-while True:
-    if event := executor.next_event(60):
-        executor.answer(1, go=True)
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGKILL")
-def test_no_worker_outlives_a_killed_parent() -> None:
-    """kill -9 leaves a parent no time to close anything: its busy worker leaves all the same."""
-    root, tests = Path(executors.__file__).parent.parent, Path(__file__).parent
-    code = PARENT.format(tests=str(tests))
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as parent:
-        assert parent.stdout is not None
-        [worker] = json.loads(parent.stdout.readline())
-        was_alive = not gone(worker)
-        parent.send_signal(signal.SIGKILL)
-
-    assert was_alive
-    assert wait_until(lambda: gone(worker))
-
-
-# ------------------------------------------------------------------------------- workers that can't start
-
-
-def listen_for_ever(executor: LocalExecutor, seen: set[int] | None = None) -> None:
-    """Wait for events until something is raised; the ids of all workers that there were go to `seen`."""
-    seen = set() if seen is None else seen
-    while True:
-        seen.update(pids(executor))
-        executor.next_event(60)
-
-
-def test_a_broken_installation_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A TensorFlow that kills its process ends the wait after three starts, with its last words."""
-    (tmp_path / "tensorflow").mkdir()
-    (tmp_path / "tensorflow" / "__init__.py").write_text(
-        "import os, sys\n"
-        "print('libcublas.so.12: no such file', file=sys.stderr)\n"
-        "print('E0000 00:00:1795.10 cpu_aot_loader.cc:220] as ever', file=sys.stderr, flush=True)\n"
-        "os._exit(7)\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    executor = start(1)
-    starts: set[int] = set()
-
-    with pytest.raises(WorkerError) as caught:
-        listen_for_ever(executor, starts)
-    executor.close()
-
-    assert "workers die before they are ready (exit code 7)" in str(caught.value)
-    assert str(caught.value).endswith("Last words: libcublas.so.12: no such file")
-    assert len(starts) == 3
-
-
-def test_damaged_data_is_said_as_such(tmp_path: Path) -> None:
-    """What a worker can't load is the data's fault, and no reason to start another."""
-    (tmp_path / "mine.npz").write_bytes(b"PK\x03\x04 and no more")
-    npz = {"name": "npz", "root": str(tmp_path / "mine.npz"), "validation_size": 5, "split": "first", "split_seed": 0}
-    executor = LocalExecutor(runs.run_config(data=npz).data, threads=1, device="cpu", workers=1, at_most=1)
-
-    with pytest.raises(DataError, match=r"mine\.npz"):
-        listen_for_ever(executor)
-    executor.close()
-
-
-SCRIPTED = """#!{python}
-import sys, time
-sys.stdin.readline()
-{body}
-"""
+    def let_pass(self, seconds: float) -> list[Any]:
+        """Time goes by while somebody asks for events, each second."""
+        events = []
+        for _ in range(int(seconds)):
+            self.now += 1.0
+            events.append(self.next_event(0))
+        return [event for event in events if event]
 
 
 @pytest.fixture
-def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], LocalExecutor]:
-    """Start one worker that is another program: it reads its first line and then does as `body` says."""
-
-    def started(body: str) -> LocalExecutor:
-        program = tmp_path / "worker"
-        program.write_text(SCRIPTED.format(python=sys.executable, body=body))
-        program.chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(program))
-        return start(1)
-
+def busy() -> Scripted:
+    """One worker, which has had job 1 for no time yet; an epoch may take 100 s."""
+    started = Scripted()
+    started.make_ready()
+    started.submit(1, config())
     return started
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="runs a script by its first line")
-def test_half_a_line_is_no_event(scripted: Callable[[str], LocalExecutor]) -> None:
-    """A worker that is killed in mid-sentence has died, and nobody waits for the rest."""
-    executor = scripted("print('{\"event\": \"rea', end='', flush=True); sys.exit(3)")
+def test_silence_is_a_failure_in_the_end(busy: Scripted) -> None:
+    """A training that ends no epoch for its timeout is killed and failed, once; a new worker takes its place."""
+    before = busy.let_pass(100)
+    [failed] = busy.let_pass(50)
 
-    with pytest.raises(WorkerError, match=r"\(exit code 3\).*Last words: it wrote nothing"):
-        listen_for_ever(executor)
-    executor.close()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="runs a script by its first line")
-def test_a_worker_that_does_not_leave_is_killed(scripted: Callable[[str], LocalExecutor]) -> None:
-    """close() doesn't depend on the good will of a worker that looks at nothing."""
-    ready = {"event": "ready", "device": "none", "flags": {}, "fingerprint": "", "versions": {}}
-    executor = scripted(f"print({json.dumps(json.dumps(ready))}, flush=True)\nwhile True: time.sleep(60)")
-    wait_idle(executor, 1)
-    [stubborn] = pids(executor)
-
-    executor.close()
-
-    assert gone(stubborn)
+    assert before == []
+    assert isinstance(failed, Failed)
+    assert failed.job == 1
+    assert "trainer.timeout=100 s" in failed.reason
+    assert [link.killed for link in busy.links] == [True, False]
+    assert busy.idle() == 0  # the new one isn't ready yet
 
 
-def test_a_card_that_tensorflow_cannot_use_leaves_a_worker_per_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a driver but without CUDA's libraries it is a CPU's sweep, on all of its cores."""
-    monkeypatch.setattr(executors, "visible_gpus", lambda: ["0"])
-    monkeypatch.setattr(executors, "cores", lambda: 2)
-    executor = LocalExecutor(config().data, threads=1, device="auto", workers="auto", at_most=9)
-    try:
-        assert executor.size == 1
-        wait_idle(executor, 1)
-        assert executor.size == 2
-    finally:
-        executor.close()
+def test_what_a_killed_worker_still_says_counts_no_more(busy: Scripted) -> None:
+    """Neither a last epoch nor its death make another event of a hung training."""
+    busy.let_pass(101)
+    first = busy.links[0]
+
+    said = busy.hear(first, {"event": "epoch", "scores": EPOCH})
+    died = busy.hear(first, KILL)
+    busy.make_ready()
+
+    assert (said, died) == (None, None)
+    assert (busy.idle(), busy.size, len(busy.links)) == (1, 1, 2)
 
 
-def test_other_data_than_the_parents_are_refused() -> None:
-    """A file that changes between the parent's look and a worker's is an error, not a mixed study."""
-    executor = LocalExecutor(config().data, threads=1, device="cpu", workers=1, at_most=1, fingerprint="another")
-    try:
-        with pytest.raises(DataError, match="the data changed while this command ran"):
-            wait_idle(executor, 1)
-    finally:
-        executor.close()
+def test_each_epoch_starts_the_clock_anew(busy: Scripted) -> None:
+    """Ninety seconds an epoch are no hang, however many there are."""
+    for _ in range(5):
+        assert busy.let_pass(90) == []
+        assert isinstance(busy.hear(busy.links[0], {"event": "epoch", "scores": EPOCH}), EpochEnded)
+        busy.answer(1, go=True)
+
+
+def test_a_worker_that_waits_for_our_word_is_not_hung(busy: Scripted) -> None:
+    """While the parent owes the answer, the clock stands still."""
+    busy.hear(busy.links[0], {"event": "epoch", "scores": EPOCH})
+
+    assert busy.let_pass(1000) == []
+    assert not busy.links[0].killed
+
+
+def test_a_parent_that_slept_judges_nobody(busy: Scripted) -> None:
+    """After a closed laptop lid the hours before don't count, only those in which somebody asked."""
+    busy.let_pass(60)
+    for _ in range(20):
+        busy.now += GAP_SECONDS + 3600
+        assert busy.next_event(0) is None
+
+    assert busy.let_pass(40) == []
+    assert not busy.links[0].killed
+    assert len(busy.let_pass(2)) == 1
+
+
+def test_what_was_said_is_read_before_anybody_is_judged(busy: Scripted) -> None:
+    """An epoch that ended in time but lies unread in the queue is no hang."""
+    busy.let_pass(99)
+    busy.links[0].deliver({"event": "epoch", "scores": dict(EPOCH)})
+    busy.now += 4.0
+
+    assert isinstance(busy.next_event(0), EpochEnded)
+    assert not busy.links[0].killed
+
+
+def test_without_a_timeout_there_is_no_hang() -> None:
+    """trainer.timeout=null waits for ever."""
+    patient = Scripted()
+    patient.make_ready()
+    patient.submit(1, config(timeout=None))
+
+    assert patient.let_pass(5000) == []
+
+
+def test_an_idle_worker_may_be_silent() -> None:
+    """Nothing is expected of a worker without a job."""
+    idle = Scripted()
+    idle.make_ready()
+
+    assert idle.let_pass(5000) == []
+    assert not idle.links[0].killed
+
+
+def test_a_worker_that_hangs_at_its_start_is_an_early_death() -> None:
+    """Three in a row that never get ready end the wait, with what hung and the last words."""
+    stuck = Scripted()
+    for _ in range(2):
+        stuck.hear(stuck.links[-1], {"event": "starting"})
+        stuck.let_pass(START_SECONDS + 1)
+        assert stuck.links[-1].killed
+        stuck.hear(stuck.links[-1], KILL)
+    stuck.hear(stuck.links[-1], {"event": "starting"})
+    stuck.let_pass(START_SECONDS + 1)
+
+    with pytest.raises(WorkerError, match=r"not ready within 300 s.*installation.*Last words: no last words"):
+        stuck.hear(stuck.links[-1], KILL)
+
+
+def test_a_worker_that_waits_for_room_is_not_starting() -> None:
+    """An actor that no node has room for is no fault, however long it takes."""
+    waiting = Scripted()
+
+    assert waiting.let_pass(20 * START_SECONDS) == []
+    assert not waiting.links[0].killed
+
+
+def test_lost_at_the_start_says_so() -> None:
+    """Workers that are killed before they are ready point at memory, not at TensorFlow."""
+    short = Scripted()
+    for _ in range(2):
+        short.hear(short.links[-1], KILL)
+
+    with pytest.raises(WorkerError, match=r"lost before they are ready \(signal SIGKILL\).*executor\.workers=1"):
+        short.hear(short.links[-1], KILL)
+
+
+def test_a_node_that_takes_all_its_starting_workers_along_is_one_bad_start() -> None:
+    """Deaths count by place: eight at once are one for each, and a ready worker forgives all."""
+    cluster = Scripted(workers=8)
+    for _ in range(2):
+        for link in cluster.links[-8:]:
+            cluster.hear(link, KILL)
+    cluster.make_ready()
+    for link in cluster.links[-8:-1]:
+        cluster.hear(link, KILL)
+
+    assert (cluster.size, cluster.idle()) == (8, 1)
+
+
+@pytest.mark.parametrize(("how", "kind"), [(KILL, Lost), (SEGFAULT, Failed)])
+def test_a_death_is_the_trainings_fault_or_not(busy: Scripted, how: Death, kind: type[Lost | Failed]) -> None:
+    """What took the worker decides whether its training may be run again; a new worker comes either way."""
+    event = busy.hear(busy.links[0], how)
+
+    assert type(event) is kind
+    assert event.job == 1
+    assert how.how in event.reason
+    assert (busy.size, len(busy.links)) == (1, 2)
+
+
+@pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM", "SIGHUP", "SIGINT", "SIGXCPU"])
+def test_signals_from_outside_lose_a_worker(signal: str) -> None:
+    """A kill, a shutdown, a lost terminal or a batch system's limit say nothing about the training."""
+    dead = death(-getattr(worker_process.signal, signal), "")
+
+    assert dead.lost
+    assert signal in dead.how
+    assert ("out-of-memory killer" in dead.how) == (signal == "SIGKILL")
+
+
+@pytest.mark.parametrize("signal", ["SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE"])
+def test_signals_of_its_own_are_its_fault(signal: str) -> None:
+    """What code does to itself it does again."""
+    assert death(-getattr(worker_process.signal, signal), "") == Death(f"signal {signal}", False, "")
+
+
+@pytest.mark.parametrize("code", [0, 1, 7])
+def test_an_exit_is_its_own_fault(code: int) -> None:
+    """A worker that leaves in mid-training was told to by its own code."""
+    assert death(code, "words") == Death(f"exit code {code}", False, "words")
+
+
+# ------------------------------------------------------------------------------ devices and environment
 
 
 def test_a_gpu_that_is_not_there_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,9 +283,6 @@ def test_a_gpu_that_is_not_there_is_refused_at_once(monkeypatch: pytest.MonkeyPa
         require_device("gpu")
     require_device("auto")
     require_device("cpu")
-
-
-# ------------------------------------------------------------------------------ devices and environment
 
 
 def test_how_many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,7 +299,7 @@ def test_how_many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_more_workers_than_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     """A study of two trials starts two workers, whatever the cores."""
-    monkeypatch.setattr(LocalExecutor, "_start", lambda self, index: index)
+    monkeypatch.setattr(LocalExecutor, "_start", lambda self, place: place)
 
     executor = LocalExecutor(config().data, threads=1, device="cpu", workers=64, at_most=2)
 
@@ -497,7 +367,7 @@ def test_a_cpu_worker_keeps_the_users_environment(monkeypatch: pytest.MonkeyPatc
 
     environment = worker_environment(4, [], 0, {"TF_ENABLE_ONEDNN_OPTS": "0"})
 
-    root = str(Path(executors.__file__).parent.parent)
+    root = str(Path(worker_process.__file__).parent.parent)
     assert environment["PYTHONPATH"] == f"{root}{os.pathsep}/home/me/lib"
     assert environment["OMP_NUM_THREADS"] == "4"
     assert environment["XLA_FLAGS"] == "--xla_dump_to=/tmp/x"
@@ -511,7 +381,7 @@ def test_compiled_epochs_are_kept_where_they_can_be(
 ) -> None:
     """XLA's cache lies in the user's cache folder; one that its flag can't name, or can't be made, costs nothing."""
     (tmp_path / "file").touch()
-    monkeypatch.setattr(executors.platformdirs, "user_cache_dir", lambda name: str(tmp_path / cache / name))
+    monkeypatch.setattr(worker_process.platformdirs, "user_cache_dir", lambda name: str(tmp_path / cache / name))
     monkeypatch.setenv("TF_XLA_FLAGS", "--mine")
 
     flags = worker_environment(1, [], 0, {})["TF_XLA_FLAGS"].split()

@@ -5,13 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import runs
 
+from mnistexp.data import load
+from mnistexp.data_file import write
 from mnistexp.results import from_json
 from mnistexp.schema import RunConfig
 
@@ -21,7 +24,9 @@ SMALL = {"epochs": 2, "max_steps": 30, "batch_size": 1000}  # an MNIST epoch has
 class Worker:
     """A worker process, spoken to as its parent does."""
 
-    def __init__(self, data: dict[str, Any], device: str = "auto", **environment: str) -> None:
+    def __init__(
+        self, data: dict[str, Any], device: str = "auto", dataset: IO[bytes] | None = None, **environment: str
+    ) -> None:
         self.data = data
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mnistexp.worker"],
@@ -30,8 +35,9 @@ class Worker:
             stderr=subprocess.DEVNULL,
             text=True,
             env=os.environ | environment,
+            pass_fds=[dataset.fileno()] if dataset else [],
         )
-        self.tell({"data": data, "threads": 1, "device": device})
+        self.tell({"data": data, "threads": 1, "device": device, "dataset": dataset.fileno() if dataset else None})
         self.first = self.hear()
 
     def tell(self, message: dict[str, Any]) -> None:
@@ -86,7 +92,7 @@ def test_ready_says_what_fixes_the_bits(worker: Worker) -> None:
     assert ready["event"] == "ready"
     assert ready["device"].startswith(("CPU (no GPU visible", "GPU:0 ("))
     assert len(ready["fingerprint"]) == 32
-    assert set(ready["versions"]) == {"python", "numpy", "tensorflow", "keras"}
+    assert set(ready["versions"]) == {"python", "numpy", "tensorflow", "keras", "mnistexp"}
     assert ready["flags"]["threads"] == "1"
     assert "--xla_dump_to" in ready["flags"]["XLA_FLAGS"]
     assert all(isinstance(value, str) for value in ready["flags"].values())
@@ -210,6 +216,22 @@ def test_two_processes_give_the_same_bits(worker: Worker, data: dict[str, Any]) 
     assert results[0].fit.validation_hits == results[1].fit.validation_hits
     assert results[0].test_loss == results[1].test_loss
     assert other.end() == 0
+
+
+def test_a_data_set_can_come_through_an_open_file() -> None:
+    """A node without the data's files trains on those that its parent opened for it, to the same fingerprint."""
+    config = runs.run_config(data=runs.DIGITS, epochs=1)
+    loaded = load(config.data)
+    with tempfile.TemporaryFile() as file:
+        write(loaded, file)
+        file.seek(0)
+        worker = Worker(runs.DIGITS, dataset=file)
+
+    *_, last = worker.run(config)
+
+    assert worker.first["fingerprint"] == loaded.fingerprint
+    assert last["result"]["data_fingerprint"] == loaded.fingerprint
+    assert worker.end() == 0
 
 
 def test_damaged_data_breaks_before_tensorflow(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import statistics
 from pathlib import Path
 
 from mnistexp.config import compose, parse_request
-from mnistexp.executor import EpochEnded, Failed, Finished, LocalExecutor
+from mnistexp.executor import EpochEnded, Failed, Finished, Lost
+from mnistexp.local_executor import LocalExecutor
 from mnistexp.schema import RunConfig
 
 
@@ -49,7 +50,7 @@ def epoch_seconds(config: RunConfig) -> list[float]:
                     executor.answer(job, go=True)
                 case Finished():
                     return seconds
-                case Failed(_, reason):
+                case Failed(_, reason) | Lost(_, reason):
                     raise SystemExit(reason)
     finally:
         executor.close()
