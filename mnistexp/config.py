@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.types import Override
@@ -27,6 +26,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mnistexp import options
 from mnistexp.errors import ConfigError
 from mnistexp.overrides import override_text, parse_override, value_text
 from mnistexp.schema import Config, RunConfig, shown, suggestion, validated
@@ -35,13 +35,13 @@ PACKAGE = Path(__file__).parent
 ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 """Holds conf/ and experiments/: the package itself in a wheel, the folder around it in a clone."""
 
-MAX_YAML_BYTES = 64 * 1024  # OmegaConf takes seconds on an alias bomb; no honest option file comes near
 SECRET_NODES = ("study.storage", "tracking.uri", "data.root")
 """The only settings that may read the environment: addresses, of which none with a password is ever logged."""
 
 RUN_NODES = tuple(RunConfig.model_fields)
-NO_EFFECT = ("root", "mirrors", "timeout")
-"""Settings of `data` that say where the bytes come from, not which: the fingerprint says which."""
+NO_EFFECT = ("data.root", "data.mirrors", "data.timeout", "trainer.timeout")
+"""Settings of a run that can't change its bits: where the data come from (the fingerprint says which they are), and
+when a training counts as hung."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,8 @@ def _refuse_unsafe(text: str, override: Override) -> None:
 
 def _search_entry(text: str) -> tuple[str, str | None]:
     key, given, distribution = text.removeprefix("~").removeprefix("search.").partition("=")
+    if not key:
+        raise ConfigError(f"{text}: has no key; write search.KEY=DISTRIBUTION")
     if not given and not text.startswith("~"):
         raise ConfigError(f"{text}: write {text}=DISTRIBUTION, or ~{text} to leave it out")
     if text.startswith("~") or distribution in ("null", ""):
@@ -204,14 +206,8 @@ def key_suggestion(key: str, known: Iterable[str]) -> str:
 
 
 def _checked_dir(config_dir: Path | None) -> Path | None:
-    if config_dir is None:
-        return None
-    if not config_dir.is_dir():
-        raise ConfigError(f"--config-dir {config_dir}: no such folder; give one that holds groups, such as optimizer/")
-    for path in config_dir.rglob("*.yaml"):
-        own = path.relative_to(config_dir)
-        if path.stat().st_size > MAX_YAML_BYTES:
-            raise ConfigError(f"{path}: {path.stat().st_size} bytes; an option file has at most {MAX_YAML_BYTES}")
+    for path in options.files(config_dir) if config_dir else ():
+        own = path.relative_to(config_dir or path)
         if (ROOT / "conf" / own).exists() or (own.parts[0] == "experiments" and (ROOT / own).exists()):
             raise ConfigError(f"{path}: mnistexp's own {own} would win over it; give yours another name")
     return config_dir
@@ -334,15 +330,23 @@ def _hydra_once(
         plain = OmegaConf.to_container(node, resolve=False)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_innermost(error)) from None
-    except (yaml.YAMLError, ValueError) as error:  # an option file of the user's that is no YAML, or not in UTF-8
-        raise ConfigError(f"--config-dir {config_dir}: {' '.join(str(error).split())}") from None
+    except Exception as error:  # noqa: BLE001 - an option file may be anything, and Hydra doesn't expect it
+        raise ConfigError(
+            f"{_culprit(config_dir)}: Hydra can't compose that ({type(error).__name__}: {error})"
+        ) from None
     assert isinstance(plain, dict)
     return {str(k): v for k, v in plain.items() if k not in ("hydra", "experiments")}, options
+
+
+def _culprit(config_dir: Path | None) -> str:
+    return f"--config-dir {config_dir}" if config_dir else "the overrides"
 
 
 def _resolved(plain: dict[str, Any]) -> dict[str, Any]:
     try:
         container = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)
+    except RecursionError:
+        raise ConfigError("an interpolation ${…} is nested too deeply") from None
     except OmegaConfBaseException as error:
         why = _innermost(error).removeprefix("KeyError raised while resolving interpolation: ").strip('"')
         raise ConfigError(f"{error.full_key}={flatten(plain).get(str(error.full_key))}: {why}") from None
@@ -355,7 +359,8 @@ def _innermost(error: BaseException) -> str:
     parts = []
     cause: BaseException | None = error
     while cause is not None:
-        parts.append(str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__)
+        first, *more = str(cause).strip().splitlines() or [type(cause).__name__]
+        parts.append(f"{first} {more[0].strip()}" if first.endswith(":") and more else first)
         cause = cause.__cause__
     return "; ".join(dict.fromkeys(parts))
 
@@ -371,6 +376,8 @@ def _forbidden_interpolations(plain: Mapping[str, Any]) -> list[str]:
 
 def _merged_search(composed: Mapping[str, Any] | None, request: Request) -> dict[str, Any]:
     """The options' space, less what the user gave a plain value, plus what the user distributes."""
+    if not isinstance(composed, Mapping | None):
+        raise ConfigError(f"search={shown(composed)}: an option file must have KEY: DISTRIBUTION there")
     space = {str(key): value for key, value in (composed or {}).items() if key not in request.fixed}
     space.update(request.search)
     return {key: distribution for key, distribution in space.items() if distribution is not None}
@@ -396,6 +403,9 @@ def _combination_faults(config: Config) -> list[str]:
         )
     if config.model.dropout > 0 and not config.model.hidden_units:
         faults.append(f"model.dropout={config.model.dropout}: there is no hidden layer to drop from; give 0")
+    for key, address in (("data.root", config.data.root), ("study.storage", config.study.storage)):
+        if "\0" in (address or ""):
+            faults.append(f"{key}={shown(address)}: has a character of code 0, which no path has")
     if config.data.name == "npz" and config.data.root is None:
         faults.append("data=npz: needs your file; give data.root=FILE.npz with x_train, y_train, x_test, y_test")
     return faults
@@ -420,11 +430,18 @@ def run_config(config: Config) -> RunConfig:
     return RunConfig.model_validate({node: getattr(config, node) for node in RUN_NODES})
 
 
+def identity(config: RunConfig) -> dict[str, Any]:
+    """The plain config less what can't change the result (NO_EFFECT). Two runs with equal ones have equal bits."""
+    plain = config.model_dump(mode="json")
+    for key in NO_EFFECT:
+        node, _, leaf = key.partition(".")
+        plain[node].pop(leaf, None)  # not every data set has mirrors
+    return plain
+
+
 def signature(config: RunConfig) -> str:
     """SHA-256 over the resolved config, less what can't change the result. Never a delta to defaults."""
-    plain = config.model_dump(mode="json")
-    plain["data"] = {key: value for key, value in plain["data"].items() if key not in NO_EFFECT}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()
 
 
 def rebuild(config: RunConfig, overrides: Sequence[str], config_dir: Path | None = None) -> tuple[str, ...]:
@@ -434,6 +451,7 @@ def rebuild(config: RunConfig, overrides: Sequence[str], config_dir: Path | None
     """
     request = Request(config_dir=config_dir).plus(overrides)
     now, then = (flatten(run_config(compose(request)).model_dump(mode="json")), flatten(config.model_dump(mode="json")))
-    where = tuple(f"data.{key}" for key in (*NO_EFFECT, "files"))
-    moved = [key for key, value in then.items() if now.get(key) != value and not key.startswith(where)]
+    moved = [
+        key for key, value in then.items() if now.get(key) != value and not key.startswith((*NO_EFFECT, "data.files"))
+    ]
     return request.plus([override_text(key, then[key]) for key in moved]).overrides

@@ -176,6 +176,10 @@ def _choice(values: list[Any]) -> Choice:
     return chosen
 
 
+MAX_INTEGER = 2**53
+"""Beyond it floats, and so samplers, can't tell whole numbers apart."""
+
+
 def _interval(low: Any, high: Any, *, log: bool) -> Distribution:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("both ends must be finite")
@@ -183,10 +187,18 @@ def _interval(low: Any, high: Any, *, log: bool) -> Distribution:
         raise ValueError(f"the interval is empty, since {low} is not below {high}")
     if log and low <= 0:
         raise ValueError(f"a logarithmic interval must start above 0, not at {low}")
-    return Integer(low, high, log=log) if isinstance(low, int) and isinstance(high, int) else Float(low, high, log=log)
+    if not (isinstance(low, int) and isinstance(high, int)):
+        return Float(low, high, log=log)
+    if max(-low, high) > MAX_INTEGER:
+        raise ValueError(f"whole numbers are searched up to {MAX_INTEGER}")
+    return Integer(low, high, log=log)
 
 
 def _range(sweep: RangeSweep) -> Distribution:
+    if not all(math.isfinite(number) for number in (sweep.start or 0, sweep.stop or 0, sweep.step)):
+        raise ValueError("start, stop and step must be finite")
+    if max(abs(number) for number in (sweep.start or 0, sweep.stop or 0, sweep.step)) > MAX_INTEGER:
+        raise ValueError(f"numbers are counted up to {MAX_INTEGER}")
     if sweep.step == 0:
         raise ValueError("a step of 0 never ends")
     values = sorted(itertools.islice(sweep.range(), 100_001))

@@ -38,8 +38,11 @@ def fetch(folder: Path, files: Sequence[IdxFile], mirrors: Sequence[str], timeou
         timeout: seconds without a byte before the next mirror is tried
 
     Raises:
-        DataError: no mirror gave a file (with each one's reason), or the folder can't be written.
+        DataError: no mirror gave a file (with each one's reason), it has no SHA-256 to be checked by, or the
+            folder can't be written.
     """
+    if unsafe := [file.name for file in files if file.sha256 is None]:
+        raise DataError(f"{', '.join(unsafe)} can't be downloaded: data.files gives no sha256 to check it by.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".download.lock"), _progress() as progress:

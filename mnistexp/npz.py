@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib import format as npy
 
 from mnistexp.errors import DataError
 
@@ -17,6 +18,16 @@ Array = npt.NDArray[Any]
 MAX_CLASSES = 65_536
 """As many as the schema allows units: a label of 10**9 must not become a network with as many outputs."""
 
+MAX_FILE_BYTES = (1 << 31) - 1
+"""What a zip archive holds without its 64-bit extension: 2 GiB."""
+
+SAFE_BYTES = 200_000_000
+"""What a file of any size may unpack to: 250,000 images of MNIST's size."""
+
+MAX_RATIO = 50
+"""How far a larger one may have been packed. Images give 2 to 25, a bomb 1000."""
+
+_MAX_DIRECTORY = 1 << 16  # bytes; NumPy's own is 60 for each array, and zipfile makes 700 of each 46
 _REQUIRED = ("x_train", "y_train", "x_test", "y_test")
 _OPTIONAL = ("x_validation", "y_validation")
 
@@ -29,7 +40,7 @@ def read(path: Path) -> dict[str, Array]:
         labels y_*: whole numbers [N], from 0 up, none in validation or test that is not in training.
 
     Raises:
-        DataError: the file or an array is anything else.
+        DataError: the file or an array is anything else, or the file could be a bomb.
     """
     arrays = _read(path)
     wanted = _REQUIRED + _OPTIONAL if arrays.keys() & set(_OPTIONAL) else _REQUIRED
@@ -48,11 +59,56 @@ def _read(path: Path) -> dict[str, Array]:
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path} is no .npz file, or a truncated one. Write it with numpy.savez.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in _REQUIRED + _OPTIONAL if name in archive.files}
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        why = str(error).rstrip(".") or type(error).__name__
+        _check_directory(path)
+        with zipfile.ZipFile(path) as archive:
+            _check_members(archive, path.stat().st_size)
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in _REQUIRED + _OPTIONAL if name in arrays.files}
+    except Exception as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise DataError(f"{path} can't be read ({why}). Write plain arrays with numpy.savez.") from error
+
+
+def _check_directory(path: Path) -> None:
+    """Refuse a list of contents that is itself a bomb, before zipfile reads all of it."""
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise DataError(f"it has {size} bytes; allowed are {MAX_FILE_BYTES}")
+    with path.open("rb") as stream:
+        stream.seek(max(0, size - 42))
+        end = stream.read()
+    if end[-22:-18] != b"PK\5\6" or b"PK\6\7" in end[:-22]:
+        raise DataError("its list of contents is not as numpy.savez writes it")
+    listed = int.from_bytes(end[-10:-6], "little")
+    if listed > _MAX_DIRECTORY:
+        raise DataError(f"its list of contents has {listed} bytes; allowed are {_MAX_DIRECTORY}")
+
+
+def _check_members(archive: zipfile.ZipFile, packed: int) -> None:
+    """Refuse a bomb before anything is unpacked: zipfile itself never unpacks more than a member declares."""
+    wanted = {f"{name}.npy" for name in _REQUIRED + _OPTIONAL} | {*_REQUIRED, *_OPTIONAL}
+    members = [member for member in archive.infolist() if member.filename in wanted]
+    if len({member.filename.removesuffix(".npy") for member in members}) < len(members):
+        raise DataError("it has two arrays of one name")
+    total, most = sum(member.file_size for member in members), max(SAFE_BYTES, MAX_RATIO * packed)
+    if total > most:
+        raise DataError(f"its arrays unpack to {total} bytes; of a file of {packed} bytes allowed are {most}")
+    for member in members:
+        _check_member(archive, member)
+
+
+def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Refuse a member that is not one array of exactly the size that its header announces."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # zipfile unpacks others unbounded
+        raise DataError(f"{member.filename} is packed in another way than numpy.savez_compressed has it")
+    with archive.open(member) as stream:
+        version = npy.read_magic(stream)
+        if version != (1, 0):
+            raise DataError(f"{member.filename} is of NumPy's format {version[0]}.{version[1]}, not 1.0")
+        shape, _, dtype = npy.read_array_header_1_0(stream)
+        announced, held = math.prod(shape) * dtype.itemsize, member.file_size - stream.tell()
+    if announced != held and not dtype.hasobject:
+        raise DataError(f"{member.filename} announces {announced} bytes and holds {held}")
 
 
 def _fault(name: str, array: Array, arrays: dict[str, Array]) -> str | None:
@@ -71,8 +127,11 @@ def _image_fault(images: Array, train: Array) -> str | None:
     if images.shape[1:] != train.shape[1:] or images.dtype != train.dtype:
         mine, other = (f"{array.dtype} images of shape {array.shape[1:]}" for array in (images, train))
         return f"has {mine}, but x_train {other}; they must be alike"
-    with np.errstate(over="ignore"):
-        if images.dtype.kind == "f" and not np.isfinite(images.astype(np.float32)).all():
+    with np.errstate(over="ignore"):  # the two ends show NaN and infinity too, and need no second array
+        if (
+            images.dtype.kind == "f"
+            and not np.isfinite(np.array([images.min(), images.max()]).astype(np.float32)).all()
+        ):
             return "has NaN or infinite values, or some too large for float32; allowed are finite ones"
     return None
 
@@ -88,5 +147,7 @@ def _label_fault(labels: Array, count: tuple[int, ...]) -> str | None:
 
 
 def _stranger(labels: Array, train: Array) -> str | None:
-    strangers = np.setdiff1d(labels, train)
-    return f"has the label {strangers[0]}, which y_train has not" if strangers.size else None
+    known = np.zeros(MAX_CLASSES, bool)
+    known[train] = True
+    strangers = labels[~known[labels]]
+    return f"has the label {strangers.min()}, which y_train has not" if strangers.size else None

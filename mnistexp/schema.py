@@ -7,17 +7,31 @@ structured configs stop at the first and know no ranges.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mnistexp.errors import ConfigError, StoreError
 
 NAME_PATTERN = r"^[A-Za-z0-9._ -]{1,100}$"
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+def _no_folder(name: str) -> str:
+    if not name.strip(". "):
+        raise ValueError(f"the name {name!r} has dots and spaces alone; give one with a letter or a digit")
+    return name
+
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN), AfterValidator(_no_folder)]
 """Names of studies and experiments: no slash, newline or `..` games, since they end up in paths and URLs."""
+
+FILE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+MIRROR_PATTERN = r"^https?://[^/@\s]+(/\S*)?$"
+Mirror = Annotated[str, Field(pattern=MIRROR_PATTERN)]
+"""A base address without user and password: a run records its mirrors."""
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -45,10 +59,12 @@ class _Data(Settings):
 class IdxFile(Settings):
     """One published file and the digests that its publisher gives."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(pattern=FILE_PATTERN)
     bytes: int = Field(gt=0)
     md5: str = Field(pattern=r"^[0-9a-f]{32}$")
-    sha256: str | None = Field(pattern=r"^[0-9a-f]{64}$", description="null where only an MD5 is published")
+    sha256: str | None = Field(
+        pattern=r"^[0-9a-f]{64}$", description="null: a local copy is compared by its MD5, and nothing is downloaded"
+    )
 
 
 class IdxFiles(Settings):
@@ -64,7 +80,7 @@ class IdxData(_Data):
     """MNIST and its drop-in replacements: four gzipped IDX files. `auto` is mnist, or else digits."""
 
     name: Literal["auto", "mnist", "fashion_mnist", "kmnist"]
-    mirrors: tuple[str, ...] = Field(strict=False, description="base addresses, tried in this order")
+    mirrors: tuple[Mirror, ...] = Field(strict=False, description="base addresses, tried in this order")
     timeout: Positive = Field(description="seconds without a byte before the next mirror is tried")
     files: IdxFiles
 
@@ -175,6 +191,9 @@ class TrainerConfig(Settings):
     label_smoothing: Fraction
     device: Literal["auto", "cpu", "gpu"]
     threads: int = Field(ge=1, le=1024, description="CPU threads of one training; part of what fixes its bits")
+    timeout: Positive | None = Field(
+        description="seconds without a finished epoch after which a training counts as hung; null: never"
+    )
 
 
 # ------------------------------------------------------- study, search, executor, tracking: no effect on a run
@@ -206,19 +225,42 @@ class StudyConfig(Settings):
     target: Annotated[float, Field(gt=0, le=1)] | None = Field(
         description="validation accuracy at which the study stops; null: never"
     )
-    storage: str = Field(description="Optuna's database: sqlite:///FILE.db, a file on this machine")
+    max_failures: int = Field(ge=1, description="trials in a row that fail with the same cause and end the session")
+    storage: str = Field(description="Optuna's database: sqlite:///FILE.db on this machine, or postgresql://… for many")
+    lease: Positive = Field(description="seconds without a sign of life after which another machine's driver is dead")
     sampler: SamplerConfig
     pruner: PrunerConfig
 
 
-class ExecutorConfig(Settings):
-    """Where trials run."""
-
-    name: Literal["local"]
+class _Executor(Settings):
+    name: str
     workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
-        description="processes; auto: cores // trainer.threads, or one per GPU"
+        description="processes; auto: cores // trainer.threads, or one per GPU (ray: what the cluster has room for)"
     )
     max_worker_memory: Positive = Field(description="GB; a worker that holds more is replaced between trials")
+    retries: int = Field(
+        ge=0, le=100, description="how often a training whose worker or driver died is run again before it has failed"
+    )
+
+
+class LocalExecutorConfig(_Executor):
+    """Worker processes on this machine."""
+
+    name: Literal["local"]
+
+
+class RayExecutorConfig(_Executor):
+    """Workers as Ray actors, on this machine or on a cluster."""
+
+    name: Literal["ray"]
+    address: Annotated[str, Field(min_length=1)] | None = Field(
+        description="HOST:PORT, ray://HOST:10001, auto, or local (a new one here); null: one that runs here, else local"
+    )
+    cpus_per_trial: Positive = Field(description="CPUs that Ray sets aside for each worker; trainer.threads uses them")
+    gpus_per_trial: float = Field(ge=0, description="GPUs for each worker; a fraction shares one between trials")
+
+
+ExecutorConfig = Annotated[LocalExecutorConfig | RayExecutorConfig, Field(discriminator="name")]
 
 
 class TrackingConfig(Settings):
@@ -279,6 +321,8 @@ PHRASES = {
     "tuple_type": "must be a list, such as [300, 100]",
     "finite_number": "must be finite",
     NAME_PATTERN: "must be 1 to 100 letters, digits, dots, hyphens, underscores or spaces",
+    FILE_PATTERN: "must be a file's name without folders: letters, digits, dots, hyphens and underscores",
+    MIRROR_PATTERN: "must be like https://HOST/FOLDER/, without user and password",
 }
 """pydantic's messages in plainer words, by its type of fault (or the pattern that wasn't matched)."""
 
@@ -325,16 +369,57 @@ def _without_tags(place: Sequence[str | int], plain: Mapping[str, Any]) -> Itera
             node = None
 
 
+class TrialRecord(Settings):
+    """What a study keeps of a trial from its claim on."""
+
+    overrides: tuple[str, ...] = Field(strict=False)
+    seed: int
+    config: str  # a RunConfig as JSON
+
+
+class DriverEntry(Settings):
+    """What a study keeps of each of its drivers: see drivers.py."""
+
+    host: str
+    boot: str
+    namespace: str
+    pid: int
+    started: float  # seconds since 1970
+    ended: bool
+    beat: float  # seconds since 1970
+
+
+Kept = TypeVar("Kept", bound=Settings)
+
+
+def kept(model: type[Kept], value: object, what: str) -> Kept:
+    """A study's attribute as its type. Raises: StoreError if something else wrote it."""
+    try:
+        return model.model_validate(value)
+    except ValidationError:
+        raise StoreError(f"{what} was not written by this version of mnistexp; give another study.name") from None
+
+
 def recorded_config(text: str) -> RunConfig:
     """A run's config from a record's JSON. Raises: StoreError if another version of mnistexp wrote it."""
     try:
-        return RunConfig.model_validate_json(text)
+        return RunConfig.model_validate_json(_with_later_settings(text))
     except ValidationError as error:
         key = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise StoreError(
             f"this study was recorded by a version of mnistexp with other settings ({key}); "
             f"use that version, or give another study.name"
         ) from None
+
+
+def _with_later_settings(text: str) -> str:
+    """A record with the settings that came after it and change no result: trainer.timeout. Nonsense stays as it is."""
+    try:
+        plain = json.loads(text)
+        plain["trainer"].setdefault("timeout", None)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return text
+    return json.dumps(plain)
 
 
 def shown(value: object) -> str:

@@ -13,12 +13,13 @@ import pytest
 
 from mnistexp import config as configs
 from mnistexp.config import (
-    MAX_YAML_BYTES,
+    NO_EFFECT,
     ROOT,
     Request,
     compose,
     config_groups,
     flatten,
+    identity,
     parse_request,
     rebuild,
     run_config,
@@ -26,6 +27,7 @@ from mnistexp.config import (
     template,
 )
 from mnistexp.errors import ConfigError
+from mnistexp.options import MAX_BYTES
 from mnistexp.overrides import override_text
 from mnistexp.schema import Config
 
@@ -388,11 +390,11 @@ def test_own_files_may_not_read_the_environment(tmp_path: Path, monkeypatch: pyt
 
 def test_a_huge_option_file_is_not_read(tmp_path: Path) -> None:
     """OmegaConf takes seconds on an alias bomb, so size decides before anything is parsed."""
-    path = write_option(tmp_path, "optimizer/bomb", "x" * MAX_YAML_BYTES)
+    path = write_option(tmp_path, "optimizer/bomb", "x" * MAX_BYTES)
 
     (found,) = faults(config_dir=tmp_path)
 
-    assert found == f"{path}: {path.stat().st_size} bytes; an option file has at most {MAX_YAML_BYTES}"
+    assert found == f"{path}: {path.stat().st_size} bytes; an option file has at most {MAX_BYTES}"
 
 
 def test_an_option_of_ones_own_under_a_built_in_name_is_refused(tmp_path: Path) -> None:
@@ -512,9 +514,12 @@ def test_later_requests_win_and_replace() -> None:
 
 
 def test_a_signature_is_of_what_decides_the_result() -> None:
-    """Where the bytes come from changes nothing; every hyperparameter does, to the last bit."""
+    """Where the bytes come from and how long they may take changes nothing; a hyperparameter does, to the last bit."""
     base = composed("data=mnist")
-    elsewhere = composed("data=mnist", "data.root=/x", "data.mirrors=[http://x/]", "data.timeout=1", "study.trials=99")
+    elsewhere = composed(
+        *("data=mnist", "data.root=/x", "data.mirrors=[http://x/]", "data.timeout=1", "study.trials=99"),
+        *("trainer.timeout=7", "executor=ray"),
+    )
     changed = {
         "seed": 1,
         "data.validation_size": 5001,
@@ -548,9 +553,19 @@ def test_a_signature_is_of_what_decides_the_result() -> None:
     mnist = template(parse_request(["data=mnist"]))
     signatures = {key: signature(run_config(mnist.config({key: value}))) for key, value in changed.items()}
 
-    assert keys - {"model.name", "optimizer.name"} == set(changed)
+    assert keys - {"model.name", "optimizer.name", "trainer.timeout"} == set(changed)
     assert signature(run_config(elsewhere)) == signature(run_config(base))
     assert len({signature(run_config(base)), *signatures.values()}) == 1 + len(changed)
+
+
+def test_an_identity_is_the_config_less_what_has_no_effect() -> None:
+    """Each key of NO_EFFECT is missing from it, where the data set has it at all, and nothing else is."""
+    for data, missing in (("mnist", set(NO_EFFECT)), ("digits", {"data.root", "trainer.timeout"})):
+        config = run_config(composed(f"data={data}"))
+        whole = flatten(config.model_dump(mode="json"))
+
+        assert flatten(identity(config)) == {key: value for key, value in whole.items() if key not in missing}
+        assert missing <= set(whole)
 
 
 def test_a_signature_is_the_same_in_every_process() -> None:
@@ -613,8 +628,8 @@ def test_rebuild_mends_what_defaults_have_changed(tmp_path: Path) -> None:
 
 
 def test_rebuild_reads_data_from_where_the_user_says() -> None:
-    """A recorded folder is no part of a config's identity, so it isn't mended."""
-    recorded = run_config(composed("data=mnist", "data.root=/then"))
+    """A recorded folder, or patience with a hang, is no part of a config's identity, so it isn't mended."""
+    recorded = run_config(composed("data=mnist", "data.root=/then", "trainer.timeout=5"))
 
     assert rebuild(recorded, ("data=mnist",)) == ("data=mnist",)
 

@@ -9,8 +9,8 @@ import runs
 from pydantic import ValidationError
 
 from mnistexp.config import compose, parse_request
-from mnistexp.errors import ConfigError
-from mnistexp.schema import Config, RunConfig, Settings, validated
+from mnistexp.errors import ConfigError, StoreError
+from mnistexp.schema import Config, RunConfig, Settings, recorded_config, validated
 
 
 @pytest.fixture(scope="module")
@@ -207,3 +207,31 @@ def descendants(node: type[Settings]) -> set[type[Settings]]:
     return {node}.union(
         *(descendants(child) for child in node.__subclasses__() if "mnistexp.schema" in child.__module__)
     )
+
+
+def test_a_record_from_before_the_timeout_is_read() -> None:
+    """trainer.timeout changes no result, so a record without it is whole; one without anything else is not."""
+    old = json.loads(runs.run_config(runs.ADAM).model_dump_json())
+    del old["trainer"]["timeout"]
+
+    assert recorded_config(json.dumps(old)) == runs.run_config(runs.ADAM)
+    del old["trainer"]["threads"]
+    for nonsense in (json.dumps(old), "null", "[]", "{", '{"trainer": 1}'):
+        with pytest.raises(StoreError, match="recorded by a version of mnistexp with other settings"):
+            recorded_config(nonsense)
+
+
+def test_each_executor_has_settings_of_its_own(plain: dict[str, Any]) -> None:
+    """A cluster's address is no setting of local processes, and a share of a GPU is no negative number."""
+    ray = {**plain["executor"], "name": "ray", "address": None, "cpus_per_trial": 1.0, "gpus_per_trial": 0.25}
+
+    assert validated({**plain, "executor": ray}).executor.name == "ray"
+    with pytest.raises(ConfigError) as caught:
+        validated({**plain, "executor": {**ray, "gpus_per_trial": -1.0, "cpus_per_trial": 0.0, "retries": -1}})
+    assert caught.value.faults == (
+        "executor.retries=-1: must be greater than or equal to 0",
+        "executor.cpus_per_trial=0.0: must be greater than 0",
+        "executor.gpus_per_trial=-1.0: must be greater than or equal to 0",
+    )
+    assert fault(plain, "executor.address", "auto") == "executor.address: the config has no such key"
+    assert fault(plain, "executor.name", "dask") == "executor.name=dask: must be one of local, ray"

@@ -21,7 +21,7 @@ SAMPLERS = {
     "grid": optuna.samplers.RandomSampler,  # the grid's points are enqueued
     "qmc": optuna.samplers.QMCSampler,
     "gp": optuna.samplers.GPSampler,
-    "cmaes": optuna.samplers.CmaEsSampler,
+    "cmaes": strategy.ReplayedCmaEs,
 }
 PRUNERS = {
     "none": optuna.pruners.NopPruner,

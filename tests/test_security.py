@@ -1,0 +1,671 @@
+"""What a stranger's file, database, record or config must not be able to do."""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import io
+import json
+import os
+import pickle
+import re
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import psutil
+import pytest
+import yaml
+
+import mnistexp
+from mnistexp import npz, tracking
+from mnistexp.config import compose, parse_request
+from mnistexp.download import fetch
+from mnistexp.errors import ConfigError, DataError, StoreError, without_passwords
+from mnistexp.options import MAX_ENTRIES
+from mnistexp.schema import IdxFile
+from mnistexp.search_space import build
+from mnistexp.strategy import MAX_GRID, ReplayedCmaEs, build_sampler, check_study
+
+PACKAGE = Path(mnistexp.__file__).parent
+REPOSITORY = PACKAGE.parent
+MEMORY = 500_000_000  # bytes
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.proof,)
+
+
+# ------------------------------------------------------------------------------------------- who listens where
+
+
+@pytest.mark.slow
+def test_the_dashboard_listens_on_this_machine_alone(tmp_path: Path) -> None:
+    """All that `make ui` starts is bound to 127.0.0.1, and answers to no other name."""
+    port = _free_port()
+    made = subprocess.run(
+        ["make", "-n", "ui", f"PORT={port}"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    command = made.stdout[made.stdout.index("MLFLOW_SERVER_ENABLE_JOB_EXECUTION") :]
+    command = command.replace(".venv/bin/python", sys.executable)
+
+    server = subprocess.Popen(["bash", "-c", command], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        addresses = _listeners(server.pid, port)
+    finally:
+        for process in [*psutil.Process(server.pid).children(recursive=True), server]:
+            process.kill()
+        server.wait()
+
+    assert addresses == {"127.0.0.1"}
+    assert f"--allowed-hosts 127.0.0.1:{port},localhost:{port}" in command
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _listeners(pid: int, port: int) -> set[str]:
+    """Where a process and all below it listen, as soon as one does at this port."""
+    while True:
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        found = {c.laddr for each in family for c in each.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+        if any(address.port == port for address in found):
+            return {address.ip for address in found}
+        time.sleep(0.1)
+
+
+BANNED = {
+    "pickle": "unpickles",
+    "cloudpickle": "unpickles",
+    "dill": "unpickles",
+    "shelve": "unpickles",
+    "marshal": "runs bytes",
+    "eval": "runs text",
+    "exec": "runs text",
+    "unsafe_load": "builds what a YAML names",
+    "full_load": "builds what a YAML names",
+    "load_model": "runs what a model holds",
+    "from_pretrained": "runs what a model holds",
+    "instantiate": "runs what a config names",
+    "bind": "listens",
+    "create_server": "listens",
+    "HTTPServer": "listens",
+    "ThreadingHTTPServer": "listens",
+}
+
+
+def dangers(source: str) -> Iterator[str]:
+    """What in a module could run a stranger's bytes, or listen."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            words = [part for alias in node.names for part in alias.name.split(".")]
+            words += (node.module or "").split(".") if isinstance(node, ast.ImportFrom) else []
+        elif isinstance(node, ast.Name | ast.Attribute):
+            words = [node.id if isinstance(node, ast.Name) else node.attr]
+        elif isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "shell"):
+            words = [] if ast.unparse(node.value) == "False" else [f"{node.arg}=True"]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("np.load", "numpy.load"):
+            words = [] if any(keyword.arg == "allow_pickle" for keyword in node.keywords) else ["np.load"]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("yaml.load", "joblib.load"):
+            words = ["unsafe_load"]
+        else:
+            continue
+        yield from (word for word in words if word in BANNED or word in ("allow_pickle=True", "shell=True", "np.load"))
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+def test_no_module_can_run_what_it_reads(path: Path) -> None:
+    """No module of ours unpickles, evaluates, instantiates from a config, starts a shell or opens a port itself."""
+    assert list(dangers(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "from multiprocessing import pickle",
+        "np.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "yaml.load(text, Loader)",
+        "joblib.load(path)",
+        "keras.models.load_model(path)",
+        "hydra.utils.instantiate(config)",
+        "server.bind((host, 0))",
+        "subprocess.run(text, shell=True)",
+    ],
+)
+def test_the_scan_sees(line: str) -> None:
+    """The rule above can fail."""
+    assert list(dangers(line))
+
+
+# -------------------------------------------------------------------------------------------------- no pickles
+
+
+def test_a_data_set_is_not_unpickled(tmp_path: Path) -> None:
+    """An .npz with a pickled object in an array that is needed is refused, and the object isn't made."""
+    proof, path = tmp_path / "proof", tmp_path / "mine.npz"
+    images = np.zeros((2, 2), np.uint8)
+    np.savez(path, x_train=images, x_test=images, y_test=[0, 1], y_train=np.array([Evil(proof), 1], object))
+
+    with pytest.raises(DataError, match="allow_pickle=False"):
+        npz.read(path)
+
+    assert not proof.exists()
+
+
+def finished(storage: Any, sampler: optuna.samplers.BaseSampler, trials: int) -> optuna.Study:
+    """A study of a small function, played that far."""
+    study = optuna.create_study(storage=storage, sampler=sampler, study_name="s", load_if_exists=True)
+    for _ in range(trials):
+        trial = study.ask()
+        study.tell(trial, trial.suggest_float("x", -1, 1) ** 2 + trial.suggest_int("y", -9, 9) ** 2)
+    return study
+
+
+def cmaes(seed: int) -> optuna.samplers.BaseSampler:
+    """The sampler of study/sampler=cmaes."""
+    config = compose(parse_request(["data=digits", "study/sampler=cmaes", "study.sampler.startup_trials=1"]))
+    return build_sampler(config.study.sampler, seed)
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "optunas"])
+def test_a_database_is_not_unpickled(ours: bool, tmp_path: Path) -> None:
+    """A pickle planted where Optuna's CMA-ES keeps its optimizer is run by Optuna's own sampler, and not by ours."""
+    pytest.importorskip("cmaes")
+    proof = tmp_path / "proof"
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'optuna.db'}")
+    study = finished(storage, cmaes(1), 3)
+    trial = study._storage.create_new_trial(
+        study._study_id,
+        optuna.trial.create_trial(
+            params=study.trials[-1].params,
+            distributions=study.trials[-1].distributions,
+            value=1.0,
+            system_attrs={"cma:optimizer:0": pickle.dumps(Evil(proof)).hex(), "cma:generation": 0},
+        ),
+    )
+    assert trial
+
+    if ours:
+        finished(storage, cmaes(2), 12)
+    else:
+        finished(storage, optuna.samplers.CmaEsSampler(n_startup_trials=1), 1)
+
+    assert proof.exists() is not ours
+
+
+def test_replayed_cmaes_is_optunas() -> None:
+    """Told the same trials, the optimizer that a new session builds again is Optuna's own, number by number."""
+    pytest.importorskip("cmaes")
+    optunas = optuna.samplers.CmaEsSampler(n_startup_trials=1, seed=3)
+    study = finished(None, optunas, 60)
+    trials = study.get_trials()
+    expected: Any = optunas._restore_optimizer(trials)
+    space = optunas.infer_relative_search_space(study, trials[-1])
+    told = trials[: 1 + next(i for i, t in reversed(list(enumerate(trials))) if "cma:optimizer:0" in t.system_attrs)]
+    ours = ReplayedCmaEs(n_startup_trials=1, seed=4)
+
+    assert ours._restore_optimizer(told[:-1]) is None
+    found = ours._init_optimizer(optuna._transform._SearchSpaceTransform(space, True, True, True), study.direction)
+
+    assert found.generation == expected.generation >= 5
+    assert found.mean.tolist() == pytest.approx(expected.mean.tolist(), rel=1e-12)
+    assert found._sigma == pytest.approx(expected._sigma, rel=1e-12)
+    np.testing.assert_allclose(found._C, expected._C, rtol=1e-12)
+
+
+def test_nothing_pickled_goes_into_a_database() -> None:
+    """A study's attributes are numbers and texts: nobody else's sampler is to unpickle ours either."""
+    pytest.importorskip("cmaes")
+
+    trials = finished(None, cmaes(1), 30).trials
+
+    assert max(trial.system_attrs.get("cma:generation", 0) for trial in trials) >= 3
+    assert {key for trial in trials for key in trial.system_attrs} == {"cma:generation"}
+
+
+# ------------------------------------------------------------------------------------------- bombs are bounded
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from mnistexp import idx, npz
+from mnistexp.errors import DataError
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        npz.read(path) if path.suffix == ".npz" else idx.parse(path.read_bytes(), (28, 28))
+        print(path.name, "taken")
+    except DataError as error:
+        print(path.name, "refused", str(error).replace(str(path), "it"))
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+def header(shape: tuple[int, ...], dtype: str = "|u1") -> bytes:
+    """The head of an array's file, whatever follows it."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
+def archive(path: Path, members: dict[str, Iterator[bytes] | bytes], method: int = zipfile.ZIP_DEFLATED) -> None:
+    """An .npz of these members, written part by part."""
+    with zipfile.ZipFile(path, "w", method, compresslevel=1) as target:
+        for name, content in members.items():
+            with target.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                for part in [content] if isinstance(content, bytes) else content:
+                    stream.write(part)
+
+
+def zeros(head: bytes, megabytes: int) -> Iterator[bytes]:
+    """Many zeros behind a head."""
+    yield head
+    for _ in range(megabytes):
+        yield bytes(1_000_000)
+
+
+def write_bombs(folder: Path) -> list[str]:
+    """Every kind of small file that would fill the memory, and what each is refused for, in order of their names."""
+    good = {"y_train": header((4,), "<i8") + bytes(32), "x_test": header((4, 1)) + bytes(4)}
+    good["y_test"] = good["y_train"]
+    big = (1_000_000_000, 1)
+    archive(folder / "a_honest_gigabyte.npz", {"x_train": zeros(header(big), 1000), **good})
+    archive(folder / "b_lying_header.npz", {"x_train": header((10**12, 1)) + bytes(9), **good})
+    archive(folder / "c_bzip2.npz", {"x_train": zeros(header((10**8, 1)), 100), **good}, zipfile.ZIP_BZIP2)
+    archive(folder / "d_long_header.npz", {"x_train": b"\x93NUMPY\2\0\xf0\xff\xff\xff" + bytes(99), **good})
+    archive(folder / "e_lying_size.npz", {"x_train": zeros(header((4, 1)), 600), **good})
+    _declare(folder / "e_lying_size.npz", 600_000_000 + 128, 132)
+    with zipfile.ZipFile(folder / "f_many_members.npz", "w") as many:
+        for number in range(2000):
+            many.writestr(f"{number:050d}", b"")
+    with zipfile.ZipFile(folder / "g_overlaid.npz", "w") as twice:
+        twice.writestr("x_train.npy", header((4, 1)) + bytes(4))
+        twice.writestr("x_train", header((4, 1)) + bytes(4))
+    (folder / "h_idx.gz").write_bytes(gzip.compress(struct.pack(">4I", 2051, 171_196, 28, 28) + bytes(10**8), 1))
+    (folder / "i_idx.gz").write_bytes(gzip.compress(struct.pack(">4I", 2051, 2**32 - 1, 28, 28) + bytes(10**8), 1))
+    (folder / "j_idx.gz").write_bytes(gzip.compress(struct.pack(">4I", 2051, 1, 28, 28) + bytes(10**8), 1) * 5)
+    return [
+        "arrays unpack to 1000000",
+        "x_train.npy announces 1000000000000 bytes and holds 9",
+        "is packed in another way",
+        "NumPy's format 2.0",
+        "can't be read",
+        "its list of contents has",
+        "two arrays of one name",
+        "unpacks to 100000000 bytes where 134217664 belong",
+        "announces 4294967295 items",
+        "more than the 784 bytes",
+    ]
+
+
+def _declare(path: Path, size: int, less: int) -> None:
+    """Have an archive say less of a member's size than there is."""
+    content = path.read_bytes()
+    assert struct.pack("<I", size) in content or struct.pack("<Q", size) in content
+    content = content.replace(struct.pack("<Q", size), struct.pack("<Q", less))
+    path.write_bytes(content.replace(struct.pack("<I", size), struct.pack("<I", less)))
+
+
+def test_bombs_are_refused_before_they_expand(tmp_path: Path) -> None:
+    """Ten kinds of zip and gzip bombs, read in one process, are all refused, and never fill half a gigabyte."""
+    reasons = write_bombs(tmp_path)
+
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr[-2000:]
+    *lines, peak = done.stdout.splitlines()
+    assert len(lines) == len(reasons)
+    for line, reason in zip(lines, reasons, strict=True):
+        assert " refused " in line
+        assert reason in line
+    assert 0 < int(peak.removeprefix("peak ")) < MEMORY
+
+
+def test_a_large_honest_data_set_is_taken(tmp_path: Path) -> None:
+    """A file above the size that is taken unseen is read where it is packed no better than images are."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (270_000, 28, 28), dtype=np.uint8)
+    labels = np.arange(270_000) % 10
+    np.savez(tmp_path / "mine.npz", x_train=images, y_train=labels, x_test=images[:9], y_test=labels[:9])
+
+    assert images.nbytes > npz.SAFE_BYTES
+    assert len(npz.read(tmp_path / "mine.npz")["x_train"]) == 270_000
+
+
+def test_a_grid_is_not_laid_out_without_end() -> None:
+    """A grid of a thousand million points is refused before it is put into memory and the database."""
+    words = [
+        "data=digits",
+        "search=none",
+        "study/sampler=grid",
+        "study.trials=3",
+        "optimizer.learning_rate=0.1",
+        "trainer.max_steps=int(interval(1,{}))",
+    ]
+    for most, refused in ((10**9, True), (MAX_GRID, False)):
+        space = build(parse_request([word.format(most) for word in words]))
+        config = space.root.template.config()
+        if refused:
+            with pytest.raises(ConfigError, match=f"has {most} points; a grid has at most {MAX_GRID}"):
+                check_study(config, space)
+        else:
+            check_study(config, space)
+
+
+# ---------------------------------------------------------------------------------------- nothing runs or escapes
+
+
+def option(folder: Path, text: str) -> None:
+    """Compose with an option file of this content."""
+    (folder / "experiments" / "my").mkdir(parents=True, exist_ok=True)
+    (folder / "experiments" / "my" / "own.yaml").write_text(text)
+    compose(parse_request(["data=digits", "experiments=my/own"], folder))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# @package hydra.callbacks.x\n_target_: pathlib.Path.touch\nself: {proof}\n",
+        "# @package _global_\nhydra: {{callbacks: {{x: {{_target_: os.mkdir, path: {proof}}}}}}}\n",
+        "# @package _global_\noptimizer: {{_target_: os.mkdir, path: {proof}}}\n",
+        "# @package _global_\nmodel:\n  name: !!python/object/apply:os.mkdir [{proof}]\n",
+        "# @package _global_\nsearch: {{seed: {{_target_: os.mkdir, path: {proof}}}}}\n",
+    ],
+)
+def test_no_config_names_code_that_runs(text: str, tmp_path: Path) -> None:
+    """Callbacks, `_target_`s and YAML tags in an option file make nothing, whether they are refused or passed over."""
+    proof = tmp_path / "proof"
+    try:
+        option(tmp_path / "options", text.format(proof=proof))
+    except ConfigError as error:
+        refused = str(error)
+    else:
+        refused = ""
+
+    assert not proof.exists()
+    assert refused or "hydra" in text  # Hydra's own settings are passed over
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    ["../../../outside", "/../../outside@_global_", "../../../outside@_here_", "${oc.env:HOME}/x", "/a/../../x"],
+)
+def test_an_option_file_reads_no_other_folder(defaults: str, tmp_path: Path) -> None:
+    """Defaults that lead out of the folder are refused: what lies there is no config of ours, and would be shown."""
+    (tmp_path / "outside.yaml").write_text("# @package _global_\nseed: 77\n")
+
+    with pytest.raises(ConfigError, match="its defaults hold"):
+        option(tmp_path / "options", f"defaults:\n  - {defaults}\n")
+
+
+def test_links_and_pipes_in_a_folder_of_options_are_refused(tmp_path: Path) -> None:
+    """A link that leads out, one that leads nowhere, a pipe and a folder in a file's place are told, not followed."""
+    (tmp_path / "secret.yaml").write_text("password: secret\n")
+    kinds = {
+        "out": lambda path: path.symlink_to(tmp_path / "secret.yaml"),
+        "folder": lambda path: path.symlink_to(tmp_path),
+        "ring": lambda path: path.symlink_to(path),
+        "nowhere": lambda path: path.symlink_to(path.parent / "missing"),
+        "pipe": os.mkfifo,
+        "dir": Path.mkdir,
+    }
+    for name, make in kinds.items():
+        folder = tmp_path / f"options_{name}"
+        (folder / "optimizer").mkdir(parents=True)
+        make(folder / "optimizer" / "mine.yaml")
+
+        with pytest.raises(
+            ConfigError, match=r"mine\.yaml: (leads to .*, out of --config-dir|leads nowhere|is no file)"
+        ) as caught:
+            parse_request(["seed=1"], folder)
+
+        assert "password" not in str(caught.value)
+
+
+def test_a_link_inside_a_folder_of_options_is_followed(tmp_path: Path) -> None:
+    """Kubernetes mounts files as links into a folder beside them."""
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "real.yaml").write_text("x: 1\n")
+    (tmp_path / "optimizer" / "mine.yaml").symlink_to("real.yaml")
+
+    assert parse_request(["optimizer=mine"], tmp_path).choices == ("optimizer=mine",)
+
+
+def test_a_whole_disk_is_no_folder_of_options(tmp_path: Path) -> None:
+    """A folder with more files than options could have is refused before all of them are looked at."""
+    for number in range(MAX_ENTRIES + 1):
+        (tmp_path / str(number)).touch()
+
+    with pytest.raises(ConfigError, match=f"has over {MAX_ENTRIES} files"):
+        parse_request(["seed=1"], tmp_path)
+
+
+NAMES = [
+    "..",
+    ".",
+    "...",
+    " ",
+    ". .",
+    "../x",
+    "a/b",
+    "a\\b",
+    "/etc",
+    "a\nb",
+    "a\0b",
+    "",
+    "x" * 101,
+    "é",
+    "${seed}/x",
+    "~",
+]
+
+
+@pytest.mark.parametrize("key", ["study.name", "tracking.experiment"])
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_no_paths(key: str, name: str) -> None:
+    """A study or an experiment can't be named like a folder above, like a path, or with signs that have a meaning."""
+    with pytest.raises(ConfigError):
+        compose(parse_request(["data=digits", f"{key}='{name}'"]))
+
+
+@pytest.mark.parametrize("name", ["mnist", "a.b", "..a", "My study-2_x", "x" * 100])
+def test_names_are_free_otherwise(name: str) -> None:
+    """Letters, digits, dots, hyphens, underscores and spaces make a name."""
+    assert compose(parse_request(["data=digits", f"study.name='{name}'"])).study.name == name
+
+
+@pytest.mark.parametrize("name", ["..", ".", ".hidden", "../x", "/etc/passwd", "a/b", "a\\b", "", "a\nb", "x" * 101])
+def test_names_of_files_stay_in_their_folder(name: str) -> None:
+    """A data set's files, from the config or from a run's record, are named without folders."""
+    with pytest.raises(ValueError, match="name"):
+        IdxFile(name=name, bytes=1, md5="0" * 32, sha256="0" * 64)
+
+
+# ------------------------------------------------------------------------------------------------- passwords
+
+SECRET = "s3cr3t"
+URLS = [
+    f"postgresql://me:{SECRET}@db/studies",
+    f"postgresql+psycopg://me:{SECRET}@127.0.0.1:5432/studies?sslmode=require",
+    f"postgresql://me:a@{SECRET}@db/studies",
+    f"postgresql://me:a/{SECRET}@db/studies",
+    f"postgresql://me:{SECRET}/x#?%@db",
+    f"postgresql://:{SECRET}@db",
+    f"postgresql://me:a {SECRET}@db/studies",
+    f"postgresql:/me:{SECRET}@db/studies",
+    f"postgresql//me:{SECRET}@db/studies",
+    f"me:{SECRET}@db",
+    f"https://me:{SECRET}@mlflow.example.com/",
+    f"postgresql://db/studies?user=me&password={SECRET}",
+    f"postgresql://db/studies?sslpassword={SECRET}&x=1",
+]
+
+
+def plan(words: list[str]) -> None:
+    """All that a sweep does with its command line before it trains."""
+    request = parse_request(words)
+    compose(request)
+    build(request)
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_no_message_shows_a_password(url: str) -> None:
+    """Whatever the mistake around an address with a password, what is said of it has *** in its place."""
+    mistakes = [
+        [f"study.storge={url}"],
+        [f"study.storage=={url}"],
+        [f"study.storage='{url}"],
+        [f"study.storage={url}["],
+        [f"+study.storage={url}"],
+        [f"study/storage={url}"],
+        [f"study.storage@x={url}"],
+        [f"study.storage.x='{url}'"],
+        [f"study.name='{url}'"],
+        [f"study.trials='{url}'"],
+        [f"optimizer='{url}'"],
+        [f"experiments='{url}'"],
+        [f"data.mirrors=['{url}']", "data=mnist", "study.trials=0"],
+        [f"model.activation=choice(relu,'{url}')"],
+        [f"search.model.activation='{url}'"],
+        [f"search.study.storage=choice('{url}')"],
+        [f"study.storage='{url}'", "study.name='${study.storage}'"],
+        [f"study.storage='{url}'", "study.trials='${study.storage}'"],
+        [f"study.storage='{url} ${{'"],
+        [f"study.storage='{url}${{nope:1}}'"],
+    ]
+    for words in mistakes:
+        with pytest.raises(ConfigError) as caught:
+            plan(["data=digits", "search=none", "search.seed=choice(1,2)", *words])
+
+        assert SECRET not in str(caught.value), words
+        assert SECRET not in "".join(caught.value.faults), words
+    assert SECRET not in without_passwords(url)
+    assert SECRET not in str(StoreError(f"{url}: can't be reached"))
+    assert SECRET not in without_passwords(yaml.safe_dump({"study": {"storage": url}}))
+
+
+@pytest.mark.parametrize("url", [url for url in URLS if "://" in url])
+def test_no_run_records_a_password(url: str) -> None:
+    """What a run keeps of a command line and a config has nothing of the databases' addresses."""
+    words = ["data=digits", f"study.storage='{url}'", f"tracking.uri='{url}'", "seed=1"]
+    request = parse_request(words)
+    config = compose(request)
+
+    recorded = [*request.run_overrides, json.dumps(tracking.params(_run_config(config)))]
+    recorded += [_run_config(config).model_dump_json()]
+
+    assert config.study.storage == config.tracking.uri == url
+    assert request.run_overrides == ("data=digits", "seed=1")
+    assert not any(SECRET in text for text in recorded)
+
+
+def _run_config(config: Any) -> Any:
+    from mnistexp.config import run_config
+
+    return run_config(config)
+
+
+def test_a_mirror_with_a_password_is_refused() -> None:
+    """A run records its mirrors, so one with a password is no mirror; neither is a local file."""
+    for mirror in (f"https://me:{SECRET}@host/x", "file:///etc/", "ftp://host/", "https://"):
+        with pytest.raises(ConfigError, match=r"data\.mirrors\.0=.*: must be like https://HOST/FOLDER/") as caught:
+            compose(parse_request(["data=mnist", f"data.mirrors=['{mirror}']"]))
+        assert SECRET not in str(caught.value)
+
+    assert compose(parse_request(["data=mnist", "data.mirrors=['http://127.0.0.1:80/a/b']"]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sqlite:///optuna.db",
+        "http://127.0.0.1:5000: no MLflow server answers there; write an @ as %40",
+        "study.storage=postgresql://me@db/studies: must be …",
+        "study.storage=optuna.db: must be like postgresql://USER:PASSWORD@HOST/DATABASE",
+        "optimizer@model=adam: the config takes no new, removed or moved keys",
+        "trainer.epochs=0: must be greater than or equal to 1",
+    ],
+)
+def test_other_messages_stay_as_they_are(text: str) -> None:
+    """A message without a password loses nothing."""
+    assert without_passwords(text) == text
+    assert str(ConfigError(text)) == text
+
+
+def test_hiding_passwords_takes_no_time_to_speak_of() -> None:
+    """Colons, at signs and question marks by the hundred thousand are no way to stall the program."""
+    for word in (":" * 100_000 + "@", "://" * 40_000 + "@ ", "?key" * 30_000, "? " * 60_000, "@:" * 60_000):
+        assert len(str(ConfigError(word))) < 2000
+
+
+# --------------------------------------------------------------------------------------- telemetry, downloads
+
+
+def test_telemetry_is_off() -> None:
+    """As MLflow itself sees it once our tracking is imported, in a process that is told nothing else."""
+    code = (
+        "import mnistexp.tracking; from mlflow.telemetry import utils; utils._IS_IN_CI_ENV_OR_TESTING = False; "
+        "utils._IS_MLFLOW_DEV_VERSION = False; print(utils.is_telemetry_disabled())"
+    )
+    told = {"MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"}
+    environment = {key: value for key, value in os.environ.items() if key not in told}
+    answers = []
+    for more in ({}, {"MLFLOW_DISABLE_TELEMETRY": "false"}):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**environment, "PYTHONPATH": str(REPOSITORY), **more},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        answers.append(done.stdout.strip())
+
+    assert answers == ["True", "False"]  # off, unless the user says otherwise
+    assert "Telemetry of libraries is off" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist"])
+def test_every_download_has_a_sha256(name: str) -> None:
+    """Each of the four files of each data set is compared by SHA-256, the mirrors that speak plain http above all."""
+    files = compose(parse_request([f"data={name}"])).data.files  # type: ignore[union-attr]
+
+    digests = [file["sha256"] for file in files.model_dump().values()]
+
+    assert len(set(digests)) == 4
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
+
+
+def test_nothing_is_downloaded_unchecked(tmp_path: Path) -> None:
+    """A file that only an MD5 is known of is not fetched at all."""
+    file = IdxFile(name="x.gz", bytes=1, md5="0" * 32, sha256=None)
+
+    with pytest.raises(DataError, match=r"x\.gz can't be downloaded: data\.files gives no sha256"):
+        fetch(tmp_path / "cache", [file], ["http://127.0.0.1:9/"], 1.0)
+
+    assert not (tmp_path / "cache").exists()
