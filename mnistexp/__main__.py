@@ -2,8 +2,22 @@
 """`python -m mnistexp`, which is also the console script `mnistexp`."""
 
 import sys
+from collections.abc import Sequence
 
-from mnistexp.cli import main
+from mnistexp.stopping import stop_alike
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; a Ctrl-C while it is still being imported ends it as quietly as one later."""
+    stop_alike()
+    try:
+        from mnistexp.cli import main as run
+
+        return run(argv)
+    except KeyboardInterrupt:
+        print("mnistexp: interrupted before anything began", file=sys.stderr)
+        return 130
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mnistexp import __version__
 from mnistexp.config import config_groups, flatten, parse_request, template
-from mnistexp.errors import ConfigError, MnistexpError
+from mnistexp.errors import INTERRUPTED, ConfigError, MnistexpError
 
 COMMANDS = {
     "train": "run one training with the composed config, log it, print its scores",
@@ -29,8 +29,6 @@ EXAMPLES = {
     "rerun": "python -m mnistexp rerun study.name=mnist",
     "doctor": "python -m mnistexp doctor",
 }
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def main(argv: Sequence[str] | None = None) -> int:

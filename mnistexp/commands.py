@@ -14,12 +14,14 @@ import yaml
 from mnistexp import config as configs
 from mnistexp import console, run
 from mnistexp.config import Request
-from mnistexp.errors import ConfigError, TrainingError
+from mnistexp.databases import shown
+from mnistexp.errors import INTERRUPTED, ConfigError, TrainingError, without_passwords
 from mnistexp.executor import Executor
-from mnistexp.results import EpochScores, RunResult
+from mnistexp.records import RunRecord
+from mnistexp.results import EpochScores
 from mnistexp.run import Prepared
 from mnistexp.schema import Config, RunConfig
-from mnistexp.tracking import RunRecord, Tracker, open_tracker, resolved_uri, shown
+from mnistexp.tracking import Tracker, open_tracker, resolved_uri
 
 if TYPE_CHECKING:
     from mnistexp.study import Progress
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 
 def show_config(request: Request) -> int:
     """Print the composed config (`--cfg job`)."""
-    console.say(yaml.safe_dump(configs.compose(request).model_dump(mode="json"), sort_keys=False).rstrip())
+    text = yaml.safe_dump(configs.compose(request).model_dump(mode="json"), sort_keys=False, width=10**6)
+    console.say(without_passwords(text.rstrip()))
     return 0
 
 
@@ -36,20 +39,27 @@ def train(request: Request) -> int:
     _refuse_search(request, "train")
     prepared = run.prepare(request)
     console.warn_fallback(prepared)
-    executor = run.start_workers(prepared.config, at_most=1, fingerprint=prepared.dataset.fingerprint)
+    executor = run.start_workers(
+        prepared.config, at_most=1, dataset=prepared.dataset, fingerprint=prepared.dataset.fingerprint
+    )
     try:
         tracker = open_tracker(prepared.config.tracking, prepared.experiment)  # while TensorFlow starts over there
         with TemporaryDirectory(prefix="mnistexp-") as scratch:
-            result, run_id = _train_and_log(prepared, executor, tracker, Path(scratch) / "model.weights.h5")
+            record, files = _trained(prepared, executor, tracker, Path(scratch) / "model.weights.h5")
+            assert record.result is not None
+            for line in console.result_lines(record.result):  # before it is logged: whatever comes, this is known
+                console.say(line)
+            run_id = tracker.log(record, files=files)
     finally:
         executor.close()
-    for line in console.result_lines(result):
-        console.say(line)
-    console.note(f"on {result.device}; {f'logged as run {run_id}' if run_id else 'not logged'}")
+    console.note(f"on {record.result.device}; {f'logged as run {run_id}' if run_id else 'not logged'}")
     return 0
 
 
-def _train_and_log(prepared: Prepared, executor: Executor, tracker: Tracker, weights: Path) -> tuple[RunResult, str]:
+def _trained(
+    prepared: Prepared, executor: Executor, tracker: Tracker, weights: Path
+) -> tuple[RunRecord, dict[str, str]]:
+    """Train. Returns: the record and its files. Raises: TrainingError, after logging why and how far it got."""
     config, overrides = configs.run_config(prepared.config), prepared.request.run_overrides
     session, started = run.session(prepared), time.time()
     weights_path = weights if prepared.config.tracking.save_weights else None
@@ -61,7 +71,7 @@ def _train_and_log(prepared: Prepared, executor: Executor, tracker: Tracker, wei
         tracker.log(failed)
         raise
     record = session.record("train", config, overrides, started, "COMPLETE", result=result, weights_path=weights_path)
-    return result, tracker.log(record, files=session.files())
+    return record, session.files()
 
 
 def _epoch_shower(config: RunConfig, kept: list[EpochScores]) -> Callable[[EpochScores], None]:
@@ -75,36 +85,44 @@ def _epoch_shower(config: RunConfig, kept: list[EpochScores]) -> Callable[[Epoch
 
 
 def sweep(request: Request) -> int:
-    """Run a study, or go on with it."""
+    """Run a study, or go on with it. Any number of these commands may do so at once."""
     from mnistexp import search_space, storage, strategy
-    from mnistexp.study import Sweep
+    from mnistexp.sweep import Listener, Sweep
 
     request = run.with_local_data(request)
     space = search_space.build(request)
     config = space.root.template.config()
     strategy.check_study(config, space)
     storage.check_apart(config.study.storage, _uri(config))
+    if warning := storage.network_warning(config.study.storage):
+        console.note(f"warning: {warning}")
     prepared = run.prepare(request)
     console.warn_fallback(prepared)
-    with storage.open_for_sweep(config.study.storage) as database:
-        executor = run.start_workers(
-            prepared.config, at_most=config.study.trials, fingerprint=prepared.dataset.fingerprint
-        )
-        try:
-            if prepared.request != request:  # `auto` became a data set: trials record its name
-                space = search_space.build(prepared.request)
-            tracker = open_tracker(config.tracking, prepared.experiment)
-            study = Sweep(database, run.session(prepared), space, tracker, _show_trial, _show_refused)
-            if study.progress.done < config.study.trials:
-                device = run.wait_until_ready(executor).get("device", "")
-                console.note(console.start_line(study.name, study.progress, executor.size, device))
-            summary = study.run(executor)
-        finally:
-            executor.close()
+    database = storage.open_for_sweep(config.study.storage)  # before any worker, or a second driver, can race for it
+    executor = run.start_workers(
+        prepared.config,
+        at_most=config.study.trials,
+        dataset=prepared.dataset,
+        fingerprint=prepared.dataset.fingerprint,
+    )
+    try:
+        if prepared.request != request:  # `auto` became a data set: trials record its name
+            space = search_space.build(prepared.request)
+        tracker = open_tracker(config.tracking, prepared.experiment)
+        listener = Listener(_show_trial, _show_refused, console.note)
+        session = Sweep(database, run.session(prepared), space, tracker, listener)
+        if session.progress.done < config.study.trials:
+            device = run.wait_until_ready(executor).get("device", "")
+            console.note(console.start_line(session.name, session.progress, executor.size, device))
+        summary = session.run(executor)
+        logged = session.logged_best()
+    finally:
+        executor.close()
+        database.close()
     stores = [shown(text) for text in request.overrides if text.startswith(("study.storage=", "tracking"))]
-    for line in console.summary_lines(summary, study.name, study.logged_best(), stores, _dashboard(config)):
+    for line in console.summary_lines(summary, session.name, logged, stores, _dashboard(config)):
         console.say(line)
-    return 0 if summary.progress.best else 1
+    return INTERRUPTED if summary.interrupted else int(summary.progress.best is None)
 
 
 def _show_trial(record: RunRecord, progress: Progress) -> None:
@@ -162,6 +180,7 @@ def rerun(request: Request, run_id: str) -> int:
     executor = run.start_workers(
         prepared.config,
         at_most=1,
+        dataset=prepared.dataset,
         fingerprint=prepared.dataset.fingerprint,
         environment=run.recorded_environment(before),
     )
@@ -180,10 +199,10 @@ def rerun(request: Request, run_id: str) -> int:
         result=result,
         tags={"rerun_of": before.run_id},
     )
-    tracker.log(record)
     comparison = run.compare(before, record)
     for line in console.comparison_lines(comparison):
         console.say(line)
+    tracker.log(record)
     return 0 if comparison.identical else 1
 
 

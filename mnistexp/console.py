@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from mnistexp.config import NO_EFFECT
+from mnistexp.config import identity
 from mnistexp.results import EpochScores, RunResult
 
 if TYPE_CHECKING:  # Optuna's import, 0.5 s, is not for `train` and `--cfg job`
+    from mnistexp.records import LoggedRun, RunRecord
     from mnistexp.run import Comparison, Prepared
-    from mnistexp.study import Best, Progress, Summary
-    from mnistexp.tracking import LoggedRun, RunRecord
+    from mnistexp.study import Best, Progress
+    from mnistexp.sweep import Summary
 
 WIDTH = 78
 
@@ -93,6 +94,10 @@ def summary_lines(
         f"\n{summary.stopped}: {progress.complete} complete, {progress.pruned} pruned, {progress.failed} failed; "
         f"{summary.trials} of them now, in {summary.seconds:.0f} s{rate}"
     )
+    if summary.interrupted:
+        yield "Running trials went back to the study: the same command goes on from here."
+    if summary.unlogged:
+        yield f"{summary.unlogged} runs are not in MLflow yet: the next sweep of this study logs them."
     if progress.best is None:
         yield "No trial completed, so there is no best config."
         return
@@ -139,8 +144,8 @@ def _short(text: str) -> str:
 def best_lines(best: Best, command: str) -> Iterable[str]:
     """A study's best config, to keep and to run."""
     yield f"# trial {best.number}: validation accuracy {best.val_accuracy:.4f}"
-    plain = best.config.model_dump(mode="json")
-    plain["data"] = {key: value for key, value in plain["data"].items() if key not in (*NO_EFFECT, "files")}
+    plain = identity(best.config)
+    plain["data"].pop("files", None)
     yield yaml.safe_dump(plain, sort_keys=False).rstrip()
     yield "# The same as one command line:"
     yield command

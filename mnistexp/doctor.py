@@ -11,10 +11,11 @@ import platformdirs
 from mnistexp import config as configs
 from mnistexp import console, data, machine, run
 from mnistexp.config import Request
+from mnistexp.databases import shown
 from mnistexp.errors import MnistexpError, WorkerError
 from mnistexp.schema import Config
 from mnistexp.storage import check_apart, check_usable
-from mnistexp.tracking import check_reachable, resolved_uri, shown
+from mnistexp.tracking import check_reachable, resolved_uri
 
 
 def report(request: Request) -> int:

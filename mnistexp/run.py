@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,10 +17,13 @@ from mnistexp import data, machine
 from mnistexp.config import Request
 from mnistexp.data import Dataset
 from mnistexp.errors import ConfigError, StoreError, TrainingError
-from mnistexp.executor import EpochEnded, Executor, Failed, Finished, LocalExecutor, require_device
+from mnistexp.executor import EpochEnded, Executor, Failed, Finished, Lost, require_device
+from mnistexp.local_executor import LocalExecutor
+from mnistexp.ray_executor import RayExecutor
+from mnistexp.records import Kind, LoggedRun, RunRecord, State
 from mnistexp.results import EpochScores, RunResult
-from mnistexp.schema import Config, IdxData, RunConfig, Sgd
-from mnistexp.tracking import Kind, LoggedRun, RunRecord, State, Tracker
+from mnistexp.schema import Config, IdxData, RayExecutorConfig, RunConfig, Sgd
+from mnistexp.tracking import Tracker
 
 ENVIRONMENT = ("TF_ENABLE_ONEDNN_OPTS", "XLA_FLAGS")
 """What a rerun takes over from a record into its workers' environment; anything else there could run code."""
@@ -64,7 +68,7 @@ def prepare(request: Request) -> Prepared:
     Raises: ConfigError, DataError.
     """
     composed = config_module.compose(request)
-    require_device(composed.trainer.device)
+    _require_device(composed, composed.trainer.device)
     fallback = ""
     if isinstance(composed.data, IdxData) and composed.data.name == "auto":
         choice = data.resolve_auto(composed.data)
@@ -81,9 +85,15 @@ def prepare_recorded(config: Config, recorded: RunConfig) -> Prepared:
 
     Raises: DataError if its data set is not here.
     """
-    require_device(recorded.trainer.device)
+    _require_device(config, recorded.trainer.device)
     nodes = {node: getattr(recorded, node) for node in config_module.RUN_NODES}
     return Prepared(Request(), config.model_copy(update=nodes), data.load(recorded.data))
+
+
+def _require_device(config: Config, device: Literal["auto", "cpu", "gpu"]) -> None:
+    """Raises: WorkerError if a GPU is asked for that isn't here; Ray's nodes are asked when they are joined."""
+    if config.executor.name == "local":
+        require_device(device)
 
 
 def study_name(config: Config) -> str:
@@ -105,23 +115,32 @@ def check_batch(config: Config, dataset: Dataset) -> None:
 
 
 def start_workers(
-    config: Config, *, at_most: int, fingerprint: str = "", environment: Mapping[str, str] | None = None
-) -> LocalExecutor:
+    config: Config,
+    *,
+    at_most: int,
+    dataset: Dataset | None = None,
+    fingerprint: str = "",
+    environment: Mapping[str, str] | None = None,
+) -> Executor:
     """Start the executor that a config asks for; its workers get ready while the caller goes on.
 
     Args:
+        dataset: what `config.data` loads, where the caller has it: Ray sends it to its nodes.
         fingerprint: the data set's, which every worker must find as well.
+
+    Raises: WorkerError if there is no Ray that the config asks for.
     """
-    return LocalExecutor(
-        config.data,
-        fingerprint=fingerprint,
-        threads=config.trainer.threads,
-        device=config.trainer.device,
-        workers=config.executor.workers,
-        at_most=at_most,
-        max_memory=config.executor.max_worker_memory * 1e9,
-        environment=environment,
-    )
+    common: dict[str, Any] = {
+        "fingerprint": fingerprint,
+        "threads": config.trainer.threads,
+        "device": config.trainer.device,
+        "at_most": at_most,
+        "max_memory": config.executor.max_worker_memory * 1e9,
+        "environment": environment,
+    }
+    if isinstance(config.executor, RayExecutorConfig):
+        return RayExecutor(config.executor, config.data, dataset or data.load(config.data), **common)
+    return LocalExecutor(config.data, workers=config.executor.workers, **common)
 
 
 def wait_until_ready(executor: Executor) -> Mapping[str, Any]:
@@ -151,7 +170,7 @@ def train(
                 executor.answer(job, go=scores.epoch < stop_after)
             case Finished(_, result):
                 return result
-            case Failed(_, reason):
+            case Failed(_, reason) | Lost(_, reason):
                 raise TrainingError(f"the training failed: {reason}")
 
 
@@ -196,6 +215,21 @@ class Session:
             state=state,
             **more,
         )
+
+    def trial(
+        self,
+        number: int,
+        config: RunConfig,
+        overrides: tuple[str, ...],
+        started: float,
+        state: State,
+        tags: Mapping[str, str],
+        **outcome: Any,
+    ) -> RunRecord:
+        """The record of a study's trial that ends now; `tags` say which study's."""
+        whose = {**tags, "kind": "trial", "trial": str(number)}
+        name = run_name(config, number)
+        return self.record("trial", config, overrides, started, state, name=name, tags=whose, **outcome)
 
     def tags(self) -> dict[str, str]:
         """The provenance that a person looks for first."""
@@ -324,9 +358,18 @@ def _facts(provenance: Mapping[str, Any]) -> dict[str, str]:
 
 
 def recorded_environment(run: LoggedRun) -> dict[str, str]:
-    """The environment variables that a run's bits depend on: to be set before TensorFlow is imported."""
+    """The environment variables that a run's bits depend on: to be set before TensorFlow is imported.
+
+    Raises: StoreError if they would have a library read or write a file.
+    """
     flags = run.provenance.get("flags", {})
-    return {key: flags[key] for key in ENVIRONMENT if key in flags}
+    found = {key: str(flags[key]) for key in ENVIRONMENT if key in flags}
+    if re.search(r"[/\\]|dump|dir|path|file", found.get("XLA_FLAGS", "")):  # --xla_dump_to=… writes anywhere
+        raise StoreError(
+            f"run={run.run_id}: was recorded with XLA_FLAGS={found['XLA_FLAGS']}, which names a file; a record may be "
+            f"anybody's, so that isn't taken over; use `python -m mnistexp train` with its config instead"
+        )
+    return found
 
 
 def rerun_config(run: LoggedRun, root: str | None, device: Literal["auto", "cpu", "gpu"] | None) -> RunConfig:

@@ -1,92 +1,254 @@
-"""Optuna's database: where it is, whether it can be used, and who else is using it."""
+"""Optuna's database: where it is, whether it can be used, and how drivers take turns at it."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import importlib.util
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
-import filelock
 import optuna
 import sqlalchemy
 from optuna.storages import BaseStorage
 
+from mnistexp import turns
+from mnistexp.databases import (
+    check_file,
+    check_port,
+    made_whole,
+    network_filesystem,
+    reason,
+    same_database,
+    shown,
+    sqlite_path,
+)
 from mnistexp.errors import StoreError
-from mnistexp.tracking import check_writable, shown
+from mnistexp.turns import Turn
+
+T = TypeVar("T")
+
+PATIENCE = 300.0
+"""Seconds for which a database that is away, full or locked is asked again; trials under way are kept meanwhile."""
+
+PAUSE = 0.5  # seconds between two tries
+BUSY_SECONDS = 5  # that SQLite itself waits for a lock; longer, and Ctrl-C would not be heard meanwhile
+SERVER: dict[str, Any] = {
+    "pool_pre_ping": True,  # without it a restart of the server is fatal
+    "connect_args": {"connect_timeout": 10, "application_name": "mnistexp"},
+}
+
+TRANSIENT = (
+    sqlalchemy.exc.OperationalError,
+    sqlalchemy.exc.InterfaceError,
+    sqlalchemy.exc.InternalError,
+    sqlalchemy.exc.PendingRollbackError,  # what a session says first whose connection a restart cut off
+)
+FINAL = ("readonly", "read-only", "no such table", "no such column", "malformed", "not a database")
 
 
-@contextlib.contextmanager
-def open_for_sweep(address: str) -> Iterator[BaseStorage]:
-    """Optuna's database for a sweep: made if it isn't there, and no other sweep's meanwhile.
+class Database:
+    """A study's database, open.
 
-    Raises: StoreError if it can't be used, fails on the way, or another sweep is using it.
+    `on_wait` is told, once for each time that the database is away, why; `give_up` is asked between tries.
     """
-    path = _path(address)
-    try:
-        with filelock.FileLock(f"{path}.lock", timeout=0):
-            yield _open(path)
-    except filelock.Timeout:
-        raise StoreError(
-            f"{path}: another sweep is running on it; wait for it, or give study.storage=sqlite:///OTHER.db"
-        ) from None
-    except optuna.exceptions.StorageInternalError as error:
-        raise StoreError(f"{path}: Optuna can't write to it any more: {error.__cause__ or error}") from None
+
+    def __init__(
+        self,
+        turn: Turn,
+        opened: Callable[[], BaseStorage],
+        setting: str,
+        address: str,
+        engine: sqlalchemy.Engine | None = None,
+    ) -> None:
+        """Open it, in turn: whoever comes first makes the tables. `engine` is the turn's, to be closed with it."""
+        self._turn, self._setting, self._address, self._engine = turn, setting, address, engine
+        self.on_wait: Callable[[str], None] = lambda _: None
+        self.give_up: Callable[[], bool] = lambda: False
+        self.storage = self.in_turn(opened)
+
+    def close(self) -> None:
+        """Let go of its connections."""
+        for engine in (getattr(self.storage, "engine", None), self._engine):
+            if engine is not None:
+                engine.dispose()
+
+    def in_turn(self, work: Callable[[], T]) -> T:
+        """Do what no two drivers may do at once: look, decide and write. As `patiently`.
+
+        A killed driver's turn ends with its process.
+        """
+
+        def alone() -> T:
+            with self._turn():
+                return work()
+
+        return self.patiently(alone)
+
+    def patiently(self, work: Callable[[], T]) -> T:
+        """Do `work`, and again while the database is away, locked or full: it must bear being done twice.
+
+        Raises: StoreError when it stays so for PATIENCE seconds, or can't be mended by waiting.
+        """
+        until, told = time.monotonic() + PATIENCE, False
+        while True:
+            try:
+                return work()
+            except turns.Busy:
+                until = time.monotonic() + PATIENCE  # somebody lives and works: no fault
+                if self.give_up():
+                    raise KeyboardInterrupt from None
+            except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+                why = reason(error, self._address)
+                if not _is_transient(error) or time.monotonic() > until:
+                    raise StoreError(f"{self._setting}: Optuna can't use it any more: {why}") from None
+                if self.give_up():
+                    raise KeyboardInterrupt from None
+                if not told:
+                    self.on_wait(f"{self._setting}: {why}; trying again for up to {PATIENCE:.0f} s")
+                told = True
+                time.sleep(PAUSE)
+
+
+def _is_transient(error: BaseException) -> bool:
+    cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+    return isinstance(cause, TRANSIENT) and not any(word in str(cause).lower() for word in FINAL)
+
+
+# ---------------------------------------------------------------------------------------------- opening
+
+
+def open_for_sweep(address: str) -> Database:
+    """Optuna's database for a sweep, made if it isn't there. Raises: StoreError if it can't be used."""
+    path = _checked(address)
+    if path is None:
+        return _open_server(address)
+
+    def opened() -> BaseStorage:
+        made_whole(path, _make)
+        return _open_file(path)
+
+    return Database(turns.on_file(path), opened, str(path), address)
 
 
 def open_to_read(address: str) -> BaseStorage:
     """Optuna's database as it is. Raises: StoreError if there is none, or it can't be used."""
-    path = _path(address)
-    if not path.exists():
-        raise StoreError(f"{path}: there is no such database; run `python -m mnistexp sweep` here first")
-    return _open(path)
+    path = _checked(address)
+    if path is None and _tables(address):
+        return _rdb(address, _setting(address), SERVER)
+    if path is None or not path.exists():
+        where = path or shown(address)
+        raise StoreError(f"{where}: there is no such database; run `python -m mnistexp sweep` here first")
+    return _open_file(path)
 
 
 def check_usable(address: str) -> str:
-    """Say where a study would be kept. Raises: StoreError if it can't be."""
-    path = _path(address)
-    if not path.exists():
-        return f"{path} (will be made)"
-    names = optuna.get_all_study_names(_open(path))
-    return f"{path} ({', '.join(names) or 'no study in it yet'})"
-
-
-def same_database(address: str, uri: str) -> bool:
-    """Whether MLflow's address is this study's file, however the two are written."""
-    files = [text.removeprefix("sqlite:///") for text in (address, uri) if text.startswith("sqlite:///")]
-    return len(files) == 2 and Path(files[0]).expanduser().resolve() == Path(files[1]).resolve()
+    """Say where a study would be kept; makes nothing. Raises: StoreError if it can't be."""
+    path = _checked(address)
+    if not (path.exists() if path else _tables(address)):
+        return f"{path or shown(address)} (will be made)"
+    names = optuna.get_all_study_names(open_to_read(address))
+    return f"{path or shown(address)} ({', '.join(names) or 'no study in it yet'})"
 
 
 def check_apart(address: str, uri: str) -> None:
     """Optuna and MLflow in one database break each other: both own a table called alembic_version.
 
-    Raises: StoreError if the two addresses are one file, or the study's can't be written to.
+    Raises: StoreError if the two addresses are one database, or the study's can't be written to.
     """
     if same_database(address, uri):
         raise StoreError(
             f"study.storage={shown(address)}: is MLflow's database as well, and the two can't share one; "
             f"give another, e.g. study.storage=sqlite:///optuna.db"
         )
-    _path(address)
+    _checked(address)
 
 
-def _path(address: str) -> Path:
-    """The file of an address, taken as it is written: no %20, no braces with a meaning.
+def network_warning(address: str) -> str:
+    """What to say of a study's file on a network file system; empty for any other."""
+    path = sqlite_path(address)
+    kind = network_filesystem(path.parent) if path else ""
+    if not kind:
+        return ""
+    return (
+        f"{path}: lies on a network file system ({kind}), whose locks SQLite can't rely on: run one sweep on it at a "
+        f"time, or give study.storage=postgresql://… for several"
+    )
 
-    A server's database is refused as yet: two drivers would take each other's living trials for dead ones.
-    """
-    if not address.startswith("sqlite:///") or address == "sqlite:///":
-        raise StoreError(f"study.storage={shown(address)}: must be like sqlite:///FILE.db, a file on this machine")
-    path = Path(address.removeprefix("sqlite:///")).expanduser().absolute()
-    check_writable(path, "study.storage=sqlite:///FILE.db", "studies")
-    return path
+
+def _checked(address: str) -> Path | None:
+    """The file of an address, or None for a server that answers. Raises: StoreError."""
+    path = sqlite_path(address)
+    if path is not None:
+        check_file(path, "study.storage=sqlite:///FILE.db", "studies")
+        return path
+    if not address.startswith(("postgresql://", "postgresql+psycopg://")):
+        raise StoreError(
+            f"study.storage={shown(address)}: must be like sqlite:///FILE.db, a file on this machine, "
+            f"or postgresql://USER:PASSWORD@HOST/DATABASE, which several machines can share"
+        )
+    if importlib.util.find_spec("psycopg") is None:
+        raise StoreError(f"study.storage={shown(address)}: needs the package psycopg; pip install 'mnistexp[postgres]'")
+    check_port("study.storage", address)
+    return None
 
 
-def _open(path: Path) -> BaseStorage:
+def _setting(address: str) -> str:
+    return f"study.storage={shown(address)}"
+
+
+def _tables(address: str) -> set[str]:
+    """A server's tables; none where it has none yet. Raises: StoreError if it can't be asked, or they aren't ours."""
+    try:
+        engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.pool.NullPool, **SERVER)
+        found = set(sqlalchemy.inspect(engine).get_table_names())
+    except (sqlalchemy.exc.SQLAlchemyError, ValueError) as error:
+        raise StoreError(f"{_setting(address)}: Optuna can't use it: {reason(error, address)}") from None
+    if found and "studies" not in found:
+        raise StoreError(
+            f"{_setting(address)}: is somebody else's database (it has no table studies); give an empty one"
+        )
+    return found
+
+
+def _open_server(address: str) -> Database:
+    """A PostgreSQL database, its tables made if it has none. Raises: StoreError."""
+    _tables(address)
+    engine = sqlalchemy.create_engine(address, **SERVER)
+    setting = _setting(address)
+    return Database(turns.on_server(engine), lambda: _rdb(address, setting, SERVER), setting, address, engine)
+
+
+def _open_file(path: Path) -> BaseStorage:
+    return _rdb(f"sqlite:///{path}", str(path), {"connect_args": {"timeout": BUSY_SECONDS}})
+
+
+def _make(path: Path) -> None:
+    """A new file with Optuna's tables, and nobody holding it open."""
+    _rdb(f"sqlite:///{path}", str(path), {"poolclass": sqlalchemy.pool.NullPool}).remove_session()
+
+
+def _rdb(address: str, setting: str, options: Mapping[str, object]) -> BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    # Quoted by hand: SQLAlchemy would write spaces as %20 too, and Optuna runs str.format on the text.
-    text = f"sqlite:///{path}".replace("%", "%25").replace("?", "%3F").replace("{", "{{").replace("}", "}}")
-    try:  # SQLite's own 5 s are less than what busy processes wait for each other
-        return optuna.storages.RDBStorage(text, engine_kwargs={"connect_args": {"timeout": 60}})
-    except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
-        why = (str(error).strip().splitlines() or ["unknown"])[0]
-        raise StoreError(f"study.storage=sqlite:///{path}: Optuna can't use it: {why}") from None
+    text = address
+    if address.startswith("sqlite"):  # by hand: SQLAlchemy would write spaces as %20 too
+        text = text.replace("%", "%25").replace("?", "%3F")
+    text = text.replace("{", "{{").replace("}", "}}")  # Optuna runs str.format on it
+    try:
+        return optuna.storages.RDBStorage(text, engine_kwargs=dict(options))
+    except RuntimeError as error:  # its tables are of another version of Optuna's
+        raise StoreError(f"{setting}: {_of_another_version(str(error), address)}") from None
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        if _is_transient(error):
+            raise
+        raise StoreError(f"{setting}: Optuna can't use it: {reason(error, address)}") from None
+
+
+def _of_another_version(said: str, address: str) -> str:
+    """Optuna's message as what to do."""
+    if "upgrade" in said and "pip install" not in said:
+        return (
+            f"was made by an older Optuna, whose tables differ; keep a copy and run "
+            f"`optuna storage upgrade --storage '{shown(address)}'`, or give another study.storage"
+        )
+    return "was made by a newer Optuna, whose tables differ; pip install -U optuna, or give another study.storage"

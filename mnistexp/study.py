@@ -1,7 +1,14 @@
-"""The sweep: ask, suggest, run, report or prune, log, tell.
+"""A study that several drivers may share: its trials from the first draw to the last word, as Optuna keeps them.
 
-Order of writes: a run goes to MLflow first, then Optuna is told its score. A crash in between leaves a
-logged run and a RUNNING trial, and the next start tells it from what MLflow holds.
+What decides or changes a trial's state happens in turn (see storage.py), and is written so that a process
+that is killed after any write leaves something that the next turn can mend:
+
+    claim   a new trial, or one that waits → RUNNING; its driver; its parameters; its overrides and config
+    finish  its whole record; then its state and value. A trial with a record is finished, whoever says so
+    again   back to WAITING: same number, same parameters, same seed, so the same bits
+
+A RUNNING trial whose driver is dead is told if it has a record, and run again if it hasn't. One without a
+driver was being claimed when its process was killed: claims are made in turn, so nobody is at it.
 """
 
 from __future__ import annotations
@@ -9,36 +16,44 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import signal
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from types import FrameType
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from mnistexp.config import run_config
+from mnistexp import records
+from mnistexp.config import identity, run_config
+from mnistexp.drivers import Drivers
 from mnistexp.errors import ConfigError, StoreError
-from mnistexp.executor import EpochEnded, Event, Executor, Failed, Finished
-from mnistexp.results import EpochScores, objective_value
-from mnistexp.run import POLL_SECONDS, Session, check_batch, run_name, wait_until_ready
-from mnistexp.schema import Config, RunConfig, recorded_config
+from mnistexp.records import RunRecord
+from mnistexp.results import EpochScores
+from mnistexp.run import Session, check_batch
+from mnistexp.schema import Config, RunConfig, TrialRecord, kept, recorded_config
 from mnistexp.search_space import Draw, SearchSpace
+from mnistexp.storage import Database
 from mnistexp.strategy import build_pruner, build_sampler
-from mnistexp.tracking import LoggedRun, RunRecord, State, Tracker
 
-ATTRIBUTE = "mnistexp"
-"""Each trial's one user attribute: overrides and seed, and of a handed-back one that it was interrupted."""
+ATTRIBUTE = "mnistexp"  # a trial's overrides, seed and config
+BASELINE = "mnistexp.baseline"  # true for the composed config itself
+DRIVER = "mnistexp.driver"  # the number of the driver that has the trial: see drivers.py
+DEATHS = "mnistexp.deaths"  # how often a worker or driver died with it
+RECORD = "mnistexp.record"  # the finished run, until and after MLflow has it
+REASON = "reason"  # of a failure
 
-TELL = {"COMPLETE": TrialState.COMPLETE, "PRUNED": TrialState.PRUNED, "FAILED": TrialState.FAIL}
+TELL = {
+    "COMPLETE": TrialState.COMPLETE,
+    "PRUNED": TrialState.PRUNED,
+    "FAILED": TrialState.FAIL,
+    "INTERRUPTED": TrialState.FAIL,  # never told by us: those go back to waiting
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,7 @@ class Best:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a study stands. Interrupted trials, which run again, are in no count."""
+    """Where a study stands, all drivers' trials together."""
 
     complete: int
     pruned: int
@@ -67,15 +82,24 @@ class Progress:
         return self.complete + self.pruned + self.failed
 
 
-@dataclass(frozen=True)
-class Summary:
-    """How a session of a sweep ended."""
+@dataclass
+class Claim:
+    """A trial that is this driver's to run."""
 
-    progress: Progress
-    stopped: str  # why no further trial started
-    trials: int  # that this session ran
-    seconds: float  # from the first trial's start
-    parent_cpu_seconds: float  # of this process in that time: composing, asking, logging, telling
+    number: int
+    draw: Draw
+    config: RunConfig
+    trial: optuna.Trial
+    reported: frozenset[int]  # epochs that an earlier attempt was judged by
+    epochs: list[EpochScores] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A trial whose values can't stand together: it has failed, and nothing was trained."""
+
+    number: int
+    reason: str
 
 
 # --------------------------------------------------------------------------------------------- identity
@@ -83,8 +107,7 @@ class Summary:
 
 def fingerprint(space: SearchSpace, config: Config, data_fingerprint: str) -> dict[str, str]:
     """What makes trials of one study comparable: space, data, and the config that the space doesn't touch."""
-    base = run_config(config).model_dump(mode="json")
-    base["data"] = data_fingerprint
+    base = {**identity(run_config(config)), "data": data_fingerprint}
     return {
         **{f"search.{name}": text for name, text in space.describe().items()},
         **{key: json.dumps(base[key], sort_keys=True) for key in base},
@@ -97,7 +120,7 @@ def _check_same(study: Study, facts: dict[str, str]) -> None:
     if before is None and not study.get_trials(deepcopy=False):
         study.set_user_attr("fingerprint", facts)
         return
-    if before is None:
+    if not isinstance(before, dict):
         raise StoreError(f"study.name={study.study_name}: was not made by mnistexp; give another study.name")
     changed = sorted(key for key in facts.keys() | before.keys() if facts.get(key) != before.get(key))
     if changed:
@@ -116,15 +139,9 @@ def trial_seed(study_seed: int, number: int) -> int:
 
 def progress(trials: Sequence[FrozenTrial], total: int) -> Progress:
     """Count a study's trials and find the best."""
-    counted = [trial for trial in trials if not trial.user_attrs.get(ATTRIBUTE, {}).get("interrupted")]
-    states = [trial.state for trial in counted]
-    return Progress(
-        states.count(TrialState.COMPLETE),
-        states.count(TrialState.PRUNED),
-        states.count(TrialState.FAIL),
-        total,
-        _best(counted),
-    )
+    states = [trial.state for trial in trials]
+    complete, pruned, failed = map(states.count, (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+    return Progress(complete, pruned, failed, total, _best(trials))
 
 
 def _best(trials: Sequence[FrozenTrial]) -> Best | None:
@@ -137,10 +154,21 @@ def _best(trials: Sequence[FrozenTrial]) -> Best | None:
     if not scored:
         return None
     loss, number, trial = min(scored, key=lambda entry: entry[:2])
-    known = trial.user_attrs.get(ATTRIBUTE)
-    if known is None:
-        raise StoreError("this study was not made by mnistexp; give another study.name")
-    return Best(number, -loss, tuple(known["overrides"]), recorded_config(known["config"]))
+    known = _known(trial)
+    return Best(number, -loss, known.overrides, recorded_config(known.config))
+
+
+def _known(trial: FrozenTrial) -> TrialRecord:
+    """What a claimed trial was claimed with. Raises: StoreError if something else wrote it."""
+    return kept(TrialRecord, trial.user_attrs.get(ATTRIBUTE), f"trial {trial.number} of this study")
+
+
+def _whole(trial: FrozenTrial, key: str) -> int | None:
+    """A trial's attribute that is a whole number, if it has it. Raises: StoreError if it is anything else."""
+    value = trial.user_attrs.get(key)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise StoreError(f"trial {trial.number} of this study was not written by mnistexp ({key}); give another study.name")
 
 
 def load_best(storage: BaseStorage, name: str) -> tuple[Best, Path | None]:
@@ -164,311 +192,260 @@ def load_best(storage: BaseStorage, name: str) -> tuple[Best, Path | None]:
     return best, Path(folder) if folder else None
 
 
-# ------------------------------------------------------------------------------------------------ sweep
+# ------------------------------------------------------------------------------------------ shared study
 
 
-@dataclass
-class _Job:
-    """A trial under way."""
+class _StudyAttributes:
+    """A study's user attributes as the drivers' entries are kept in them."""
 
-    trial: optuna.Trial
-    draw: Draw
-    config: RunConfig
-    started: float  # seconds since 1970
-    weights_path: Path | None
-    epochs: list[EpochScores] = field(default_factory=list)
+    def __init__(self, study: Study) -> None:
+        self._study = study
+
+    def read(self) -> Mapping[str, Any]:
+        return self._study.user_attrs
+
+    def write(self, key: str, value: object) -> None:
+        self._study.set_user_attr(key, value)
 
 
-class Sweep:
-    """One session of a study: goes on from what is there, up to the total of `study.trials`.
+class SharedStudy:
+    """A study, seen by one of its drivers. Methods wait for a database that is away; see Database.patiently.
 
     Args:
-        on_trial: called after each trial with its record and where the study stands.
-        on_refused: called with the reason, the number and the same after a draw that can't be trained.
+        database: where it is kept.
+        session: whose data and config it is about.
+        space: what is searched.
     """
 
-    def __init__(
-        self,
-        storage: BaseStorage,
-        session: Session,
-        space: SearchSpace,
-        tracker: Tracker,
-        on_trial: Callable[[RunRecord, Progress], None],
-        on_refused: Callable[[str, int, Progress], None] = lambda *_: None,
-    ) -> None:
-        self._storage, self._session, self._space = storage, session, space
-        self._tracker, self._on_trial, self._on_refused = tracker, on_trial, on_refused
+    def __init__(self, database: Database, session: Session, space: SearchSpace) -> None:
+        self._database, self._session, self._space = database, session, space
         self._config: Config = session.prepared.config
-        self._study = self._open()
-        self._jobs: dict[int, _Job] = {}
-        self._ran = 0
-        self._mend()
-        self.progress = self._look()
+        self._mine: set[int] = set()
+        self._study = database.in_turn(self._open)
 
     @property
     def name(self) -> str:
         """The study's name."""
         return self._study.study_name
 
-    def logged_best(self) -> LoggedRun | None:
-        """The best trial's run, if there are both."""
-        best = self.progress.best
-        return self._logged(self._study.get_trials(deepcopy=False)[best.number]) if best else None
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags of this study's runs. Names come again (a database is deleted, a store is shared); ids don't."""
+        return {"study": self.name, "study_id": self._id}
 
-    def run(self, executor: Executor) -> Summary:
-        """Run trials until the budget, the time or the target is reached; does not ask the executor if it is.
+    @property
+    def weights_folder(self) -> str:
+        """A name for the folder of this study's weights. It is a study's attribute, so it is looked at first."""
+        if len(self._id) != 32 or set(self._id) - set("0123456789abcdef"):
+            raise StoreError(f"study.name={self.name}: was not made by mnistexp; give another study.name")
+        return self._id
 
-        Whatever ends it early, an interrupt or a fault, hands the trials under way back to the study.
+    def progress(self) -> Progress:
+        """Where the study stands now."""
+        return self._database.patiently(lambda: progress(self._trials(), self._config.study.trials))
+
+    def lives(self, driver: str) -> bool:
+        """Whether a driver, by the number in a run's tag, may be at work on what it began."""
+        return driver.isdecimal() and self._database.patiently(lambda: self.drivers.alive(int(driver)))
+
+    def claim(self) -> Claim | Refused | None:
+        """The next trial, this driver's now; None while no more are to be started: they are done, or others' now."""
+        return self._database.in_turn(self._claim)
+
+    def goes_on(self, claim: Claim, scores: EpochScores) -> bool | None:
+        """Report an epoch; False where the pruner stops the trial, None where it isn't this driver's any more."""
+        try:
+            return self._database.patiently(partial(self._goes_on, claim, scores))
+        except UpdateFinishedTrialError:
+            return None
+
+    def finish(self, number: int, record: RunRecord, value: float | None) -> bool:
+        """Keep a trial's record and tell its score; False where another driver has it by now, or has told it."""
+        plain = json.loads(json.dumps(records.to_json(record)))
+        return self._database.in_turn(partial(self._finish, number, plain, TELL[record.state], value))
+
+    def died(self, number: int) -> int:
+        """Note that a worker died with this trial. Returns: how often that has happened."""
+        return self._database.patiently(partial(self._count_death, number))
+
+    def give_back(self, number: int) -> None:
+        """Leave a trial to whoever claims it next, as if it had never been started."""
+        self._database.in_turn(partial(self._give_back, number))
+
+    def finished_records(self, known: Container[int]) -> Iterator[RunRecord]:
+        """The records of finished trials that are not `known` and that no living driver is about to log.
+
+        Raises: StoreError if another version of mnistexp wrote one.
         """
-        if (stopped := self._why_stop(0)) is not None:
-            return Summary(self.progress, stopped, 0, 0, 0)
-        parent = self._start_parent(wait_until_ready(executor))
-        started, cpu = time.monotonic(), time.process_time()
+        for trial in self._database.patiently(self._trials):
+            plain = trial.user_attrs.get(RECORD)
+            owner = str(_whole(trial, DRIVER))
+            if trial.state.is_finished() and plain and trial.number not in known and not self.lives(owner):
+                yield records.from_json(plain)
 
-        def finish(stopped: str) -> Summary:
-            seconds = time.monotonic() - started
-            summary = Summary(self.progress, stopped, self._ran, seconds, time.process_time() - cpu)
-            self._tracker.finish(parent, _parent_metrics(summary), self._description())
-            return summary
+    def beat(self) -> None:
+        """Keep this driver's lease; a database that is away is tried again at the next beat."""
+        try:
+            self.drivers.beat()
+        except optuna.exceptions.StorageInternalError:
+            return
 
-        with TemporaryDirectory(prefix="mnistexp-") as scratch:
-            try:
-                stopped = self._loop(executor, parent, Path(scratch), started)
-            except BaseException:
-                for number in self._jobs:
-                    self._hand_back(number)
-                with suppress(Exception):  # the next start does the same; what ended this one is what is told
-                    self._mend()
-                    self.progress = self._look()
-                    finish("interrupted")
-                raise
-        return finish(stopped)
+    def reap(self) -> bool:
+        """Mend what dead drivers left under way. Returns: whether there was any."""
+        return self._database.in_turn(self._reap)
 
-    def _loop(self, executor: Executor, parent: str, scratch: Path, started: float) -> str:
-        while True:
-            stopped = self._why_stop(time.monotonic() - started)
-            while stopped is None and executor.idle() and self._left() > 0:
-                with _ctrl_c_held_back():
-                    self._submit(executor, scratch)
-            if stopped is not None and not self._jobs:
-                return stopped
-            self._handle(executor.next_event(POLL_SECONDS), executor, parent)
+    def others(self) -> int:
+        """How many other drivers are at work on this study."""
+        return self._database.patiently(self.drivers.others)
 
-    def _why_stop(self, seconds: float) -> str | None:
-        """Why no further trial starts, or None."""
-        study, best = self._config.study, self.progress.best
-        if self.progress.done >= study.trials:
-            return f"all {study.trials} trials are done"
-        if study.target is not None and best is not None and best.val_accuracy >= study.target:
-            return f"trial {best.number} reached study.target={study.target:g}"
-        if study.timeout is not None and seconds >= study.timeout:
-            return f"study.timeout={study.timeout:g} is over"
-        return None
+    def leave(self) -> bool:
+        """Say that this driver has no trial any more. Returns: whether no other driver is left."""
+        return self._database.in_turn(self._leave)
 
-    def _left(self) -> int:
-        return self._config.study.trials - self.progress.done - len(self._jobs)
+    # ------------------------------------------------------------------------------ opening
 
-    # ------------------------------------------------------------------------------ one trial
+    def _open(self) -> Study:
+        prepared, storage = self._session.prepared, self._database.storage
+        name = prepared.study_name
+        study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
+        if study.direction is not optuna.study.StudyDirection.MAXIMIZE:  # load_if_exists doesn't look
+            raise StoreError(f"study.name={name}: minimises, so it isn't mnistexp's; give another study.name")
+        _check_same(study, fingerprint(self._space, self._config, prepared.dataset.fingerprint))
+        if "id" not in study.user_attrs:
+            study.set_user_attr("id", uuid.uuid4().hex)
+        self._id = str(study.user_attrs["id"])
+        study.set_user_attr("config_dir", str(prepared.request.config_dir or ""))
+        self.drivers = Drivers(_StudyAttributes(study), self._config.study.lease)
+        self.drivers.register()
+        # Drivers' numbers differ, so no two draw the same points, nor does a session that goes on.
+        study.sampler = build_sampler(self._config.study.sampler, trial_seed(self._config.seed, self.drivers.number))
+        study.pruner = build_pruner(self._config.study.pruner, self._config.trainer.epochs)
+        return study
 
-    def _submit(self, executor: Executor, scratch: Path) -> None:
-        """Ask for a trial, draw it and hand it to a worker; a draw that can't be trained is a failed trial."""
-        self._enqueue()
-        trial, started = self._study.ask(), time.time()
+    # ------------------------------------------------------------------------------ in turn
+
+    def _claim(self) -> Claim | Refused | None:
+        self._reap()
+        trials = self._trials()
+        under_way = sum(trial.state is TrialState.RUNNING for trial in trials)
+        if progress(trials, 0).done + under_way >= self._config.study.trials:
+            return None
+        self._enqueue(trials)
+        trial = self._study.ask()
+        self._set(trial._trial_id, DRIVER, self.drivers.number)
         try:
             draw = self._draw(trial)
             check_batch(draw.config, self._session.prepared.dataset)
         except ConfigError as error:
-            self._mark(trial.number, {"reason": str(error)})
-            self._tell(trial.number, TrialState.FAIL)
-            self._on_refused(str(error), trial.number, self.progress)
-            return
+            self._set(trial._trial_id, REASON, str(error))
+            self._study.tell(trial.number, state=TrialState.FAIL)
+            return Refused(trial.number, str(error))
         config = run_config(draw.config)
         known = {"overrides": draw.overrides, "seed": config.seed, "config": config.model_dump_json()}
-        self._mark(trial.number, known)
-        weights = scratch / f"{trial.number}.weights.h5" if self._config.tracking.save_weights else None
-        job = _Job(trial, draw, config, started, weights)
-        self._jobs[trial.number] = job
-        executor.submit(trial.number, job.config, weights)
+        self._set(trial._trial_id, ATTRIBUTE, known)
+        self._mine.add(trial.number)
+        reported = frozenset(trial._cached_frozen_trial.intermediate_values)
+        return Claim(trial.number, draw, config, trial, reported)
 
-    def _enqueue(self) -> None:
+    def _enqueue(self, trials: Sequence[FrozenTrial]) -> None:
         """What comes before the sampler: the composed config itself, then a grid's points."""
-        trials = self._study.get_trials(deepcopy=False)
         if not trials:
-            self._study.enqueue_trial(self._space.baseline()[1], user_attrs={ATTRIBUTE: {"baseline": True}})
+            self._study.enqueue_trial(self._space.baseline()[1], user_attrs={BASELINE: True})
         elif self._config.study.sampler.name == "grid" and all(t.state is not TrialState.WAITING for t in trials):
-            taken = [t.params for t in trials if not t.user_attrs.get(ATTRIBUTE, {}).get("interrupted")]
+            taken = [t.params for t in trials]
             point = next((point for point in self._space.points() if point not in taken), None)
             if point is not None:
                 self._study.enqueue_trial(point)
 
     def _draw(self, trial: optuna.Trial) -> Draw:
-        """A trial's point; a retry's is the one that it had before, seed included."""
-        known = trial.user_attrs.get(ATTRIBUTE, {})
-        if known.get("baseline"):
+        """A trial's point; for one that is run again Optuna gives the values that it had."""
+        if trial.user_attrs.get(BASELINE):
             return self._space.suggest_baseline(trial)
-        return self._space.suggest(trial, known.get("seed", trial_seed(self._config.seed, trial.number)))
+        return self._space.suggest(trial, trial_seed(self._config.seed, trial.number))
 
-    def _handle(self, event: Event | None, executor: Executor, parent: str) -> None:
-        match event:
-            case EpochEnded(number, scores):
-                with _ctrl_c_held_back():
-                    go = self._goes_on(self._jobs[number], scores)
-                executor.answer(number, go=go)
-            case Finished(number, result):
-                state: State = "PRUNED" if result.fit.stopped == "pruned" else "COMPLETE"
-                self._end(self._jobs.pop(number), state, parent, result=result)
-            case Failed(number, reason):
-                job = self._jobs.pop(number)
-                self._mark(number, {"reason": reason})
-                self._end(job, "FAILED", parent, reason=reason, epochs=tuple(job.epochs))
+    def _goes_on(self, claim: Claim, scores: EpochScores) -> bool:
+        if scores.epoch in claim.reported:  # the same bits as in the attempt that was cut off, and judged then
+            return True
+        claim.trial.report(scores.val_accuracy, scores.epoch)
+        return scores.epoch == claim.config.trainer.epochs or not claim.trial.should_prune()
 
-    def _goes_on(self, job: _Job, scores: EpochScores) -> bool:
-        """Report an epoch's score; False where the pruner stops the trial."""
-        job.epochs.append(scores)
-        job.trial.report(scores.val_accuracy, scores.epoch)
-        return scores.epoch == job.config.trainer.epochs or not job.trial.should_prune()
+    def _finish(self, number: int, plain: Mapping[str, Any], state: TrialState, value: float | None) -> bool:
+        trial = self._trials()[number]
+        self._mine.discard(number)
+        if trial.state.is_finished():  # by us, if the answer to an earlier try was lost
+            return bool(trial.user_attrs.get(RECORD) == plain)
+        if trial.state is not TrialState.RUNNING or _whole(trial, DRIVER) != self.drivers.number:
+            return False
+        self._set(trial._trial_id, RECORD, plain)
+        self._tell(trial, plain, state, value)
+        return True
 
-    def _end(self, job: _Job, state: State, parent: str, **outcome: Any) -> None:
-        """Log the run, then tell its score: in this order, see the top of this file."""
-        number = job.trial.number
-        record = self._session.record(
-            "trial",
-            job.config,
-            job.draw.overrides,
-            job.started,
-            state,
-            name=run_name(job.config, number),
-            tags={**self._whose, "kind": "trial", "trial": str(number)},
-            weights_path=job.weights_path,
-            **outcome,
-        )
-        value = objective_value(record.result.fit) if record.result and state == "COMPLETE" else None
-        with _ctrl_c_held_back():
-            self._tracker.log(record, parent)
-            self._tell(number, TELL[state], value)
-        self._on_trial(record, self.progress)
+    def _tell(self, trial: FrozenTrial, plain: Mapping[str, Any], state: TrialState, value: float | None) -> None:
+        if plain["reason"]:
+            self._set(trial._trial_id, REASON, plain["reason"])
+        self._study.tell(trial.number, value, state=state)
 
-    def _tell(self, number: int, state: TrialState, value: float | None = None) -> None:
-        self._study.tell(number, value, state=state, skip_if_finished=True)
-        self._ran += 1
-        self.progress = self._look()
+    def _reap(self) -> bool:
+        found = False
+        for trial in self._trials(TrialState.RUNNING):
+            owner = _whole(trial, DRIVER)
+            if owner == self.drivers.number and trial.number not in self._mine:
+                self._again(trial)  # a claim of ours that the database cut off
+            elif owner is None or not self.drivers.alive(owner):
+                found = True
+                self._settle(trial)
+        return found
 
-    # ------------------------------------------------------------------------------ the study
+    def _settle(self, trial: FrozenTrial) -> None:
+        """A trial whose driver is dead: told if it was finished, else run again, but not for ever."""
+        plain = trial.user_attrs.get(RECORD)
+        known = _known(trial) if ATTRIBUTE in trial.user_attrs else None
+        if plain is None and known and self._count_death(trial.number) > self._config.executor.retries:
+            times = (_whole(trial, DEATHS) or 0) + 1
+            plain = self._failed(
+                trial, known, f"its worker or driver died {times} times; executor.retries is the limit"
+            )
+            self._set(trial._trial_id, RECORD, plain)
+        if plain is None:
+            self._again(trial)
+            return
+        record = records.from_json(plain)
+        value = record.result.fit.chosen.val_accuracy if record.result and record.state == "COMPLETE" else None
+        self._tell(trial, plain, TELL[record.state], value)
 
-    def _open(self) -> Study:
-        prepared = self._session.prepared
-        name = prepared.study_name
-        study = optuna.create_study(study_name=name, storage=self._storage, direction="maximize", load_if_exists=True)
-        if study.direction is not optuna.study.StudyDirection.MAXIMIZE:  # load_if_exists doesn't look
-            raise StoreError(f"study.name={name}: minimises, so it isn't mnistexp's; give another study.name")
-        _check_same(study, fingerprint(self._space, self._config, prepared.dataset.fingerprint))
-        known = len(study.get_trials(deepcopy=False))
-        study.sampler = build_sampler(self._config.study.sampler, trial_seed(self._config.seed, known))
-        study.pruner = build_pruner(self._config.study.pruner, self._config.trainer.epochs)
-        study.set_user_attr("config_dir", str(prepared.request.config_dir or ""))
-        if "id" not in study.user_attrs:
-            study.set_user_attr("id", uuid.uuid4().hex)
-        return study
+    def _failed(self, trial: FrozenTrial, known: TrialRecord, reason: str) -> dict[str, Any]:
+        """The record of a trial that failed for good although nobody is left who saw it."""
+        assert trial.datetime_start is not None
+        config, overrides = recorded_config(known.config), known.overrides
+        tags = {**self.tags, "driver": str(self.drivers.number)}
+        started = trial.datetime_start.timestamp()
+        record = self._session.trial(trial.number, config, overrides, started, "FAILED", tags, reason=reason)
+        return dict(json.loads(json.dumps(records.to_json(record))))
 
-    @property
-    def _whose(self) -> dict[str, str]:
-        """The tags of this study's runs. Names come again (a database is deleted, a store is shared); ids don't."""
-        return {"study": self.name, "study_id": self._study.user_attrs["id"]}
+    def _again(self, trial: FrozenTrial) -> None:
+        """First nobody's, then waiting: a process that is killed in between leaves one that nobody claims."""
+        self._set(trial._trial_id, DRIVER, None)
+        self._database.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
-    def _look(self) -> Progress:
-        return progress(self._study.get_trials(deepcopy=False), self._config.study.trials)
+    def _give_back(self, number: int) -> None:
+        trial = self._trials()[number]
+        self._mine.discard(number)
+        if trial.state is TrialState.RUNNING and _whole(trial, DRIVER) == self.drivers.number:
+            self._again(trial)
 
-    def _mend(self) -> None:
-        """Settle what an earlier session left under way: tell what was logged, hand back the rest."""
-        self._tracker.settle({**self._whose, "kind": "trial"})
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            run = self._logged(trial)
-            if run is None:
-                self._hand_back(trial.number)
-            else:
-                value = run.metrics["val_accuracy"] if run.state == "COMPLETE" else None
-                self._study.tell(trial.number, value, state=TELL[run.state], skip_if_finished=True)
+    def _leave(self) -> bool:
+        self.drivers.end()
+        return self.drivers.others() == 0
 
-    def _logged(self, trial: FrozenTrial) -> LoggedRun | None:
-        """A trial's run."""
-        return next(self._tracker.find({**self._whose, "trial": str(trial.number), "kind": "trial"}), None)
+    def _count_death(self, number: int) -> int:
+        trial = self._trials()[number]
+        deaths = (_whole(trial, DEATHS) or 0) + 1
+        self._set(trial._trial_id, DEATHS, deaths)
+        return deaths
 
-    def _hand_back(self, number: int) -> None:
-        """Close an interrupted trial, and queue its point, with its seed, to be run again."""
-        trial = self._study.get_trials(deepcopy=False)[number]
-        known = trial.user_attrs.get(ATTRIBUTE, {})
-        self._mark(number, {"interrupted": True})
-        self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
-        seed = known.get("seed", trial_seed(self._config.seed, number))
-        retry = {"baseline": True} if known.get("baseline") else {"seed": seed}
-        params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}  # queued ones may not be drawn yet
-        if params or known.get("baseline"):
-            self._study.enqueue_trial(params, user_attrs={ATTRIBUTE: {**retry, "retry_of": number}})
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """The study's trials, in the order of their numbers."""
+        return self._study.get_trials(deepcopy=False, states=states or None)
 
-    def _mark(self, number: int, more: Mapping[str, Any]) -> None:
-        """Add to what is known of a trial."""
-        trial = self._study.get_trials(deepcopy=False)[number]
-        self._storage.set_trial_user_attr(trial._trial_id, ATTRIBUTE, {**trial.user_attrs.get(ATTRIBUTE, {}), **more})
-
-    # ------------------------------------------------------------------------------ the parent run
-
-    def _start_parent(self, facts: Mapping[str, Any]) -> str:
-        device = {"device": str(facts.get("device", ""))}
-        tags = {**self._whose, "kind": "sweep", **device, **self._session.tags()}
-        # A folder per session: the next one, of changed code perhaps, must not overwrite what this one ran.
-        files = {f"sessions/{self._session.stamp}/{name}": text for name, text in self._session.files(facts).items()}
-        return self._tracker.start(f"sweep {self.name}", tags, self._description(), files)
-
-    def _description(self) -> str:
-        """The parent run's page in MLflow, as Markdown."""
-        study, best = self._config.study, self.progress.best
-        lines = [
-            f"Which hyperparameters are best on **{self._session.prepared.dataset.name}**, by validation accuracy?",
-            "",
-            f"{self.progress.done} of {study.trials} trials done: {self.progress.complete} complete, "
-            f"{self.progress.pruned} pruned, {self.progress.failed} failed. "
-            f"Sampler {study.sampler.name}, pruner {study.pruner.name}.",
-            "",
-        ]
-        if best is not None:  # before the table: MLflow shows the first lines alone until one asks for more
-            overrides = " ".join(best.overrides)
-            score = f"validation accuracy {best.val_accuracy:.4f}"
-            lines += [f"Best: trial {best.number}, {score}", "", f"    {overrides}", ""]
-        rows = (f"| `{name}` | `{text}` |" for name, text in self._space.texts().items())
-        return "\n".join([*lines, "| searched | distribution |", "| --- | --- |", *rows])
-
-
-@contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
-    """Let a write end before Ctrl-C is obeyed (50 ms): none is left half done, and no database locked by ourselves.
-
-    A second Ctrl-C is obeyed at once: the store may hang.
-    """
-    pressed = False
-
-    def hold(_number: int, _frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    before = signal.signal(signal.SIGINT, hold)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt
-
-
-def _parent_metrics(summary: Summary) -> dict[str, float]:
-    found: dict[str, float] = {
-        "sweep/trials": summary.progress.done,
-        "sweep/pruned": summary.progress.pruned,
-        "sweep/failed": summary.progress.failed,
-        "sweep/session_seconds": summary.seconds,
-        "sweep/session_parent_cpu_seconds": summary.parent_cpu_seconds,
-    }
-    if summary.progress.best is not None:
-        found["best_val_accuracy"] = summary.progress.best.val_accuracy
-    return found
+    def _set(self, trial_id: int, key: str, value: object) -> None:
+        self._database.storage.set_trial_user_attr(trial_id, key, value)

@@ -12,95 +12,73 @@ import logging
 import math
 import os
 import re
-import socket
-import sqlite3
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Protocol
-from urllib.parse import urlsplit
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import filelock
 import requests
 import yaml
 
-from mnistexp import results
+from mnistexp import records, turns
 from mnistexp.config import signature
+from mnistexp.databases import (
+    REACHABLE_SECONDS,
+    check_file,
+    check_port,
+    made_whole,
+    reason,
+    shown,
+    sqlite_path,
+)
 from mnistexp.errors import StoreError
-from mnistexp.results import EpochScores, RunResult
+from mnistexp.records import LoggedRun, RunRecord
 from mnistexp.schema import RunConfig, TrackingConfig, recorded_config
+from mnistexp.turns import wait_for
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported, so before it
+if TYPE_CHECKING:  # MLflow and all below it is 2 s, so it is imported where it is needed
+    from sqlalchemy import Engine
 
-State = Literal["COMPLETE", "PRUNED", "FAILED"]
-Kind = Literal["train", "trial", "rerun"]
+# Read when mlflow is imported, so before it. A server that hangs must not hold up the trials for minutes.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a run, among our own
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
-MLFLOW_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAILED": "FAILED"}
-REACHABLE_SECONDS = 3  # MLflow itself would try for 101 s
-DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+MLFLOW_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAILED": "FAILED", "INTERRUPTED": "KILLED"}
+Ending = Literal["FINISHED", "KILLED", "FAILED"]
 TAG_LIMIT = 8000  # characters in a tag's value; MLflow refuses longer ones
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """All that is kept of one run."""
-
-    name: str
-    kind: Kind
-    config: RunConfig
-    overrides: tuple[str, ...]
-    data_name: str
-    data_fingerprint: str
-    data_source: str
-    provenance: Mapping[str, Any]
-    started: float  # seconds since 1970
-    ended: float
-    state: State
-    result: RunResult | None = None  # None for a failed run
-    reason: str = ""  # of a failure
-    epochs: tuple[EpochScores, ...] = ()  # of a failed run too
-    tags: Mapping[str, str] = field(default_factory=dict)  # study, trial, rerun_of …
-    weights_path: Path | None = None
-
-
-@dataclass(frozen=True)
-class LoggedRun:
-    """A run as its store gives it back: what a rerun needs, from tags and metrics alone.
-
-    No artifact is read: their places are stored as absolute paths, which a moved folder breaks.
-    """
-
-    run_id: str
-    name: str
-    config: RunConfig
-    overrides: tuple[str, ...]
-    state: State
-    metrics: Mapping[str, float]  # floats survive the databases exactly
-    weights_hash: str
-    data_fingerprint: str
-    provenance: Mapping[str, Any]
-    tags: Mapping[str, str]
+BATCH_LIMIT = 800  # metrics that surely go into one batch with all tags and params; MLflow's limit is 1000 in all
 
 
 class Tracker(Protocol):
-    """Where runs are kept."""
+    """Where runs are kept. Each method raises StoreError where that can't be reached."""
 
     def start(self, name: str, tags: Mapping[str, str], description: str, files: Mapping[str, str]) -> str:
         """Open a sweep's parent run, or reopen the one with the same study and kind in its tags. Returns: its id."""
 
-    def log(self, record: RunRecord, parent: str = "", files: Mapping[str, str] | None = None) -> str:
-        """Keep one run, whole, with further files (name → text). Returns: its id."""
+    def log(
+        self, record: RunRecord, parent: str = "", files: Mapping[str, str] | None = None, *, again: bool = False
+    ) -> str:
+        """Keep one run, whole, with further files (name → text). Returns: its id.
 
-    def finish(self, run_id: str, metrics: Mapping[str, float], description: str) -> None:
-        """Close a parent run with its summary."""
+        With `again`, whoever tried before may have kept it, or half of it: then there is still one in the end.
+        """
 
-    def find(self, tags: Mapping[str, str], run_id: str = "") -> Iterator[LoggedRun]:
-        """The runs with these tags (or this id), with their results, oldest first."""
+    def finish(self, run_id: str, metrics: Mapping[str, float], description: str, ending: Ending | None) -> None:
+        """Write a parent run's summary, and close it; None leaves it open, for the drivers that go on."""
 
-    def settle(self, tags: Mapping[str, str]) -> None:
-        """Close the runs with these tags that a killed process left open."""
+    def find(self, tags: Mapping[str, str], run_id: str = "", *, deleted: bool = False) -> Iterator[LoggedRun]:
+        """The runs with these tags (or this id) that are kept whole, oldest first; those that a user deleted too?"""
+
+    def settle(self, tags: Mapping[str, str], ending: Ending | None, lives: Callable[[str], bool]) -> None:
+        """Close what dead processes left open of the runs with these tags, and take away what is half written.
+
+        Args:
+            ending: of a parent run; None leaves those as they are, since somebody may be at work on them.
+            lives: whether the driver of this number (the tag `driver`) may be at work on what it opened.
+        """
 
 
 class NullTracker:  # a null object, so that nobody asks whether there is a tracker
@@ -109,16 +87,18 @@ class NullTracker:  # a null object, so that nobody asks whether there is a trac
     def start(self, name: str, tags: Mapping[str, str], description: str, files: Mapping[str, str]) -> str:
         return ""
 
-    def log(self, record: RunRecord, parent: str = "", files: Mapping[str, str] | None = None) -> str:
+    def log(
+        self, record: RunRecord, parent: str = "", files: Mapping[str, str] | None = None, *, again: bool = False
+    ) -> str:
         return ""
 
-    def finish(self, run_id: str, metrics: Mapping[str, float], description: str) -> None:
+    def finish(self, run_id: str, metrics: Mapping[str, float], description: str, ending: Ending | None) -> None:
         pass
 
-    def find(self, tags: Mapping[str, str], run_id: str = "") -> Iterator[LoggedRun]:
+    def find(self, tags: Mapping[str, str], run_id: str = "", *, deleted: bool = False) -> Iterator[LoggedRun]:
         return iter(())
 
-    def settle(self, tags: Mapping[str, str]) -> None:
+    def settle(self, tags: Mapping[str, str], ending: Ending | None, lives: Callable[[str], bool]) -> None:
         pass
 
 
@@ -133,16 +113,17 @@ class MlflowTracker:
 
     def __init__(self, uri: str, experiment: str, *, create: bool = True, run_id: str = "") -> None:
         check_reachable(uri)
-        if not create and uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-            raise StoreError(f"{uri.removeprefix('sqlite:///')}: no runs are logged here; run `mnistexp sweep` first")
+        path = sqlite_path(uri)
+        if not create and path is not None and not path.exists():
+            raise StoreError(f"{path}: no runs are logged here; run `mnistexp sweep` first")
         from alembic.util import CommandError
         from mlflow import MlflowClient  # 2 s, so not before it is needed
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
-        # A fresh database's migrations are 60 lines. After the import, which resets the levels.
-        for name in ("alembic", "mlflow"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        # A fresh database's migrations are 60 lines, each fault a traceback; what they say is in the exception.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)
 
         self._uri = uri
         self._errors: tuple[type[Exception], ...] = (
@@ -152,9 +133,11 @@ class MlflowTracker:
             OSError,
             ImportError,
         )
-        with self._faults_said(), _creation_lock(uri):
+        with self._faults_said():
+            _ready_database(uri)
             self._client: Any = MlflowClient(uri)
-            self._experiment_id = self._of_run(run_id) if run_id else self._experiment(experiment, create)
+            own = str(self._get(run_id).info.experiment_id) if run_id else ""
+            self._experiment_id = own or self._experiment(experiment, create)
 
     @contextmanager
     def _faults_said(self) -> Iterator[None]:
@@ -162,17 +145,20 @@ class MlflowTracker:
         try:
             yield
         except self._errors as error:
-            raise StoreError(f"tracking.uri={shown(self._uri)}: MLflow can't use it: {_first_line(error)}") from None
-
-    def _of_run(self, run_id: str) -> str:
-        return str(self._get(run_id).info.experiment_id)
+            why = reason(error, self._uri)
+            raise StoreError(f"tracking.uri={shown(self._uri)}: MLflow can't use it: {why}") from None
 
     def _experiment(self, name: str, create: bool) -> str:
         found = self._client.get_experiment_by_name(name)
         if found is None and not create:
             raise StoreError(f"tracking.experiment={name}: MLflow has no such experiment here; `mlflow ui` shows them")
         if found is None:
-            return str(self._client.create_experiment(name))
+            try:
+                return str(self._client.create_experiment(name))
+            except self._errors:  # another driver made it just now, or the store can't be written to
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
         if found.lifecycle_stage != "active":
             raise StoreError(
                 f"tracking.experiment={name}: was deleted in MLflow; restore it there, or give another name"
@@ -194,13 +180,14 @@ class MlflowTracker:
                 self._client.log_text(run_id, text, path)
             return run_id
 
-    def log(self, record: RunRecord, parent: str = "", files: Mapping[str, str] | None = None) -> str:
-        from mlflow.entities import Metric, Param, RunTag
-
+    def log(
+        self, record: RunRecord, parent: str = "", files: Mapping[str, str] | None = None, *, again: bool = False
+    ) -> str:
         with self._faults_said():
+            if again and (kept := self._kept_before(record)):
+                return kept
             whose = {"kind": record.kind, **record.tags} | ({"mlflow.parentRunId": parent} if parent else {})
-            started, ended = int(record.started * 1000), int(record.ended * 1000)
-            run = self._client.create_run(self._experiment_id, started, whose, record.name)
+            run = self._client.create_run(self._experiment_id, int(record.started * 1000), whose, record.name)
             run_id = str(run.info.run_id)
             # Files first: the batch below has the tags by which a run is found, and what is found is whole.
             self._client.log_inputs(run_id, [_dataset_input(record)])
@@ -208,16 +195,45 @@ class MlflowTracker:
                 self._client.log_text(run_id, text, path)
             if record.weights_path is not None and record.weights_path.exists():
                 self._client.log_artifact(run_id, str(record.weights_path))
-            self._client.log_batch(
-                run_id,
-                metrics=[Metric(key, value, ended, step) for key, value, step in _metrics(record)],
-                params=[Param(key, value) for key, value in params(record.config).items()],
-                tags=[RunTag(key, value) for key, value in _tags(record).items()],
-            )
-            self._client.set_terminated(run_id, MLFLOW_STATUS[record.state], ended)
+            self._log_numbers(run_id, record)
+            self._client.set_terminated(run_id, MLFLOW_STATUS[record.state], int(record.ended * 1000))
             return run_id
 
-    def finish(self, run_id: str, metrics: Mapping[str, float], description: str) -> None:
+    def _log_numbers(self, run_id: str, record: RunRecord) -> None:
+        """Metrics, params and tags; in MLflow's batch the tags are written last, so a run that has them is whole."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        ended = int(record.ended * 1000)
+        metrics = [Metric(key, value, ended, step) for key, value, step in _metrics(record)]
+        if len(metrics) > BATCH_LIMIT:
+            self._client.log_batch(run_id, metrics=metrics)
+            metrics = []
+        self._client.log_batch(
+            run_id,
+            metrics=metrics,
+            params=[Param(key, value) for key, value in params(record.config).items()],
+            tags=[RunTag(key, value) for key, value in _tags(record).items()],
+        )
+
+    def _kept_before(self, record: RunRecord) -> str:
+        """The id of a trial's run that is whole, closed if it wasn't; what is half written of it is taken away."""
+        kept = ""
+        for run in list(self._search({key: record.tags[key] for key in ("study_id", "trial")} | {"kind": "trial"})):
+            state = run.data.tags.get("state", "")
+            if state == record.state and not kept:
+                kept = str(run.info.run_id)
+            if run.info.status == "RUNNING":
+                self._close_or_delete(run)
+        return kept
+
+    def _close_or_delete(self, run: Any) -> None:
+        """Close a trial's run that was left open: as it ended, if it is whole; else it never was one."""
+        state = run.data.tags.get("state", "")  # written with the scores, or not at all
+        self._client.set_terminated(run.info.run_id, MLFLOW_STATUS.get(state, "KILLED"))
+        if not state:
+            self._client.delete_run(run.info.run_id)
+
+    def finish(self, run_id: str, metrics: Mapping[str, float], description: str, ending: Ending | None) -> None:
         from mlflow.entities import Metric, RunTag
 
         with self._faults_said():
@@ -227,22 +243,26 @@ class MlflowTracker:
                 metrics=[Metric(key, value, now, 0) for key, value in metrics.items()],
                 tags=[RunTag("mlflow.note.content", description)],
             )
-            self._client.set_terminated(run_id)
+            if ending is not None:
+                self._client.set_terminated(run_id, ending)
 
-    def find(self, tags: Mapping[str, str], run_id: str = "") -> Iterator[LoggedRun]:
+    def find(self, tags: Mapping[str, str], run_id: str = "", *, deleted: bool = False) -> Iterator[LoggedRun]:
         with self._faults_said():
             if run_id:
                 yield self._logged(self._get(run_id))
                 return
-            for run in self._search(tags):
+            for run in self._search(tags, deleted=deleted):
                 if "mnistexp.config" in run.data.tags:
                     yield self._logged(run)
 
-    def settle(self, tags: Mapping[str, str]) -> None:
+    def settle(self, tags: Mapping[str, str], ending: Ending | None, lives: Callable[[str], bool]) -> None:
         with self._faults_said():
             for run in list(self._search(tags, "attributes.status = 'RUNNING'")):
-                state = run.data.tags.get("state", "")  # written with the scores, or not at all
-                self._client.set_terminated(run.info.run_id, MLFLOW_STATUS.get(state, "KILLED"))
+                if run.data.tags.get("kind") == "sweep":
+                    if ending is not None:
+                        self._client.set_terminated(run.info.run_id, ending)
+                elif not lives(run.data.tags.get("driver", "")):
+                    self._close_or_delete(run)
 
     def _get(self, run_id: str) -> Any:
         try:
@@ -250,13 +270,15 @@ class MlflowTracker:
         except self._errors:
             raise StoreError(f"run={run_id}: MLflow has no such run; `mlflow ui` shows the ids") from None
 
-    def _search(self, tags: Mapping[str, str], *more: str) -> Iterator[Any]:
+    def _search(self, tags: Mapping[str, str], *more: str, deleted: bool = False) -> Iterator[Any]:
         """Runs by tags and further clauses, oldest first, page by page."""
+        from mlflow.entities import ViewType
+
         clauses = " and ".join([*(f"tags.`{key}` = '{value}'" for key, value in tags.items()), *more])
-        token = None
+        view, token = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY, None
         while True:
             page = self._client.search_runs(
-                [self._experiment_id], clauses, max_results=1000, order_by=["attributes.start_time"], page_token=token
+                [self._experiment_id], clauses, view, 1000, order_by=["attributes.start_time"], page_token=token
             )
             yield from page
             token = page.token
@@ -302,8 +324,9 @@ def resolved_uri(config: TrackingConfig) -> str:
     Always explicit and absolute: an old ./mlruns folder changes MLflow's own default.
     """
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    if uri.startswith("sqlite:///"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    path = sqlite_path(uri)
+    if path is not None:
+        return f"sqlite:///{path}"
     if "://" not in uri:
         raise StoreError(
             f"tracking.uri={uri}: MLflow's file store is closed; give sqlite:///FILE.db, postgresql://… or http://…"
@@ -313,14 +336,14 @@ def resolved_uri(config: TrackingConfig) -> str:
 
 def check_reachable(uri: str) -> None:
     """Look whether a store answers before MLflow does, which retries for minutes. Raises: StoreError."""
-    if uri.startswith("sqlite:///"):
-        path = uri.removeprefix("sqlite:///")
-        if re.search(r"%[0-9A-Fa-f]{2}|\?", path):
+    path = sqlite_path(uri)
+    if path is not None:
+        if re.search(r"%[0-9A-Fa-f]{2}|\?", str(path)):
             raise StoreError(
                 f"tracking.uri={uri}: MLflow misreads paths with `?` or `%20` in them, and would log to another "
                 f"folder; work in a folder with a plainer name"
             )
-        check_writable(Path(path), "tracking.uri=sqlite:///FILE.db", "experiments")
+        check_file(path, "tracking.uri=sqlite:///FILE.db", "experiments")
     elif uri.startswith("http"):
         try:
             requests.get(f"{uri.rstrip('/')}/health", timeout=REACHABLE_SECONDS).raise_for_status()
@@ -330,78 +353,64 @@ def check_reachable(uri: str) -> None:
                 f"start one with `mlflow server`, or leave tracking.uri out to log to mlflow.db here"
             ) from None
     else:
-        _check_port(uri)
+        check_port("tracking.uri", uri)
 
 
-def _check_port(uri: str) -> None:
-    """Look whether a database server listens. Raises: StoreError."""
-    place = urlsplit(uri)
-    try:
-        port = place.port or DATABASE_PORTS.get(place.scheme.partition("+")[0])
-    except ValueError:
+def _ready_database(uri: str) -> None:
+    """Make MLflow's tables where there are none, one process at a time; leave other versions' alone.
+
+    MLflow would upgrade an older database unasked, and eight processes on an empty one mostly fail.
+
+    Raises: StoreError, or what MLflow raises.
+    """
+    from mlflow import MlflowClient
+    from sqlalchemy import NullPool, create_engine
+
+    path = sqlite_path(uri)
+    if path is not None:
+        with wait_for(turns.on_file(path)):
+            made_whole(path, lambda new: _make_store(MlflowClient(f"sqlite:///{new}")))
+        _check_schema(create_engine(f"sqlite:///{path}", poolclass=NullPool), uri)
+    elif uri.startswith("postgresql"):
+        engine = create_engine(uri, poolclass=NullPool)
+        with wait_for(turns.on_server(engine)):
+            _check_schema(engine, uri)
+            _make_store(MlflowClient(uri))
+
+
+def _make_store(client: Any) -> None:
+    """Have MLflow make its tables (it does at the first question), and let go of the file."""
+    client.search_experiments(max_results=1)
+    client._tracking_client.store.engine.dispose()
+
+
+def _check_schema(engine: Engine, uri: str) -> None:
+    """Raises: StoreError if the tables are another version's, or not MLflow's."""
+    from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _get_alembic_config
+    from sqlalchemy import inspect
+
+    tables = set(inspect(engine).get_table_names())
+    if not tables:
+        return
+    if "experiments" not in tables:
         raise StoreError(
-            f"tracking.uri={shown(uri)}: its port is no number; write a / in the password as %2F, and an @ as %40"
-        ) from None
-    if not place.hostname or not port:
-        return  # a socket file, or a scheme that is MLflow's to refuse
-    try:
-        socket.create_connection((place.hostname, port), REACHABLE_SECONDS).close()
-    except OSError as error:
-        raise StoreError(
-            f"tracking.uri={shown(uri)}: no database answers there ({error.strerror or error}); "
-            f"start it, or leave tracking.uri out to log to mlflow.db here"
-        ) from None
-
-
-def check_writable(path: Path, setting: str, table: str) -> None:
-    """Raises: StoreError if a database file can't be made or written there, or has other tables than `table`."""
-    folder = path.parent
-    if path.is_dir():
-        raise StoreError(f"{path}: is a folder, not a database file; give {setting}")
-    if not folder.is_dir():
-        raise StoreError(f"{folder}: no such folder, so {path.name} can't be made; make it, or give {setting}")
-    target = path if path.exists() else folder
-    if not os.access(target, os.W_OK) or not os.access(folder, os.W_OK):
-        raise StoreError(f"{target}: can't be written to; work in a folder of your own, or give {setting}")
-    if path.exists() and path.stat().st_size and _first_bytes(path) != b"SQLite format 3\0":
-        raise StoreError(f"{path}: is not an SQLite database; move it away, or give {setting}")
-    if path.exists() and (tables := _tables(path)) and table not in tables:
-        raise StoreError(f"{path}: is somebody else's database (it has no table {table}); give another {setting}")
-
-
-def _tables(path: Path) -> set[str]:
-    """A database's tables, looked at without writing; none where it is damaged: its owner says that better."""
-    try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=60)) as connection:
-            return {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    except sqlite3.Error:
-        return set()
-
-
-def _first_bytes(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(16)
-
-
-def shown(uri: str) -> str:
-    """An address without its password."""
-    if uri.startswith("sqlite:"):
-        return uri
-    uri = re.sub(r"(?i)([?&][^=&]*(?:password|token|secret)[^=&]*=)[^&]*", r"\1***", uri)
-    scheme, separator, rest = uri.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    return f"{scheme}{separator}{credentials.partition(':')[0]}:***@{host}" if at and ":" in credentials else uri
-
-
-def _creation_lock(uri: str) -> AbstractContextManager[object]:
-    """Two processes that create one SQLite database at once both fail, so one waits; a server makes its own."""
-    if uri.startswith("sqlite:///"):
-        return filelock.FileLock(f"{uri.removeprefix('sqlite:///')}.lock")
-    return nullcontext()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+            f"tracking.uri={shown(uri)}: is somebody else's database (it has no table experiments); give an empty one"
+        )
+    with engine.connect() as connection:
+        found = MigrationContext.configure(connection).get_current_revision()
+    alembic_config: Any = _get_alembic_config  # untyped
+    script = ScriptDirectory.from_config(alembic_config(""))
+    known, latest = {revision.revision for revision in script.walk_revisions()}, script.get_current_head()
+    if found == latest:
+        return
+    older = found is None or found in known
+    what_to_do = f"keep a copy and run `mlflow db upgrade '{shown(uri)}'`" if older else "pip install -U mlflow"
+    raise StoreError(
+        f"tracking.uri={shown(uri)}: was made by {'an older' if older else 'a newer'} MLflow, whose tables differ; "
+        f"{what_to_do}, or give another tracking.uri"
+    )
 
 
 # ------------------------------------------------------------------------------------ a record as MLflow's parts
@@ -463,17 +472,11 @@ def _tags(record: RunRecord) -> dict[str, str]:
 
 def _files(record: RunRecord) -> dict[str, str]:
     """What a person may want to download: the config to read, the record to compute with."""
-    whole = {
-        "config": record.config.model_dump(mode="json"),
-        "overrides": record.overrides,
-        "state": record.state,
-        "reason": record.reason,
-        "result": results.to_json(record.result) if record.result else None,
-        "epochs": [asdict(scores) for scores in record.epochs],
-        "provenance": record.provenance,
+    whole = records.to_json(record)
+    return {
+        "config.yaml": yaml.safe_dump(whole["config"], sort_keys=False),
+        "record.json": json.dumps(whole, indent=1),
     }
-    plain = record.config.model_dump(mode="json")
-    return {"config.yaml": yaml.safe_dump(plain, sort_keys=False), "record.json": json.dumps(whole, indent=1)}
 
 
 def _dataset_input(record: RunRecord) -> Any:

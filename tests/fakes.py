@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from mnistexp.errors import StoreError
-from mnistexp.executor import EpochEnded, Event, Failed, Finished
+from mnistexp.executor import EpochEnded, Event, Failed, Finished, Lost
+from mnistexp.records import LoggedRun, RunRecord
 from mnistexp.results import EpochScores, FitResult, RunResult, Stopped
 from mnistexp.schema import RunConfig
-from mnistexp.tracking import LoggedRun, RunRecord
+from mnistexp.tracking import Ending
 
-Step = float | str | BaseException
-"""One epoch of a script: its validation accuracy, why the job fails there, or what ends the whole session."""
+Step = float | str | signal.Signals | BaseException | None
+"""One step of a script: an epoch's validation accuracy, why the job fails there, a signal to this process, what ends
+the whole session, or None: the job's worker is killed."""
 
 Script = Callable[[int, RunConfig], Sequence[Step]]
 """What happens to a job: its number and config → its epochs."""
@@ -87,7 +90,12 @@ class FakeExecutor:
             return None
         job = self._turns.popleft()
         playing = self._playing[job]
-        step = playing.steps.popleft() if playing.go and playing.steps else None
+        ended = not (playing.go and playing.steps)
+        step = None if ended else playing.steps.popleft()
+        if isinstance(step, signal.Signals):
+            signal.raise_signal(step)
+            self._turns.appendleft(job)
+            return None
         if isinstance(step, BaseException):
             raise step
         if isinstance(step, float):
@@ -96,6 +104,8 @@ class FakeExecutor:
         del self._playing[job]
         if isinstance(step, str):
             return Failed(job, step)
+        if not ended:
+            return Lost(job, "its worker was killed")
         stopped: Stopped = "completed" if not playing.steps else "pruned"
         return Finished(job, run_result(playing.seen, self._test_accuracy(job), stopped, self.jobs[job].seed))
 
@@ -112,14 +122,25 @@ class RecordingTracker:
 
     def __init__(self, faults: Mapping[int, BaseException] | None = None) -> None:
         self.faults = dict(faults or {})
+        self.away = False  # every method raises StoreError
         self.records: list[RunRecord] = []
         self.parents: list[str] = []  # of each record
-        self.sweeps: list[tuple[str, str, Mapping[str, float]]] = []  # (id, description, metrics) of finished ones
+        self.open: set[str] = set()  # parent runs
+        self.sweeps: list[tuple[str, str, Mapping[str, float], Ending | None]] = []  # each summary that was written
 
     def start(self, name: str, tags: Mapping[str, str], description: str, files: Mapping[str, str]) -> str:
+        self._answer()
+        self.open.add(f"parent of {tags['study']}")
         return f"parent of {tags['study']}"
 
-    def log(self, record: RunRecord, parent: str = "", files: Mapping[str, str] | None = None) -> str:
+    def log(
+        self, record: RunRecord, parent: str = "", files: Mapping[str, str] | None = None, *, again: bool = False
+    ) -> str:
+        self._answer()
+        if again:
+            for number, kept in enumerate(self.records):
+                if kept.tags == record.tags and kept.state == record.state:
+                    return str(number)
         self.records.append(record)
         self.parents.append(parent)
         fault = self.faults.pop(len(self.records) - 1, None)
@@ -127,18 +148,28 @@ class RecordingTracker:
             raise fault
         return str(len(self.records) - 1)
 
-    def finish(self, run_id: str, metrics: Mapping[str, float], description: str) -> None:
-        self.sweeps.append((run_id, description, metrics))
+    def finish(self, run_id: str, metrics: Mapping[str, float], description: str, ending: Ending | None) -> None:
+        self._answer()
+        self.sweeps.append((run_id, description, metrics, ending))
+        if ending is not None:
+            self.open.discard(run_id)
 
-    def settle(self, tags: Mapping[str, str]) -> None:
-        pass  # a list holds no run that is half written
+    def settle(self, tags: Mapping[str, str], ending: Ending | None, lives: Callable[[str], bool]) -> None:
+        self._answer()
+        if ending is not None:
+            self.open.discard(f"parent of {tags['study']}")
 
-    def find(self, tags: Mapping[str, str], run_id: str = "") -> Iterator[LoggedRun]:
+    def find(self, tags: Mapping[str, str], run_id: str = "", *, deleted: bool = False) -> Iterator[LoggedRun]:
+        self._answer()
         logged = [_logged(str(number), record) for number, record in enumerate(self.records)]
         if run_id and not any(run.run_id == run_id for run in logged):
             raise StoreError(f"run={run_id}: no such run")
         wanted = [run for run in logged if run_id in ("", run.run_id)]
         yield from (run for run in wanted if tags.items() <= run.tags.items())
+
+    def _answer(self) -> None:
+        if self.away:
+            raise StoreError("tracking.uri=…: MLflow can't use it: it is away")
 
 
 def _logged(run_id: str, record: RunRecord) -> LoggedRun:

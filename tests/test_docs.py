@@ -11,7 +11,8 @@ import pytest
 from mnistexp import cli, config, search_space
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "experiments").rglob("README.md")])
+PAGES = ("README.md", "CONTRIBUTING.md", "CLUSTER.md")
+DOCUMENTS = sorted([*(ROOT / page for page in PAGES), *(ROOT / "experiments").rglob("README.md")])
 README = (ROOT / "README.md").read_text()
 OWN_FILES = ("mine", "FOLDER", "ID")
 """Words that stand for something of the reader's."""
@@ -30,8 +31,9 @@ CASES = [(path, command) for path in DOCUMENTS for command in commands(path)]
 
 
 @pytest.mark.parametrize(("path", "command"), CASES, ids=[f"{p.parent.name}: {c}" for p, c in CASES])
-def test_a_documented_command_is_one(path: Path, command: str) -> None:
+def test_a_documented_command_is_one(path: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command in a document names a real command, and its overrides compose, a sweep's space included."""
+    monkeypatch.setenv("STUDY_DATABASE", "postgresql://me@db/studies")  # which CLUSTER.md has its reader export
     name, *overrides = shlex.split(command)
     own = [word for word in overrides if word.startswith("--") or re.split("[./=]", word)[-1] in OWN_FILES]
     typed = [word for word in overrides if word not in own and not word.startswith("run=")]

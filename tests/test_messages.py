@@ -191,7 +191,8 @@ def test_a_mistake_gets_one_sentence(folder: Path, mnist_folder: Path, arguments
         ),
         (
             "best study.storage=optuna.db",
-            "study.storage=optuna.db: must be like sqlite:///FILE.db, a file on this machine",
+            "study.storage=optuna.db: must be like sqlite:///FILE.db, a file on this machine, or "
+            "postgresql://USER:PASSWORD@HOST/DATABASE, which several machines can share",
         ),
         (
             "best study.storage=sqlite:///no/such/x.db",
@@ -360,7 +361,8 @@ def test_a_damaged_database(folder: Path) -> None:
 
     (found,) = mistake_here(folder, "best")
 
-    assert found.startswith(f"study.storage=sqlite:///{folder}/optuna.db: Optuna can't use it: ")
+    assert found.startswith(f"{folder}/optuna.db: is damaged (")
+    assert found.endswith("restore it from a copy, or move it away, or give study.storage=sqlite:///FILE.db")
 
 
 @pytest.fixture

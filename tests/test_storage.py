@@ -3,21 +3,34 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import optuna
+import psutil
+import psycopg
 import pytest
+from services import Postgres
 
+from mnistexp import storage
+from mnistexp.databases import same_database
 from mnistexp.errors import StoreError
-from mnistexp.storage import check_usable, open_for_sweep, open_to_read, same_database
+from mnistexp.storage import check_usable, network_warning, open_for_sweep, open_to_read
+
+Opener = Callable[[str], storage.Database]
 
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty database of Optuna's."""
     path = tmp_path_factory.mktemp("optuna") / "optuna.db"
-    with open_for_sweep(f"sqlite:///{path}"):
-        return path
+    open_for_sweep(f"sqlite:///{path}")
+    return path
 
 
 @pytest.mark.parametrize(
@@ -27,8 +40,7 @@ def test_a_file_is_named_as_it_is_written(tmp_path: Path, fresh: Path, name: str
     """Spaces, braces, percent signs and the like are part of the file's name, in each command alike."""
     address = f"sqlite:///{tmp_path / name}"
     shutil.copy(fresh, tmp_path / name)
-    with open_for_sweep(address) as database:
-        optuna.create_study(study_name="here", storage=database)
+    optuna.create_study(study_name="here", storage=open_for_sweep(address).storage)
 
     names = optuna.get_all_study_names(open_to_read(address))
 
@@ -43,35 +55,126 @@ def test_a_relative_address_means_the_working_folder(tmp_path: Path, monkeypatch
     """A database that isn't there is made, in the folder that the command runs in."""
     monkeypatch.chdir(tmp_path)
 
-    with open_for_sweep("sqlite:///sub.db"):
-        pass
+    open_for_sweep("sqlite:///sub.db")
 
     assert (tmp_path / "sub.db").stat().st_size > 0
 
 
-def test_two_sweeps_on_one_file_are_refused(tmp_path: Path, fresh: Path) -> None:
-    """The second is told what to do; once the first has ended, the file can be used again."""
-    address = f"sqlite:///{shutil.copy(fresh, tmp_path / 'optuna.db')}"
+def test_turns_exclude_each_other(tmp_path: Path, fresh: Path) -> None:
+    """While one driver has its turn, another waits, and goes on when the first is done, or gone."""
+    path = shutil.copy(fresh, tmp_path / "optuna.db")
+    one, two = open_for_sweep(f"sqlite:///{path}"), open_for_sweep(f"sqlite:///{path}")
+    order: list[str] = []
 
-    with (
-        open_for_sweep(address),
-        pytest.raises(StoreError, match=r"optuna\.db: another sweep is running on it; wait for it, or give study\.st"),
-        open_for_sweep(address),
-    ):
-        pass
+    def slowly() -> None:
+        order.append("one begins")
+        thread.start()
+        time.sleep(1.5)  # longer than one try to get the turn waits
+        order.append("one ends")
 
-    with open_for_sweep(address):
-        pass
+    thread = threading.Thread(target=lambda: two.in_turn(lambda: order.append("two")))
+    one.in_turn(slowly)
+    thread.join()
+
+    assert order == ["one begins", "one ends", "two"]
 
 
-def test_the_lock_goes_with_a_fault(tmp_path: Path, fresh: Path) -> None:
-    """A sweep that ends in an exception leaves its database free, and the exception as it is."""
-    address = f"sqlite:///{shutil.copy(fresh, tmp_path / 'optuna.db')}"
-    with pytest.raises(KeyboardInterrupt), open_for_sweep(address):
-        raise KeyboardInterrupt
+def test_a_waiting_driver_can_be_stopped(tmp_path: Path, fresh: Path) -> None:
+    """Ctrl-C ends the wait for a turn that another keeps."""
+    path = shutil.copy(fresh, tmp_path / "optuna.db")
+    one, two = open_for_sweep(f"sqlite:///{path}"), open_for_sweep(f"sqlite:///{path}")
+    two.give_up = lambda: True
 
-    with open_for_sweep(address):
-        pass
+    with pytest.raises(KeyboardInterrupt):
+        one.in_turn(lambda: two.in_turn(lambda: None))
+
+
+def test_a_locked_database_is_waited_for(tmp_path: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else's transaction holds the file: it is tried again, said once, and then goes on as if nothing was."""
+    monkeypatch.setattr(storage, "BUSY_SECONDS", 0.1)
+    path = shutil.copy(fresh, tmp_path / "optuna.db")
+    database, notes = open_for_sweep(f"sqlite:///{path}"), []
+    holder = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    holder.execute("BEGIN EXCLUSIVE")
+
+    def note(text: str) -> None:
+        notes.append(text)
+        holder.execute("ROLLBACK")
+
+    database.on_wait = note
+    database.patiently(lambda: optuna.create_study(study_name="here", storage=database.storage))
+    holder.close()
+
+    assert notes == [f"{path}: database is locked; trying again for up to 300 s"]
+    assert optuna.get_all_study_names(database.storage) == ["here"]
+
+
+def test_patience_ends(tmp_path: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that stays locked is a fault in one sentence."""
+    monkeypatch.setattr(storage, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(storage, "PATIENCE", 1.0)
+    path = shutil.copy(fresh, tmp_path / "optuna.db")
+    database = open_for_sweep(f"sqlite:///{path}")
+    with closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+
+        with pytest.raises(StoreError, match=r"optuna\.db: Optuna can't use it any more: database is locked"):
+            database.patiently(lambda: optuna.create_study(storage=database.storage))
+
+
+def test_a_process_killed_while_making_the_database_leaves_none(tmp_path: Path) -> None:
+    """What an earlier process left half made is made anew; nothing of it is taken for a database."""
+    (tmp_path / "optuna.db.new").write_bytes(b"SQLite format 3\0 and no more")
+    (tmp_path / "optuna.db.new-journal").write_bytes(b"half")
+    (tmp_path / "optuna.db").touch()
+
+    database = open_for_sweep(f"sqlite:///{tmp_path / 'optuna.db'}")
+
+    assert optuna.get_all_study_names(database.storage) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"optuna.db", "optuna.db.lock"}
+
+
+def test_a_damaged_database_is_left_alone(tmp_path: Path, fresh: Path) -> None:
+    """A file that begins as a database and goes on as noise is named as damaged, and stays as it is."""
+    path = tmp_path / "optuna.db"
+    path.write_bytes(fresh.read_bytes()[:100] + b"\xff" * 8000)
+    before = path.read_bytes()
+
+    with pytest.raises(StoreError, match=r"optuna\.db: is damaged .*restore it from a copy"):
+        open_for_sweep(f"sqlite:///{path}")
+
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("revision", "words"),
+    [("v3.0.0.a", "was made by an older Optuna.*optuna storage upgrade"), ("v9", "was made by a newer Optuna")],
+)
+def test_another_versions_database_is_left_alone(tmp_path: Path, fresh: Path, revision: str, words: str) -> None:
+    """Tables of an older or a newer Optuna are refused with what to do, and stay as they are."""
+    path = Path(shutil.copy(fresh, tmp_path / "optuna.db"))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("update alembic_version set version_num = ?", (revision,))
+        connection.commit()
+    before = path.read_bytes()
+
+    with pytest.raises(StoreError, match=words):
+        open_for_sweep(f"sqlite:///{path}")
+
+    assert path.read_bytes() == before
+
+
+def test_a_network_file_system_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study's file on NFS is named with its kind and what to do; one on a disk of this machine isn't."""
+    mounts = [psutil._ntuples.sdiskpart("disk", "/", "ext4", ""), psutil._ntuples.sdiskpart("x", "/home", "nfs4", "")]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: mounts)
+
+    warning = network_warning("sqlite:////home/me/optuna.db")
+
+    assert "lies on a network file system (nfs4)" in warning
+    assert "study.storage=postgresql://" in warning
+    assert network_warning("sqlite:////var/optuna.db") == ""
+    assert network_warning("postgresql://host/db") == ""
 
 
 def test_reading_makes_nothing(tmp_path: Path) -> None:
@@ -122,14 +225,14 @@ def test_what_is_no_address_is_refused(address: str) -> None:
         check_usable(address)
 
 
-def test_a_server_is_refused_without_its_password() -> None:
-    """Until several drivers can share a study, only a file is taken; the message hides the password."""
-    for use in (check_usable, open_to_read):
-        with pytest.raises(
-            StoreError, match=r"study\.storage=postgresql://me:\*\*\*@host/db: must be like sqlite"
-        ) as caught:
-            use("postgresql://me:secret@host/db")
+def test_a_server_that_is_not_there_is_named_without_its_password() -> None:
+    """An unreachable server, and a scheme that isn't known, are said at once; the message hides the password."""
+    for use in (check_usable, open_to_read, open_for_sweep):
+        with pytest.raises(StoreError, match=r"//me:\*\*\*@127\.0\.0\.1:1/db: no database answers") as caught:
+            use("postgresql://me:secret@127.0.0.1:1/db")
         assert "secret" not in str(caught.value)
+        with pytest.raises(StoreError, match=r"mysql://me:\*\*\*@host/db: must be like sqlite:///.* or postgresql://"):
+            use("mysql://me:secret@host/db")
 
 
 def test_what_a_database_address_says_before_it_is_used(tmp_path: Path, fresh: Path) -> None:
@@ -152,3 +255,84 @@ def test_one_database_under_two_addresses(tmp_path: Path, monkeypatch: pytest.Mo
     assert same_database("sqlite:///linked/a.db", "sqlite:///sub/a.db")
     assert not same_database("sqlite:///a.db", "sqlite:///b.db")
     assert not same_database("sqlite:///a.db", "http://127.0.0.1:5000")
+    assert same_database("postgresql://a:b@localhost/x", "postgresql+psycopg://c@127.0.0.1:5432/x")
+    assert not same_database("postgresql://a:b@localhost/x", "postgresql://a:b@localhost/y")
+
+
+# ------------------------------------------------------------------------------------------ a real PostgreSQL
+
+
+@pytest.fixture
+def opened() -> Iterator[Opener]:
+    """open_for_sweep, closed with the test."""
+    with ExitStack() as stack:
+        yield lambda address: stack.enter_context(closing(open_for_sweep(address)))
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server of the tests' own."""
+    with Postgres() as server:
+        yield server
+
+
+def test_a_server_keeps_studies(postgres: Postgres, opened: Opener) -> None:
+    """Its tables are made by the first who comes; what it holds is said; turns exclude each other there too."""
+    address = postgres.create_database("studies")
+
+    assert check_usable(address).endswith("(will be made)")
+    with pytest.raises(StoreError, match="there is no such database; run `python -m mnistexp sweep`"):
+        open_to_read(address)
+    one, two = opened(address), opened(address)
+    two.give_up = lambda: True
+    optuna.create_study(study_name="here", storage=one.storage)
+
+    said = check_usable(address)
+    assert said.endswith("(here)")
+    assert "***" in said
+    with pytest.raises(KeyboardInterrupt):
+        one.in_turn(lambda: two.in_turn(lambda: None))
+    assert two.in_turn(lambda: "then two") == "then two"
+
+
+def test_a_server_that_restarts_is_waited_for(postgres: Postgres, opened: Opener) -> None:
+    """Connections that a restart cut off are made anew; work that it interrupted is done again."""
+    database = opened(postgres.create_database("restarted"))
+    database.in_turn(lambda: optuna.create_study(study_name="before", storage=database.storage))
+    done: list[str] = []
+
+    def work() -> None:
+        if not done:
+            done.append("restarted")
+            postgres.restart("immediate")
+        optuna.create_study(study_name="after", storage=database.storage, load_if_exists=True)
+
+    database.in_turn(work)
+
+    assert sorted(optuna.get_all_study_names(database.storage)) == ["after", "before"]
+
+
+def test_somebody_elses_tables_on_a_server_are_left_alone(postgres: Postgres) -> None:
+    """A database that has tables, but none of Optuna's, and a wrong password, are refused in a sentence."""
+    address = postgres.create_database("others")
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute("create table experiments (name text)")
+
+        with pytest.raises(StoreError, match="is somebody else's database"):
+            open_for_sweep(address)
+
+        assert len(connection.execute("select 1 from pg_tables where schemaname = 'public'").fetchall()) == 1
+    password = urlsplit(address).password or ""
+    with pytest.raises(StoreError, match=r"Optuna can't use it: .*authentication failed") as caught:
+        open_for_sweep(address.replace(password, "wr0ng"))
+    assert "wr0ng" not in str(caught.value)
+
+
+def test_eight_drivers_make_one_database(postgres: Postgres, opened: Opener) -> None:
+    """Eight at once on an empty database: one makes the tables, and all can use them."""
+    address = postgres.create_database("eight")
+
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(opened, [address] * 8))
+
+    assert [optuna.get_all_study_names(database.storage) for database in made] == [[]] * 8

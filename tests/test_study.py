@@ -1,32 +1,28 @@
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import optuna
 import pytest
-from fakes import FakeExecutor, RecordingTracker, Script, run_result
-from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
+from fakes import FakeExecutor, RecordingTracker, Step
+from optuna.trial import TrialState
+from sweeps import SMALL, by_rate, constantly, open_sweep, parts, states_of, trials_of
 
-from mnistexp import run, search_space
 from mnistexp.config import compose, parse_request, run_config
 from mnistexp.errors import ConfigError, StoreError
-from mnistexp.run import Prepared, Session
+from mnistexp.records import RunRecord
+from mnistexp.run import Prepared
 from mnistexp.schema import RunConfig
-from mnistexp.search_space import SearchSpace
-from mnistexp.storage import open_for_sweep
-from mnistexp.study import Progress, Summary, Sweep, load_best, progress, trial_seed
-from mnistexp.tracking import RunRecord
+from mnistexp.storage import Database, open_for_sweep
+from mnistexp.study import Progress, load_best, trial_seed
+from mnistexp.sweep import Listener, Summary, Sweep
 
-SMALL = ("data=digits", "search=none", "optimizer=sgd", "model.activation=choice(relu, tanh)", "trainer.epochs=3")
-PLAIN = ("study/sampler=random", "study/pruner=none")
 FIXED_RATE = "optimizer.learning_rate=0.1"
 PRUNING = ("study/pruner=median", "study.pruner.startup_trials=1", "study.pruner.warmup_epochs=0")
 
@@ -35,60 +31,21 @@ PRUNING = ("study/pruner=median", "study.pruner.startup_trials=1", "study.pruner
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty database of Optuna's: making one takes a third of a second, copying it nothing."""
     path = tmp_path_factory.mktemp("optuna") / "optuna.db"
-    with open_for_sweep(f"sqlite:///{path}"):
-        return path
+    open_for_sweep(f"sqlite:///{path}")
+    return path
 
 
 @pytest.fixture
-def database(fresh: Path, tmp_path: Path) -> Iterator[BaseStorage]:
+def database(fresh: Path, quick_folder: Path) -> Iterator[Database]:
     """A database of the test's own."""
-    with open_for_sweep(f"sqlite:///{shutil.copy(fresh, tmp_path / 'optuna.db')}") as opened:
+    with closing(open_for_sweep(f"sqlite:///{shutil.copy(fresh, quick_folder / 'optuna.db')}")) as opened:
         yield opened
-
-
-@functools.cache
-def parts(*overrides: str) -> tuple[Session, SearchSpace]:
-    """What a sweep with these overrides searches; nothing of it has a state, so tests share it."""
-    searched = [word for word in overrides if not word.startswith(("study", "executor", "tracking"))]
-    return Session(run.prepare(parse_request([*SMALL, *PLAIN, *overrides])), {}, {}), space(*searched)
-
-
-@functools.cache
-def space(*overrides: str) -> SearchSpace:
-    """A search space: building it composes every option, so it is built once."""
-    return search_space.build(parse_request([*SMALL, *overrides]))
-
-
-def open_sweep(database: BaseStorage, *overrides: str, tracker: RecordingTracker | None = None) -> Sweep:
-    """A session of the study, not yet run."""
-    session, space = parts(*overrides)
-    return Sweep(database, session, space, tracker or RecordingTracker(), lambda record, progress: None)
-
-
-def by_rate(job: int, config: RunConfig) -> list[float]:
-    """A score that the config decides: smaller learning rates are better, epoch by epoch."""
-    return [0.9 - config.optimizer.learning_rate / 2 + epoch / 100 for epoch in range(config.trainer.epochs)]
-
-
-def constantly(*scores: float) -> Script:
-    """Job n scores `scores[n]` in all of its epochs."""
-    return lambda job, config: [scores[job]] * config.trainer.epochs
-
-
-def trials_of(database: BaseStorage, name: str = "digits") -> list[FrozenTrial]:
-    """The study's trials, as Optuna has them."""
-    return optuna.load_study(study_name=name, storage=database).get_trials()
-
-
-def states_of(database: BaseStorage) -> list[str]:
-    """The trials' states in the order of their numbers."""
-    return [trial.state.name for trial in trials_of(database)]
 
 
 # ------------------------------------------------------------------------------------------ which trials
 
 
-def test_the_budget_is_a_total_over_sessions(database: BaseStorage) -> None:
+def test_the_budget_is_a_total_over_sessions(database: Database) -> None:
     """Three trials, then study.trials=5: two more; the same again: none, and the summary says why."""
     first = open_sweep(database, "study.trials=3").run(FakeExecutor(by_rate))
     second = open_sweep(database, "study.trials=5").run(FakeExecutor(by_rate))
@@ -100,7 +57,7 @@ def test_the_budget_is_a_total_over_sessions(database: BaseStorage) -> None:
     assert states_of(database) == ["COMPLETE"] * 5
 
 
-def test_the_first_trial_is_the_composed_config(database: BaseStorage) -> None:
+def test_the_first_trial_is_the_composed_config(database: Database) -> None:
     """Trial 0 is what `train` with the same words trains, seed included, even where it lies outside the space."""
     words = ("study.trials=1", "seed=7", "trainer.batch_size=choice(32, 64)", "model.hidden_units=[40]")
     executor = FakeExecutor(by_rate)
@@ -112,7 +69,7 @@ def test_the_first_trial_is_the_composed_config(database: BaseStorage) -> None:
     assert executor.jobs[0].trainer.batch_size == 128
 
 
-def test_recorded_overrides_compose_the_trial(database: BaseStorage) -> None:
+def test_recorded_overrides_compose_the_trial(database: Database) -> None:
     """What a trial records as its overrides composes, through Hydra, to exactly what was trained."""
     tracker, executor = RecordingTracker(), FakeExecutor(by_rate)
 
@@ -124,7 +81,7 @@ def test_recorded_overrides_compose_the_trial(database: BaseStorage) -> None:
         assert executor.jobs[int(record.tags["trial"])] == record.config
 
 
-def test_each_trial_has_its_own_seed(database: BaseStorage) -> None:
+def test_each_trial_has_its_own_seed(database: Database) -> None:
     """Seeds differ between trials and come from the study's seed and the trial's number alone."""
     executor = FakeExecutor(by_rate)
 
@@ -136,14 +93,14 @@ def test_each_trial_has_its_own_seed(database: BaseStorage) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "qmc", "cmaes"])
-def test_one_worker_repeats_a_study(database: BaseStorage, fresh: Path, tmp_path: Path, sampler: str) -> None:
+def test_one_worker_repeats_a_study(database: Database, fresh: Path, tmp_path: Path, sampler: str) -> None:
     """The same study seed gives the same trials in another database; another seed gives others."""
     words = ("study.trials=6", f"study/sampler={sampler}", "study.sampler.startup_trials=3")
     runs = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         executor = FakeExecutor(by_rate)
-        with open_for_sweep(f"sqlite:///{shutil.copy(fresh, tmp_path / f'{name}.db')}") as other:
-            open_sweep(other, *words, f"seed={seed}").run(executor)
+        other = open_for_sweep(f"sqlite:///{shutil.copy(fresh, tmp_path / f'{name}.db')}")
+        open_sweep(other, *words, f"seed={seed}").run(executor)
         runs.append(list(executor.jobs.values()))
 
     assert runs[0] == runs[1]
@@ -152,7 +109,7 @@ def test_one_worker_repeats_a_study(database: BaseStorage, fresh: Path, tmp_path
     assert not rates[0] & rates[2]
 
 
-def test_a_resumed_study_draws_new_points(database: BaseStorage) -> None:
+def test_a_resumed_study_draws_new_points(database: Database) -> None:
     """The second session's sampler doesn't repeat the first's start-up draws."""
     executors = [FakeExecutor(by_rate), FakeExecutor(by_rate)]
 
@@ -163,7 +120,7 @@ def test_a_resumed_study_draws_new_points(database: BaseStorage) -> None:
     assert len(set(rates)) == 8
 
 
-def test_workers_play_at_once(database: BaseStorage) -> None:
+def test_workers_play_at_once(database: Database) -> None:
     """With three workers three trials are under way, and the total is exact all the same."""
     executor = FakeExecutor(by_rate, workers=3)
     busiest = 0
@@ -180,19 +137,18 @@ def test_workers_play_at_once(database: BaseStorage) -> None:
     assert summary.trials == len(executor.jobs) == 7
 
 
-def test_a_grid_visits_each_point_once(database: BaseStorage) -> None:
+def test_a_grid_visits_each_point_once(database: Database) -> None:
     """Six points, in two sessions with an interrupt between: each is trained to its end exactly once."""
     grid = ("study/sampler=grid", "trainer.batch_size=choice(32, 64, 128)", FIXED_RATE)
 
-    def interrupted(job: int, config: RunConfig) -> list[float | BaseException]:
-        return [0.5, KeyboardInterrupt()] if job == 3 else [0.5] * 3
+    def interrupted(job: int, config: RunConfig) -> list[Step]:
+        return [0.5, signal.SIGINT, 0.5, 0.5] if job == 3 else [0.5] * 3
 
-    trackers = [RecordingTracker(), RecordingTracker()]
-    with pytest.raises(KeyboardInterrupt):
-        open_sweep(database, *grid, "study.trials=6", tracker=trackers[0]).run(FakeExecutor(interrupted))
-    open_sweep(database, *grid, "study.trials=6", tracker=trackers[1]).run(FakeExecutor(by_rate))
+    tracker = RecordingTracker()
+    open_sweep(database, *grid, "study.trials=6", tracker=tracker).run(FakeExecutor(interrupted))
+    open_sweep(database, *grid, "study.trials=6", tracker=tracker).run(FakeExecutor(by_rate))
 
-    records = [record for tracker in trackers for record in tracker.records]
+    records = [record for record in tracker.records if record.state == "COMPLETE"]
     points = [(record.config.model.activation, record.config.trainer.batch_size) for record in records]
     assert sorted(points) == [(name, size) for name in ("relu", "tanh") for size in (32, 64, 128)]
 
@@ -200,7 +156,7 @@ def test_a_grid_visits_each_point_once(database: BaseStorage) -> None:
 # ---------------------------------------------------------------------------------------- what is the best
 
 
-def test_the_best_is_complete_and_highest_and_first(database: BaseStorage) -> None:
+def test_the_best_is_complete_and_highest_and_first(database: Database) -> None:
     """Ties go to the lowest number; an infinite score and a failed or pruned trial's don't count."""
     scores: dict[int, list[float | str]] = {
         0: [0.5] * 3,
@@ -214,7 +170,7 @@ def test_the_best_is_complete_and_highest_and_first(database: BaseStorage) -> No
 
     assert found is not None
     assert (found.number, found.val_accuracy) == (3, 0.8)
-    assert found == load_best(database, "digits")[0]
+    assert found == load_best(database.storage, "digits")[0]
     assert run_config(compose(parse_request(found.overrides))) == found.config
 
 
@@ -223,12 +179,10 @@ def test_a_study_is_blind_to_test_scores(fresh: Path, tmp_path: Path) -> None:
     outcomes = []
     for name, test in (("a", 0.1), ("b", 0.9)):
         tracker = RecordingTracker()
-        with open_for_sweep(f"sqlite:///{shutil.copy(fresh, tmp_path / f'{name}.db')}") as database:
-            sweep = open_sweep(database, "study.trials=12", "study/sampler=tpe", *PRUNING, tracker=tracker)
-            best = sweep.run(
-                FakeExecutor(by_rate, test_accuracy=lambda job, test=test: test + job / 1000)
-            ).progress.best
-            outcomes.append((best, [(trial.params, trial.value, trial.state) for trial in trials_of(database)]))
+        database = open_for_sweep(f"sqlite:///{shutil.copy(fresh, tmp_path / f'{name}.db')}")
+        sweep = open_sweep(database, "study.trials=12", "study/sampler=tpe", *PRUNING, tracker=tracker)
+        best = sweep.run(FakeExecutor(by_rate, test_accuracy=lambda job, test=test: test + job / 1000)).progress.best
+        outcomes.append((best, [(trial.params, trial.value, trial.state) for trial in trials_of(database)]))
         assert tracker.records[3].result is not None
         assert tracker.records[3].result.test_accuracy == test + 0.003
 
@@ -236,7 +190,7 @@ def test_a_study_is_blind_to_test_scores(fresh: Path, tmp_path: Path) -> None:
     assert {state for *_, state in outcomes[0][1]} == {TrialState.COMPLETE, TrialState.PRUNED}
 
 
-def test_a_study_without_a_complete_trial_has_no_best(database: BaseStorage) -> None:
+def test_a_study_without_a_complete_trial_has_no_best(database: Database) -> None:
     """A sweep in which everything fails ends, and asking for its best says what to type."""
     summary = open_sweep(database, "study.trials=2").run(FakeExecutor(lambda *_: ["loss became nan"]))
 
@@ -244,24 +198,24 @@ def test_a_study_without_a_complete_trial_has_no_best(database: BaseStorage) -> 
     with pytest.raises(
         StoreError, match=r"digits: no trial of it completed; run `python -m mnistexp sweep study\.name"
     ):
-        load_best(database, "digits")
+        load_best(database.storage, "digits")
 
 
-def test_a_study_that_is_not_there_names_those_that_are(database: BaseStorage) -> None:
+def test_a_study_that_is_not_there_names_those_that_are(database: Database) -> None:
     """The best of a misspelt study is refused with the names there are."""
     with pytest.raises(StoreError, match="there is none yet"):
-        load_best(database, "digit")
+        load_best(database.storage, "digit")
 
     open_sweep(database, "study.trials=1").run(FakeExecutor(by_rate))
 
     with pytest.raises(StoreError, match=r"no such study here; there are digits$"):
-        load_best(database, "digit")
+        load_best(database.storage, "digit")
 
 
 # ------------------------------------------------------------------------------------------- when it stops
 
 
-def test_reaching_the_target_stops(database: BaseStorage) -> None:
+def test_reaching_the_target_stops(database: Database) -> None:
     """No trial starts after one scored study.target; those under way come to their end."""
     executor = FakeExecutor(constantly(0.5, 0.8, 0.6, 0.9, 0.9, 0.9), workers=2)
 
@@ -272,7 +226,7 @@ def test_reaching_the_target_stops(database: BaseStorage) -> None:
     assert len(executor.jobs) == 3
 
 
-def test_the_timeout_stops(database: BaseStorage) -> None:
+def test_the_timeout_stops(database: Database) -> None:
     """The trial under way when study.timeout passes comes to its end, and no other starts."""
 
     def slow(job: int, config: RunConfig) -> list[float]:
@@ -285,7 +239,7 @@ def test_the_timeout_stops(database: BaseStorage) -> None:
     assert states_of(database) == ["COMPLETE"]
 
 
-def test_pruned_trials_are_told_and_logged(database: BaseStorage) -> None:
+def test_pruned_trials_are_told_and_logged(database: Database) -> None:
     """A trial below the median stops where it is, is PRUNED in Optuna, and is logged with its test score."""
     tracker = RecordingTracker()
     scores = [0.9, 0.8, 0.1, 0.95]
@@ -300,7 +254,7 @@ def test_pruned_trials_are_told_and_logged(database: BaseStorage) -> None:
     assert (summary.progress.complete, summary.progress.pruned, summary.progress.done) == (2, 2, 4)
 
 
-def test_no_trial_is_pruned_at_its_last_epoch(database: BaseStorage) -> None:
+def test_no_trial_is_pruned_at_its_last_epoch(database: Database) -> None:
     """A trial that has trained to its end is complete, however bad: there is nothing to save any more."""
     late = ("study.pruner.warmup_epochs=2",)
 
@@ -312,7 +266,7 @@ def test_no_trial_is_pruned_at_its_last_epoch(database: BaseStorage) -> None:
 # ----------------------------------------------------------------------------------------- what goes wrong
 
 
-def test_a_failed_trial_is_one_failed_trial(database: BaseStorage) -> None:
+def test_a_failed_trial_is_one_failed_trial(database: Database) -> None:
     """It is told FAIL and logged with its reason and its epochs so far; the sweep goes on."""
     tracker = RecordingTracker()
 
@@ -328,7 +282,7 @@ def test_a_failed_trial_is_one_failed_trial(database: BaseStorage) -> None:
     assert (summary.progress.failed, summary.progress.done) == (1, 3)
 
 
-def test_a_draw_that_cannot_be_trained_counts_as_failed(database: BaseStorage) -> None:
+def test_a_draw_that_cannot_be_trained_counts_as_failed(database: Database) -> None:
     """Minibatches larger than the data are no job and no crash: trials that failed, with the reason."""
     executor = FakeExecutor(by_rate)
 
@@ -336,143 +290,20 @@ def test_a_draw_that_cannot_be_trained_counts_as_failed(database: BaseStorage) -
 
     assert list(executor.jobs) == [0]
     assert states_of(database) == ["COMPLETE", "FAIL", "FAIL"]
-    assert "at most the 1137 training images of digits" in trials_of(database)[1].user_attrs["mnistexp"]["reason"]
+    assert "at most the 1137 training images of digits" in trials_of(database)[1].user_attrs["reason"]
     assert summary.progress.failed == 2
 
 
-def test_values_that_cannot_stand_together_count_as_failed(database: BaseStorage) -> None:
+def test_values_that_cannot_stand_together_count_as_failed(database: Database) -> None:
     """Each value is allowed, their combination isn't: one failed trial of a grid, and the rest is trained."""
     words = ("optimizer.momentum=choice(0.0, 0.9)", "optimizer.nesterov=choice(true, false)", "optimizer=momentum")
     grid = ("study/sampler=grid", "model.activation=relu", "optimizer.learning_rate=0.05", "study.trials=4")
 
     open_sweep(database, *words, *grid).run(FakeExecutor(by_rate))
 
-    reasons = [trial.user_attrs["mnistexp"].get("reason", "") for trial in trials_of(database)]
+    reasons = [trial.user_attrs.get("reason", "") for trial in trials_of(database)]
     assert sorted(states_of(database)) == ["COMPLETE", "COMPLETE", "COMPLETE", "FAIL"]
     assert ["nesterov=true does nothing with momentum=0" in reason for reason in reasons].count(True) == 1
-
-
-def test_an_interrupt_hands_trials_back(database: BaseStorage) -> None:
-    """Nothing stays RUNNING; the next session runs the same points with the same seeds; the total is exact."""
-
-    def interrupted(job: int, config: RunConfig) -> list[float | BaseException]:
-        return [0.5, KeyboardInterrupt()] if job == 4 else [0.5] * (4 if job == 3 else 3)
-
-    first, second = FakeExecutor(interrupted, workers=2), FakeExecutor(by_rate, workers=2)
-    tracker = RecordingTracker()
-    with pytest.raises(KeyboardInterrupt):
-        open_sweep(database, "study.trials=6", tracker=tracker).run(first)
-    between = states_of(database)
-    done = {int(record.tags["trial"]) for record in tracker.records}
-    summary = open_sweep(database, "study.trials=6", tracker=tracker).run(second)
-
-    lost = [config for number, config in first.jobs.items() if number not in done]
-    assert "RUNNING" not in between
-    assert len(lost) == 2
-    assert list(second.jobs.values())[:2] == lost
-    assert (summary.progress.done, summary.progress.complete) == (6, 6)
-    assert len({record.config.seed for record in tracker.records}) == len(tracker.records) == 6
-
-
-def test_the_first_trial_survives_two_interrupts(database: BaseStorage) -> None:
-    """The composed config, of which parts lie outside the space, comes back as it was, again and again."""
-    words = ("study.trials=2", "trainer.batch_size=choice(32, 64)", "seed=9")
-    executors = [FakeExecutor(lambda *_: [KeyboardInterrupt()]), FakeExecutor(lambda *_: [KeyboardInterrupt()])]
-
-    for executor in executors:
-        with pytest.raises(KeyboardInterrupt):
-            open_sweep(database, *words).run(executor)
-    last = FakeExecutor(by_rate)
-    summary = open_sweep(database, *words).run(last)
-
-    tried = [next(iter(executor.jobs.values())) for executor in (*executors, last)]
-    assert tried == [run_config(parts(*words)[0].prepared.config)] * 3
-    assert summary.progress.complete == 2
-
-
-def test_a_crash_between_log_and_tell_is_mended(database: BaseStorage) -> None:
-    """A run that was logged but not told is told at the next start, with the logged score; nothing runs twice."""
-
-    class Gone(RecordingTracker):
-        """Its store goes away right after it kept run 1."""
-
-        def find(self, *args: object, **more: object) -> Iterator[object]:  # type: ignore[override]
-            raise ConnectionError("the store is gone")
-
-    broken = Gone(faults={1: ConnectionError("the store is gone")})
-    with pytest.raises(ConnectionError):
-        open_sweep(database, "study.trials=3", tracker=broken).run(FakeExecutor(constantly(0.5, 0.7, 0.6)))
-    assert states_of(database) == ["COMPLETE", "RUNNING"]
-    back, executor = RecordingTracker(), FakeExecutor(constantly(0.5, 0.7, 0.6))
-    back.records = broken.records
-
-    summary = open_sweep(database, "study.trials=3", tracker=back).run(executor)
-
-    assert list(executor.jobs) == [2]
-    assert [trial.value for trial in trials_of(database)] == [0.5, 0.7, 0.6]
-    assert len(back.records) == 3
-    assert summary.progress.best is not None
-    assert summary.progress.best.number == 1
-
-
-def test_a_fault_while_telling_is_settled_at_once(database: BaseStorage) -> None:
-    """Where the store can still be asked, a logged run is told before the session ends."""
-    tracker = RecordingTracker(faults={1: KeyboardInterrupt()})
-
-    with pytest.raises(KeyboardInterrupt):
-        open_sweep(database, "study.trials=3", tracker=tracker).run(FakeExecutor(constantly(0.5, 0.7, 0.6)))
-
-    assert states_of(database) == ["COMPLETE", "COMPLETE"]
-    assert trials_of(database)[1].value == 0.7
-
-
-def test_only_the_trials_own_run_mends_it(database: BaseStorage, fresh: Path, tmp_path: Path) -> None:
-    """An older study of the same name, whose database was deleted, lends its scores to no new trial."""
-    tracker = RecordingTracker()
-    with open_for_sweep(f"sqlite:///{shutil.copy(fresh, tmp_path / 'older.db')}") as older:
-        open_sweep(older, "study.trials=3", "seed=1", tracker=tracker).run(FakeExecutor(constantly(0.9, 0.9, 0.9)))
-    killed(database, "seed=2")
-    executor = FakeExecutor(by_rate)
-
-    open_sweep(database, "study.trials=3", "seed=2", tracker=tracker).run(executor)
-
-    assert len(executor.jobs) == 3
-    assert 0.9 not in [trial.value for trial in trials_of(database)]
-
-
-def test_the_best_trials_own_run_is_shown(database: BaseStorage) -> None:
-    """Beside the best score stands that trial's test score, though the store holds a better run of this name."""
-    tracker = RecordingTracker()
-    sweep = open_sweep(database, "study.trials=2", tracker=tracker)
-    assert sweep.logged_best() is None
-    sweep.run(FakeExecutor(constantly(0.7, 0.6)))
-    stranger = run_result([0.99], test_accuracy=0.98)
-    tags = {**tracker.records[0].tags, "study_id": "of a database that was deleted"}
-    tracker.records.insert(0, dataclasses.replace(tracker.records[0], tags=tags, result=stranger))
-
-    found = sweep.logged_best()
-
-    assert found is not None
-    assert (found.tags["trial"], found.metrics["val_accuracy"]) == ("0", 0.7)
-
-
-def killed(database: BaseStorage, *overrides: str) -> None:
-    """A session that was killed in its first trial: the trial stays RUNNING."""
-    sweep = open_sweep(database, "study.trials=3", *overrides)
-    sweep._submit(FakeExecutor(by_rate), Path())
-    assert states_of(database) == ["RUNNING"]
-
-
-def test_a_killed_sessions_trial_runs_again(database: BaseStorage) -> None:
-    """A trial that was under way when its process was killed is no zombie: it is closed and run anew."""
-    killed(database)
-    executor = FakeExecutor(by_rate)
-
-    summary = open_sweep(database, "study.trials=3").run(executor)
-
-    assert states_of(database) == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
-    assert executor.jobs[1] == run_config(parts("study.trials=3")[0].prepared.config)
-    assert (summary.progress.done, summary.progress.failed) == (3, 0)
 
 
 # ------------------------------------------------------------------------------------ one study, one question
@@ -489,7 +320,7 @@ def test_a_killed_sessions_trial_runs_again(database: BaseStorage) -> None:
         ("trainer.batch_size=choice(32, 64)", "another search.trainer.batch_size; "),
     ],
 )
-def test_another_question_is_refused(database: BaseStorage, other: str, differs: str) -> None:
+def test_another_question_is_refused(database: Database, other: str, differs: str) -> None:
     """What makes trials incomparable is named, and a new study name offered; no trial is added."""
     open_sweep(database, "study.trials=1").run(FakeExecutor(by_rate))
 
@@ -499,7 +330,7 @@ def test_another_question_is_refused(database: BaseStorage, other: str, differs:
     assert len(trials_of(database)) == 1
 
 
-def test_the_same_question_goes_on_otherwise(database: BaseStorage) -> None:
+def test_the_same_question_goes_on_otherwise(database: Database) -> None:
     """Budget, sampler, pruner, executor and tracking may change between sessions."""
     open_sweep(database, "study.trials=1").run(FakeExecutor(by_rate))
     words = ("study.trials=4", "study/sampler=tpe", "study/pruner=hyperband", "study.timeout=100")
@@ -510,7 +341,7 @@ def test_the_same_question_goes_on_otherwise(database: BaseStorage) -> None:
     assert summary.trials == 3
 
 
-def test_names_keep_studies_apart(database: BaseStorage) -> None:
+def test_names_keep_studies_apart(database: Database) -> None:
     """Two studies in one database count their own trials."""
     open_sweep(database, "study.trials=2", "study.name=a").run(FakeExecutor(by_rate))
     summary = open_sweep(database, "study.trials=3", "study.name=b", "trainer.epochs=2").run(FakeExecutor(by_rate))
@@ -520,9 +351,9 @@ def test_names_keep_studies_apart(database: BaseStorage) -> None:
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
-def test_a_foreign_study_is_left_alone(database: BaseStorage, direction: str) -> None:
+def test_a_foreign_study_is_left_alone(database: Database, direction: str) -> None:
     """A study that something else made is refused, whichever its direction, and stays as it was."""
-    study = optuna.create_study(storage=database, study_name="digits", direction=direction)
+    study = optuna.create_study(storage=database.storage, study_name="digits", direction=direction)
     study.add_trial(optuna.trial.create_trial(value=0.5))
 
     with pytest.raises(StoreError, match=r"give another study\.name"):
@@ -534,13 +365,13 @@ def test_a_foreign_study_is_left_alone(database: BaseStorage, direction: str) ->
 # ------------------------------------------------------------------------------------------ what is reported
 
 
-def test_each_trial_is_reported_and_logged_under_its_study(database: BaseStorage) -> None:
+def test_each_trial_is_reported_and_logged_under_its_study(database: Database) -> None:
     """The caller hears of each trial with the count so far; each run carries study, number and parent."""
     session, space = parts("study.trials=3")
     heard: list[tuple[RunRecord, Progress]] = []
     tracker = RecordingTracker()
 
-    sweep = Sweep(database, session, space, tracker, lambda record, progress: heard.append((record, progress)))
+    sweep = Sweep(database, session, space, tracker, Listener(lambda *told: heard.append(told)))
     summary = sweep.run(FakeExecutor(by_rate))
 
     assert [record for record, _ in heard] == tracker.records
@@ -549,97 +380,6 @@ def test_each_trial_is_reported_and_logged_under_its_study(database: BaseStorage
     assert set(tracker.parents) == {"parent of digits"}
     assert tracker.records[1].name.startswith("001 sgd lr=")
     assert isinstance(summary, Summary)
-
-
-@pytest.mark.parametrize("how", ["finished", "interrupted"])
-def test_the_parent_run_is_closed(database: BaseStorage, how: str) -> None:
-    """However a session ends, its parent run is closed with the counts, the best score and the space."""
-    tracker = RecordingTracker()
-
-    def script(job: int, config: RunConfig) -> list[float | BaseException]:
-        return [KeyboardInterrupt()] if job == 2 and how == "interrupted" else [0.8] * 3
-
-    sweep = open_sweep(database, "study.trials=3", tracker=tracker)
-    try:
-        sweep.run(FakeExecutor(script))
-    except KeyboardInterrupt:
-        assert how == "interrupted"
-
-    [(parent, description, metrics)] = tracker.sweeps
-    assert parent == "parent of digits"
-    assert metrics["sweep/trials"] == (3 if how == "finished" else 2)
-    assert metrics["best_val_accuracy"] == 0.8
-    assert "| `model.activation` | `relu, tanh` |" in description
-    assert "Best: trial 0, validation accuracy 0.8000" in description
-
-
-def test_weights_are_kept_where_asked_for(database: BaseStorage) -> None:
-    """With tracking.save_weights each record names the file that its worker wrote."""
-    session, space = parts("study.trials=2", "tracking.save_weights=true")
-    found: list[bytes] = []
-
-    def look(record: RunRecord, progress: Progress) -> None:
-        assert record.weights_path is not None
-        found.append(record.weights_path.read_bytes())
-
-    Sweep(database, session, space, RecordingTracker(), look).run(FakeExecutor(by_rate))
-
-    assert found == [b"weights", b"weights"]
-
-
-def test_interrupted_trials_are_in_no_count(database: BaseStorage) -> None:
-    """Trials that were handed back are neither failed nor done, nor are those that wait."""
-    with pytest.raises(KeyboardInterrupt):
-        open_sweep(database, "study.trials=9").run(FakeExecutor(lambda *_: [KeyboardInterrupt()], workers=3))
-
-    assert progress(trials_of(database), 9) == Progress(complete=0, pruned=0, failed=0, total=9, best=None)
-
-
-# ---------------------------------------------------------------------------------- Ctrl-C in mid-writing
-
-
-class PressedWhileLogging(RecordingTracker):
-    """Somebody presses Ctrl-C while a run is being logged, `times` times."""
-
-    def __init__(self, times: int) -> None:
-        super().__init__()
-        self._times = times
-
-    def log(self, record: RunRecord, parent: str = "", files: Mapping[str, str] | None = None) -> str:
-        for _ in range(self._times):
-            signal.raise_signal(signal.SIGINT)
-        return super().log(record, parent, files)
-
-
-def test_ctrl_c_waits_until_a_run_is_written(database: BaseStorage) -> None:
-    """A Ctrl-C in the middle of logging leaves a run that is logged whole and told, and ends the session."""
-    tracker = PressedWhileLogging(times=1)
-
-    with pytest.raises(KeyboardInterrupt):
-        open_sweep(database, "study.trials=3", tracker=tracker).run(FakeExecutor(by_rate))
-
-    assert len(tracker.records) == 1
-    assert states_of(database) == ["COMPLETE"]
-
-
-def test_a_second_ctrl_c_waits_for_nothing(database: BaseStorage) -> None:
-    """Where the store hangs, pressing twice gets out; the trial is handed back, since it isn't logged."""
-    tracker = PressedWhileLogging(times=2)
-
-    with pytest.raises(KeyboardInterrupt):
-        open_sweep(database, "study.trials=3", tracker=tracker).run(FakeExecutor(by_rate))
-
-    assert tracker.records == []
-    assert states_of(database) == ["FAIL", "WAITING"]
-
-
-def test_the_handler_of_ctrl_c_is_put_back(database: BaseStorage) -> None:
-    """After a sweep Ctrl-C does what it did before."""
-    before = signal.getsignal(signal.SIGINT)
-
-    open_sweep(database, "study.trials=1").run(FakeExecutor(by_rate))
-
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_prepared_request_names_study_and_experiment() -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,17 @@ from fakes import epoch_scores, run_result
 
 from mnistexp import tracking
 from mnistexp.config import signature
+from mnistexp.databases import shown
 from mnistexp.errors import StoreError
+from mnistexp.records import RunRecord
 from mnistexp.schema import RunConfig, TrackingConfig
 from mnistexp.tracking import (
     MlflowTracker,
     NullTracker,
-    RunRecord,
     check_reachable,
     open_tracker,
     params,
     resolved_uri,
-    shown,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -284,7 +285,7 @@ def test_trials_are_children_of_their_sweep(tracker: MlflowTracker, uri: str) ->
         "sweep", {"study": "s", "study_id": "s", "kind": "sweep"}, "1 trial", {"provenance.json": "{}"}
     )
     child = tracker.log(a_record(), parent=first)
-    tracker.finish(first, {"best_val_accuracy": 0.5}, "best: 0.5")
+    tracker.finish(first, {"best_val_accuracy": 0.5}, "best: 0.5", "FINISHED")
     finished = client(uri).get_run(first)
     again = tracker.start("sweep", {"study": "s", "study_id": "s", "kind": "sweep"}, "2 trials", {})
     other = tracker.start("sweep", {"study": "t", "study_id": "t", "kind": "sweep"}, "", {})
@@ -315,7 +316,8 @@ def test_nothing_is_kept_where_nothing_is_asked_for(tmp_path: Path, monkeypatch:
 
     assert isinstance(tracker, NullTracker)
     assert tracker.log(a_record(), tracker.start("sweep", {}, "", {})) == ""
-    tracker.finish("", {}, "")
+    tracker.finish("", {}, "", "FINISHED")
+    tracker.settle({}, "KILLED", lambda _: False)
     assert list(tracker.find({})) == []
     assert list(tmp_path.iterdir()) == []
 
@@ -388,17 +390,93 @@ def test_a_file_store_is_refused() -> None:
         resolved_uri(settings("./mlruns"))
 
 
-def test_a_run_that_a_killed_process_left_open_is_closed(tracker: MlflowTracker) -> None:
-    """One that has its scores ends as they say; one that has none yet was killed; other studies' are left alone."""
-    mine, whole, other = (
-        tracker._client.create_run(tracker._experiment_id, tags={"study_id": study, **more}).info.run_id
-        for study, more in (("1", {}), ("1", {"state": "PRUNED"}), ("2", {}))
-    )
+def left_open(tracker: MlflowTracker, **tags: str) -> str:
+    """A run as a killed process leaves it. Returns: its id."""
+    return str(tracker._client.create_run(tracker._experiment_id, tags={"kind": "trial", **tags}).info.run_id)
 
-    tracker.settle({"study_id": "1"})
 
-    ends = [tracker._client.get_run(run_id).info.status for run_id in (mine, whole, other)]
-    assert ends == ["KILLED", "FINISHED", "RUNNING"]
+def test_what_killed_drivers_left_open_is_settled(tracker: MlflowTracker) -> None:
+    """A whole run ends as its scores say, a half one is taken away; a living driver's and other studies' are left."""
+    half = left_open(tracker, study_id="1", driver="0")
+    whole = left_open(tracker, study_id="1", driver="0", state="PRUNED")
+    living = left_open(tracker, study_id="1", driver="1")
+    other = left_open(tracker, study_id="2", driver="0")
+
+    tracker.settle({"study_id": "1"}, None, lambda driver: driver == "1")
+
+    ends = [tracker._client.get_run(run_id).info for run_id in (half, whole, living, other)]
+    assert [end.status for end in ends] == ["KILLED", "FINISHED", "RUNNING", "RUNNING"]
+    assert [end.lifecycle_stage for end in ends] == ["deleted", "active", "active", "active"]
+
+
+def test_a_parent_run_is_settled_only_where_nobody_is_at_work(tracker: MlflowTracker) -> None:
+    """With no ending a parent run stays open; with one it gets that."""
+    tags = {"study": "s", "study_id": "s", "kind": "sweep", "driver": "0"}
+    parent = tracker.start("sweep", tags, "", {})
+
+    tracker.settle({"study_id": "s"}, None, lambda _: False)
+    between = tracker._client.get_run(parent).info.status
+    tracker.settle({"study_id": "s"}, "KILLED", lambda _: False)
+
+    assert between == "RUNNING"
+    assert tracker._client.get_run(parent).info.status == "KILLED"
+
+
+def test_a_run_that_may_be_there_is_logged_once(tracker: MlflowTracker) -> None:
+    """Logged again, a whole run stays the only one; a half one is replaced; an interrupted attempt is another run."""
+    record = a_record(tags={"study_id": "1", "trial": "3"})
+    interrupted = tracker.log(dataclasses.replace(record, state="INTERRUPTED", result=None))
+    half = left_open(tracker, study_id="1", trial="3")
+
+    first = tracker.log(record, again=True)
+    second = tracker.log(record, again=True)
+
+    kept = sorted(run.run_id for run in tracker.find({"study_id": "1", "trial": "3"}))
+    assert first == second
+    assert kept == sorted([interrupted, first])
+    assert tracker._client.get_run(half).info.lifecycle_stage == "deleted"
+    assert tracker._client.get_run(interrupted).info.status == "KILLED"
+
+
+def test_a_run_that_a_user_deleted_is_still_known(tracker: MlflowTracker) -> None:
+    """Asked for deleted runs too, find gives one that was thrown away, so that nobody logs it again."""
+    run_id = tracker.log(a_record(tags={"study_id": "1", "trial": "3"}))
+    tracker._client.delete_run(run_id)
+
+    assert list(tracker.find({"study_id": "1"})) == []
+    assert [run.run_id for run in tracker.find({"study_id": "1"}, deleted=True)] == [run_id]
+
+
+@pytest.mark.parametrize(
+    ("revision", "words"),
+    [
+        ("90e64c465722", "was made by an older MLflow.*keep a copy and run `mlflow db upgrade"),
+        ("ffffffffffff", "was made by a newer MLflow.*pip install -U mlflow"),
+    ],
+)
+def test_another_versions_database_is_left_alone(uri: str, tmp_path: Path, revision: str, words: str) -> None:
+    """MLflow would upgrade an older database unasked; it is refused with what to do, and not a byte is changed."""
+    MlflowTracker(uri, "digits")
+    path = Path(shutil.copy(uri.removeprefix("sqlite:///"), tmp_path / "other.db"))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("update alembic_version set version_num = ?", (revision,))
+        connection.commit()
+    before = path.read_bytes()
+
+    with pytest.raises(StoreError, match=words):
+        MlflowTracker(f"sqlite:///{path}", "digits")
+
+    assert path.read_bytes() == before
+
+
+def test_a_process_killed_while_making_the_database_leaves_none(tmp_path: Path) -> None:
+    """What an earlier process left half made is made anew; nothing of it is taken for a database."""
+    (tmp_path / "mlflow.db.new").write_bytes(b"SQLite format 3\0 and no more")
+    (tmp_path / "mlflow.db").touch()
+
+    MlflowTracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "digits").log(a_record())
+
+    assert {path.name for path in tmp_path.glob("mlflow.db*")} == {"mlflow.db", "mlflow.db.lock"}
 
 
 @pytest.mark.parametrize(
@@ -556,7 +634,7 @@ def test_a_real_server_keeps_runs(server: str) -> None:
     record = a_record()
 
     run_id = tracker.log(record, parent)
-    tracker.finish(parent, {"best_val_accuracy": 0.5}, "done")
+    tracker.finish(parent, {"best_val_accuracy": 0.5}, "done", "FINISHED")
 
     [found] = tracker.find({"study": "digits", "kind": "trial"})
     assert record.result is not None

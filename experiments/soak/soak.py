@@ -1,0 +1,255 @@
+"""A sweep of 2,000 short trials while something dies every few seconds: what is lost, doubled or stuck in the end?
+
+    python experiments/soak/soak.py
+
+Two drivers share one study on a real PostgreSQL, logging to a real MLflow server on the same PostgreSQL. At
+random times (seeded) one of the faults below happens; a driver that has died is started again with the same
+command. What the drivers print, one line a finished trial, is a witness of its own: what a user was shown as
+finished must be in both stores, once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))  # the tests' own PostgreSQL and MLflow servers: nobody else needs them
+
+import psutil  # noqa: E402 - after the path above
+from services import MlflowServer, Postgres  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results"
+DRIVERS = 2
+LEASE = 20  # seconds; short, so that a driver that is stopped for longer is taken over
+WORDS = (
+    *("data=digits", "study.name=soak", f"study.lease={LEASE}", "study/sampler=random", "study/pruner=none"),
+    *("search=none", "optimizer=sgd", "model.hidden_units=[16]", "trainer.epochs=2", "executor.workers=1"),
+    "model.dropout=interval(0.01,0.5)",
+    "optimizer.learning_rate=choice(0.05,0.1,0.2,1000)",  # the last one's loss is NaN: one trial in four fails
+)
+
+
+class Soak:
+    """The drivers, the servers, and what has happened so far."""
+
+    def __init__(self, folder: Path, trials: int, seed: int, postgres: Postgres) -> None:
+        self._folder, self._trials, self._postgres = folder, trials, postgres
+        self.study = postgres.create_database("study")
+        self._server = MlflowServer(folder, postgres.create_database("mlflow"))
+        self._random = random.Random(seed)
+        self._drivers: list[subprocess.Popen[bytes]] = []
+        self._logs: list[IO[bytes]] = []
+        self._streams: dict[int, IO[bytes]] = {}  # stderr, by driver
+        self.faults: Counter[str] = Counter()
+        self.starts = 0
+
+    @property
+    def uri(self) -> str:
+        """MLflow's address."""
+        return self._server.url
+
+    def run(self) -> None:
+        """Start, break and start again until every driver says that it is done."""
+        self._server.start()
+        self._drivers = [self._start(index) for index in range(DRIVERS)]
+        faults = self._faults()
+        while self._mend():
+            time.sleep(self._random.uniform(2, 10))
+            [name] = self._random.choices(list(faults), [weight for weight, _ in faults.values()])
+            with contextlib.suppress(psutil.NoSuchProcess):  # it had ended by itself
+                faults[name][1]()
+                self.faults[name] += 1
+
+    def end(self) -> None:
+        """Stop whatever is left."""
+        for driver in self._drivers:
+            if driver.poll() is None:
+                os.killpg(driver.pid, signal.SIGKILL)
+                driver.wait()
+        self._server.stop()
+        for log in self._logs:
+            log.close()
+
+    def printed(self) -> list[int]:
+        """The numbers of the trials that users were shown as finished, in no order."""
+        lines = [line for path in self._folder.glob("driver-*.out") for line in path.read_text().splitlines()]
+        found = (re.match(r" *\d+/\d+  .*  (\d{3,}) sgd lr=", line) for line in lines)
+        return [int(match[1]) for match in found if match]
+
+    def tracebacks(self) -> list[str]:
+        """The drivers' outputs that have a traceback."""
+        return [path.name for path in self._folder.glob("driver-*") if "Traceback" in path.read_text()]
+
+    def _start(self, index: int) -> subprocess.Popen[bytes]:
+        """One more driver, in a process group of its own, as a terminal has it."""
+        command = [sys.executable, "-m", "mnistexp", "sweep", *WORDS, f"study.trials={self._trials}"]
+        stores = [f"study.storage={self.study}", f"tracking.uri={self.uri}"]
+        streams = [(self._folder / f"driver-{self.starts}.{kind}").open("wb") for kind in ("out", "err")]
+        self._logs += streams
+        self._streams[index] = streams[1]
+        self.starts += 1
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        return subprocess.Popen(
+            [*command, *stores],
+            cwd=self._folder,
+            env=environment,
+            stdout=streams[0],
+            stderr=streams[1],
+            start_new_session=True,
+        )
+
+    def _mend(self) -> bool:
+        """Start dead drivers and servers again. Returns: False once a driver ended because all is done."""
+        if self._server.process is None:
+            self._server.start()
+        codes = [driver.poll() for driver in self._drivers]
+        if all(code == 0 for code in codes):
+            return False
+        for index, code in enumerate(codes):
+            said = self._said(index) if code == 2 else ""
+            if said and "tracking.uri" not in said and "study.storage" not in said:  # no server that was away just then
+                raise RuntimeError(said)
+            if code not in (None, 0):
+                self._drivers[index] = self._start(index)
+        return True
+
+    def _said(self, index: int) -> str:
+        """What a driver wrote to stderr."""
+        return Path(str(self._streams[index].name)).read_text()
+
+    def _driver(self) -> psutil.Process:
+        return psutil.Process(self._random.choice(self._drivers).pid)
+
+    def _faults(self) -> dict[str, tuple[int, Callable[[], None]]]:
+        """By name: how often in comparison, and what is done. What costs a start of TensorFlow is rarer."""
+        return {
+            "kill -9 of a worker": (2, self._kill_worker),
+            "kill -9 of a driver": (1, lambda: self._driver().kill()),
+            "kill -9 of a driver's process group": (1, self._kill_group),
+            "SIGTERM to a driver": (1, lambda: self._driver().terminate()),
+            "SIGINT twice to a driver": (1, self._interrupt_twice),
+            "SIGSTOP of a driver for longer than its lease": (1, lambda: self._stop(LEASE + 5)),
+            "SIGSTOP of a driver for 4 s": (3, lambda: self._stop(4)),
+            "PostgreSQL restarted (immediate)": (2, lambda: self._postgres.restart("immediate")),
+            "PostgreSQL killed, back after 2 s": (1, self._kill_postgres),
+            "MLflow server killed, back at the next fault": (3, self._server.kill),
+        }
+
+    def _kill_group(self) -> None:
+        os.killpg(os.getpgid(self._driver().pid), signal.SIGKILL)
+
+    def _kill_worker(self) -> None:
+        workers = [child for child in self._driver().children() if "mnistexp.worker" in " ".join(child.cmdline())]
+        if not workers:
+            raise psutil.NoSuchProcess(0)
+        self._random.choice(workers).kill()
+
+    def _interrupt_twice(self) -> None:
+        driver = self._driver()
+        driver.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        driver.send_signal(signal.SIGINT)
+
+    def _stop(self, seconds: float) -> None:
+        """A laptop's lid: the driver sleeps while everything else, further faults too, goes on."""
+        driver = self._driver()
+        driver.suspend()
+        threading.Timer(seconds, _wake, [driver]).start()
+
+    def _kill_postgres(self) -> None:
+        self._postgres.kill()
+        time.sleep(2)
+        self._postgres.start()
+
+
+def _wake(driver: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        driver.resume()
+
+
+def verdict(soak: Soak, trials: int) -> dict[str, Any]:
+    """What both stores hold in the end, and what they should."""
+    import optuna
+    from mlflow import MlflowClient
+
+    from mnistexp.storage import open_to_read
+
+    study = optuna.load_study(study_name="soak", storage=open_to_read(soak.study))
+    known = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
+    client, runs, token = MlflowClient(soak.uri), [], None
+    while token != "":
+        experiment = client.get_experiment_by_name("soak").experiment_id
+        page = client.search_runs([experiment], run_view_type=3, max_results=1000, page_token=token)
+        runs += page
+        token = page.token or ""
+    finished = [run for run in runs if run.data.tags.get("state") in ("COMPLETE", "PRUNED", "FAILED")]
+    logged = Counter(int(run.data.tags["trial"]) for run in finished)
+    printed = Counter(soak.printed())
+    told = {number for number, trial in known.items() if trial.state.is_finished()}
+    values = {int(run.data.tags["trial"]): run.data.metrics.get("val_accuracy") for run in finished}
+    return {
+        "trials asked for": trials,
+        "finished in Optuna": len(told),
+        "finished in MLflow": len(logged),
+        "shown to a user as finished": len(printed),
+        "failed by NaN": sum("loss became" in trial.user_attrs.get("reason", "") for trial in known.values()),
+        "failed since workers or drivers died with them more than executor.retries times": sum(
+            "died" in trial.user_attrs.get("reason", "") or "was run" in trial.user_attrs.get("reason", "")
+            for trial in known.values()
+        ),
+        "lost": len((told ^ set(logged)) | (set(printed) - told)),
+        "duplicated": sum(count > 1 for count in (logged + Counter()).values())
+        + sum(count > 1 for count in printed.values())
+        + max(0, len(told) - trials),
+        "stuck": sum(not trial.state.is_finished() for trial in known.values())
+        + sum(run.info.status == "RUNNING" for run in runs),
+        "values that differ": sum(
+            trial.value != values.get(number) for number, trial in known.items() if trial.state.name == "COMPLETE"
+        ),
+        "drivers started": soak.starts,
+        "tracebacks": len(soak.tracebacks()),
+        "faults": dict(sorted(soak.faults.items())),
+    }
+
+
+def main() -> None:
+    """Run the soak, print and keep its figures. Exit code 1 if anything was lost, doubled or stuck."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="a folder for what the drivers print; default: a temporary one")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch, Postgres() as postgres:
+        folder = arguments.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        soak = Soak(folder, arguments.trials, arguments.seed, postgres)
+        try:
+            soak.run()
+            found = verdict(soak, arguments.trials)
+        finally:
+            soak.end()
+    found |= {"faults in all": sum(soak.faults.values()), "minutes": round((time.monotonic() - started) / 60, 1)}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "soak.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+    sys.exit(any(found[name] for name in ("lost", "duplicated", "stuck", "values that differ", "tracebacks")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Runs on their way to MLflow: at once where it answers, later where it doesn't, exactly once in the end.
+
+A trial's record is in the study's database before its score is, so nothing has to be kept twice: what MLflow
+lacks of a study's finished trials is what is still to be delivered, by whichever driver comes next. Weights,
+where they are kept, wait in a folder of this machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import platformdirs
+
+from mnistexp.errors import StoreError
+from mnistexp.records import RunRecord
+from mnistexp.study import SharedStudy
+from mnistexp.tracking import Ending, Tracker
+
+FIRST_PAUSE = 5.0  # seconds until a store that was away is tried again; then twice as long each time
+LONGEST_PAUSE = 60.0
+
+
+class Outbox:
+    """Logs a study's runs.
+
+    Args:
+        on_wait: told once, each time that the store is found to be away, what is wrong.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        study: SharedStudy,
+        tracker: Tracker,
+        on_wait: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._study, self._tracker, self._on_wait, self._clock = study, tracker, on_wait, clock
+        self._waiting: deque[RunRecord] = deque()
+        self._pause, self._next_try = 0.0, 0.0
+        self.parent = ""  # the sweep's own run
+        self.weights = Path(platformdirs.user_state_dir("mnistexp")) / "weights" / study.weights_folder
+
+    def __len__(self) -> int:
+        """How many runs MLflow hasn't got yet."""
+        return len(self._waiting)
+
+    def weights_path(self, number: int) -> Path:
+        """Where a worker of this machine writes a trial's weights."""
+        self.weights.mkdir(parents=True, exist_ok=True)
+        return self.weights / f"{number}.weights.h5"
+
+    def forget(self, number: int) -> None:
+        """Delete the weights of a trial that this driver has lost."""
+        (self.weights / f"{number}.weights.h5").unlink(missing_ok=True)
+
+    def put(self, record: RunRecord) -> None:
+        """Deliver a run, now or later."""
+        if not self._waiting and self._deliver(record, again=False):
+            return
+        self._waiting.append(record)
+        self.flush()
+
+    def flush(self, *, now: bool = False) -> None:
+        """Deliver what waits, where the store is due to be tried; with `now`, in any case."""
+        while self._waiting and (now or self._clock() >= self._next_try):
+            if not self._deliver(self._waiting[0], again=True):
+                return
+            self._waiting.popleft()
+
+    def try_once(self, record: RunRecord) -> None:
+        """Deliver a run that nobody would miss: an interrupted trial's curves."""
+        if not self._waiting:
+            self._deliver(record, again=False)
+
+    def catch_up(self, parents_ending: Ending | None = None) -> None:
+        """Mend what dead drivers left half done: runs half written, runs that were never written.
+
+        Args:
+            parents_ending: how to close a parent run that was left open; None if somebody is at work on it.
+        """
+        try:
+            self._tracker.settle(self._study.tags, parents_ending, self._study.lives)
+            runs = self._tracker.find({**self._study.tags, "kind": "trial"}, deleted=True)
+            known = {int(run.tags["trial"]) for run in runs if run.state != "INTERRUPTED"}
+        except StoreError as error:
+            self._failed(error)
+            return
+        known |= {int(record.tags["trial"]) for record in self._waiting}
+        self._waiting.extend(self._study.finished_records(known))
+        self.flush(now=True)
+
+    def _deliver(self, record: RunRecord, *, again: bool) -> bool:
+        """Try once. A try whose answer was lost may have worked, so the next looks first."""
+        path = self.weights / f"{record.tags['trial']}.weights.h5"
+        try:
+            whole = replace(record, weights_path=path) if path.exists() else record
+            self._tracker.log(whole, self.parent, again=again)
+        except StoreError as error:
+            self._failed(error)
+            return False
+        self.forget(int(record.tags["trial"]))
+        self._pause = 0.0
+        return True
+
+    def _failed(self, error: StoreError) -> None:
+        if not self._pause:
+            self._on_wait(f"{error}. Trials go on; their runs are kept in the study and logged when it is back")
+        self._pause = min(max(2 * self._pause, FIRST_PAUSE), LONGEST_PAUSE)
+        self._next_try = self._clock() + self._pause

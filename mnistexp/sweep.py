@@ -1,0 +1,318 @@
+"""The sweep's loop: claim, run, report or prune, tell, log; and what becomes of trials when something dies.
+
+Order of writes, for every trial: its record into the study's database, its score into the same, its run into
+MLflow. A crash before the first costs the training, which is run again with the same parameters and seed; a
+crash after it costs nothing: the next driver tells what has a record, and logs what MLflow lacks.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from mnistexp.errors import MnistexpError, StoreError
+from mnistexp.executor import EpochEnded, Event, Executor, Failed, Finished, Lost
+from mnistexp.outbox import Outbox
+from mnistexp.records import LoggedRun, RunRecord, State
+from mnistexp.results import EpochScores, objective_value
+from mnistexp.run import POLL_SECONDS, Session, wait_until_ready
+from mnistexp.search_space import SearchSpace
+from mnistexp.stopping import StopRequest
+from mnistexp.storage import Database
+from mnistexp.study import Claim, Progress, Refused, SharedStudy
+from mnistexp.tracking import Ending, Tracker
+
+LOOK_SECONDS = 2.0  # between two looks at what other drivers did, where this one has nothing to do
+ORDERLY_SECONDS = 6.0  # that running epochs get to end in after Ctrl-C; the rest of ten is for writing
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a session of a sweep ended."""
+
+    progress: Progress
+    stopped: str  # why no further trial started
+    trials: int  # that this session ran
+    seconds: float  # from the first trial's start
+    parent_cpu_seconds: float  # of this process in that time: composing, asking, logging, telling
+    interrupted: bool = False
+    unlogged: int = 0  # runs that MLflow hasn't got yet
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who is told what goes on."""
+
+    on_trial: Callable[[RunRecord, Progress], None]
+    on_refused: Callable[[str, int, Progress], None] = lambda *_: None
+    on_note: Callable[[str], None] = lambda _: None
+
+
+@dataclass
+class _Job:
+    """A claimed trial on a worker."""
+
+    claim: Claim
+    started: float  # seconds since 1970
+    held: bool = False  # ended its epoch after a stop was asked for, and gets no further word
+    lost: bool = False  # another driver has it now
+
+
+class Sweep:
+    """One driver of a study: goes on from what is there, up to the total of `study.trials`."""
+
+    def __init__(
+        self, database: Database, session: Session, space: SearchSpace, tracker: Tracker, listener: Listener
+    ) -> None:
+        self._session, self._space, self._tracker, self._listener = session, space, tracker, listener
+        self._config = session.prepared.config
+        self._database = database
+        database.on_wait = listener.on_note
+        self._study = SharedStudy(database, session, space)
+        self._outbox = Outbox(self._study, tracker, listener.on_note)
+        self._jobs: dict[int, _Job] = {}
+        self._ran, self._looked = 0, 0.0
+        self._causes: list[str] = []  # of the failures in a row that ended last
+        self._study.reap()
+        self.progress = self._study.progress()
+        all_done = self.progress.done >= self._config.study.trials
+        self._outbox.catch_up(None if self._study.others() else "FINISHED" if all_done else "KILLED")
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self._study.name
+
+    def logged_best(self) -> LoggedRun | None:
+        """The best trial's run, if there are both."""
+        best = self.progress.best
+        if best is None:
+            return None
+        wanted = {**self._study.tags, "trial": str(best.number), "kind": "trial", "state": "COMPLETE"}
+        with suppress(StoreError):  # MLflow is away: what it would say can be looked up later
+            return next(self._tracker.find(wanted), None)
+        return None
+
+    def run(self, executor: Executor) -> Summary:
+        """Run trials until the budget, the time or the target is reached; does not ask the executor if it is.
+
+        A first Ctrl-C or SIGTERM ends it in order: no new trial, running ones go back to the study after their
+        epoch. A second raises KeyboardInterrupt at once; the next start mends what that leaves.
+
+        Raises: MnistexpError when something can't go on; the trials under way go back to the study first.
+        """
+        if (stopped := self._why_stop(0)) is not None:
+            self._study.leave()
+            return Summary(self.progress, stopped, 0, 0, 0, unlogged=len(self._outbox))
+        facts = wait_until_ready(executor)
+        with StopRequest() as stop:
+            self._database.give_up = lambda: stop.asked
+            self._start_parent(facts)
+            started, cpu = time.monotonic(), time.process_time()
+            try:
+                stopped = self._loop(executor, stop, started)
+            except MnistexpError:
+                with suppress(Exception):  # what ended the session is what is told; the next start mends the rest
+                    self._close(executor, "FAILED", "failed", started, cpu)
+                raise
+            return self._close(executor, "KILLED" if stop.asked else "FINISHED", stopped, started, cpu)
+
+    # ------------------------------------------------------------------------------------ the loop
+
+    def _loop(self, executor: Executor, stop: StopRequest, started: float) -> str:
+        while True:
+            self._study.beat()
+            self._outbox.flush()
+            self._look()
+            stopped = "interrupted" if stop.asked else self._why_stop(time.monotonic() - started)
+            if stopped is None:
+                self._fill(executor)
+            elif not self._jobs or (stop.asked and self._can_leave(stop)):
+                return stopped
+            self._handle(executor.next_event(POLL_SECONDS), executor, stop)
+
+    def _can_leave(self, stop: StopRequest) -> bool:
+        return stop.seconds > ORDERLY_SECONDS or all(job.held for job in self._jobs.values())
+
+    def _look(self) -> None:
+        """See what other drivers have done, and take over from dead ones."""
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        if self._study.reap():
+            self._outbox.catch_up()
+        self.progress = self._study.progress()
+
+    def _fill(self, executor: Executor) -> None:
+        """Give every idle worker a trial, as far as there are any."""
+        while executor.idle() and len(self._jobs) + self.progress.done < self._config.study.trials:
+            match self._study.claim():
+                case None:  # other drivers have what is left
+                    return
+                case Refused(number, reason):
+                    self.progress = self._study.progress()
+                    self._ran += 1
+                    self._listener.on_refused(reason, number, self.progress)
+                case Claim() as claim:
+                    self._jobs[claim.number] = _Job(claim, time.time())
+                    self._submit(executor, claim)
+
+    def _submit(self, executor: Executor, claim: Claim) -> None:
+        weights = self._outbox.weights_path(claim.number) if self._config.tracking.save_weights else None
+        executor.submit(claim.number, claim.config, weights)
+
+    def _why_stop(self, seconds: float) -> str | None:
+        """Why no further trial starts, or None."""
+        study, best = self._config.study, self.progress.best
+        if self.progress.done >= study.trials:
+            return f"all {study.trials} trials are done"
+        if study.target is not None and best is not None and best.val_accuracy >= study.target:
+            return f"trial {best.number} reached study.target={study.target:g}"
+        if study.timeout is not None and seconds >= study.timeout:
+            return f"study.timeout={study.timeout:g} is over"
+        if len(self._causes) >= study.max_failures:
+            return f"{len(self._causes)} trials in a row failed alike (study.max_failures): {self._causes[-1]}"
+        return None
+
+    # ------------------------------------------------------------------------------------ one trial
+
+    def _handle(self, event: Event | None, executor: Executor, stop: StopRequest) -> None:
+        match event:
+            case EpochEnded(number, scores):
+                self._epoch_ended(self._jobs[number], scores, executor, stop)
+            case Finished(number, result):
+                state: State = "PRUNED" if result.fit.stopped == "pruned" else "COMPLETE"
+                self._end(self._jobs.pop(number), state, result=result)
+            case Failed(number, reason):
+                job = self._jobs.pop(number)
+                self._end(job, "FAILED", reason=reason, epochs=tuple(job.claim.epochs))
+            case Lost(number, reason):
+                self._worker_lost(self._jobs.pop(number), reason, stop)
+
+    def _epoch_ended(self, job: _Job, scores: EpochScores, executor: Executor, stop: StopRequest) -> None:
+        job.claim.epochs.append(scores)
+        last = scores.epoch == job.claim.config.trainer.epochs
+        if stop.asked and not last:
+            job.held = True
+            return
+        goes_on = self._study.goes_on(job.claim, scores)
+        job.lost = goes_on is None
+        executor.answer(job.claim.number, go=bool(goes_on))
+
+    def _worker_lost(self, job: _Job, reason: str, stop: StopRequest) -> None:
+        """A worker died through no fault of its training: that one is run again, but not for ever."""
+        number, retries = job.claim.number, self._config.executor.retries
+        deaths = 0 if stop.asked else self._study.died(number)  # Slurm sends its SIGTERM to workers too
+        if deaths > retries:
+            again = f"{reason}; it was run {deaths} times (executor.retries={retries})"
+            self._end(job, "FAILED", reason=again, epochs=tuple(job.claim.epochs))
+            return
+        self._listener.on_note(f"trial {number}: {reason}; it will be run again ({deaths} of {retries})")
+        self._study.give_back(number)
+
+    def _end(self, job: _Job, state: State, **outcome: Any) -> None:
+        """Tell a trial's score, then log its run: in this order, see the top of this file."""
+        record = self._record(job, state, **outcome)
+        value = objective_value(record.result.fit) if record.result and state == "COMPLETE" else None
+        ours = not job.lost and self._study.finish(job.claim.number, record, value)
+        if not ours:
+            self._outbox.forget(job.claim.number)
+            self.progress = self._study.progress()
+            self._listener.on_note(
+                f"trial {job.claim.number}: another driver has taken it over; this result is left out"
+            )
+            return
+        self._ran += 1
+        self.progress = self._study.progress()
+        self._outbox.put(record)
+        self._count_failures(record)
+        self._listener.on_trial(record, self.progress)
+
+    def _record(self, job: _Job, state: State, **outcome: Any) -> RunRecord:
+        claim = job.claim
+        tags = {**self._study.tags, "driver": str(self._study.drivers.number)}
+        return self._session.trial(
+            claim.number, claim.config, claim.draw.overrides, job.started, state, tags, **outcome
+        )
+
+    def _count_failures(self, record: RunRecord) -> None:
+        """How many trials have failed alike, one after the other; numbers in the reason don't make it another."""
+        if record.state != "FAILED":
+            self._causes.clear()
+            return
+        if self._causes and _cause(self._causes[-1]) != _cause(record.reason):
+            self._causes.clear()
+        self._causes.append(record.reason)
+
+    # ------------------------------------------------------------------------------------ the end
+
+    def _close(self, executor: Executor, ending: Ending, stopped: str, started: float, cpu: float) -> Summary:
+        """Hand back what is under way, deliver what waits, leave the study and close the parent run."""
+        for job in self._jobs.values():
+            self._study.give_back(job.claim.number)
+        executor.close()  # before anything that may take time: nothing it could still say is wanted
+        for job in self._jobs.values():
+            self._outbox.try_once(self._record(job, "INTERRUPTED", epochs=tuple(job.claim.epochs)))
+        self._jobs.clear()
+        self._outbox.flush(now=True)
+        last = self._study.leave()
+        if last and ending == "FINISHED":
+            self._outbox.catch_up()  # what a driver that died just now had told, and not logged
+        self.progress = self._study.progress()
+        seconds, used = time.monotonic() - started, time.process_time() - cpu
+        interrupted, unlogged = ending == "KILLED", len(self._outbox)
+        summary = Summary(self.progress, stopped, self._ran, seconds, used, interrupted, unlogged)
+        metrics, page = _parent_metrics(summary), self._description()
+        try:
+            self._tracker.finish(self._outbox.parent, metrics, page, ending if last else None)
+        except StoreError as error:
+            self._listener.on_note(f"{error}. The next sweep closes this one's parent run")
+        return summary
+
+    def _start_parent(self, facts: Mapping[str, Any]) -> None:
+        driver = {"device": str(facts.get("device", "")), "driver": str(self._study.drivers.number)}
+        tags = {**self._study.tags, "kind": "sweep", **driver, **self._session.tags()}
+        # A folder per session: the next one, of changed code perhaps, must not overwrite what this one ran.
+        files = {f"sessions/{self._session.stamp}/{name}": text for name, text in self._session.files(facts).items()}
+        name, page = f"sweep {self.name}", self._description()
+        self._outbox.parent = self._database.in_turn(lambda: self._tracker.start(name, tags, page, files))
+
+    def _description(self) -> str:
+        """The parent run's page in MLflow, as Markdown."""
+        study, best = self._config.study, self.progress.best
+        lines = [
+            f"Which hyperparameters are best on **{self._session.prepared.dataset.name}**, by validation accuracy?",
+            "",
+            f"{self.progress.done} of {study.trials} trials done: {self.progress.complete} complete, "
+            f"{self.progress.pruned} pruned, {self.progress.failed} failed. "
+            f"Sampler {study.sampler.name}, pruner {study.pruner.name}.",
+            "",
+        ]
+        if best is not None:  # before the table: MLflow shows the first lines alone until one asks for more
+            overrides = " ".join(best.overrides)
+            score = f"validation accuracy {best.val_accuracy:.4f}"
+            lines += [f"Best: trial {best.number}, {score}", "", f"    {overrides}", ""]
+        rows = (f"| `{name}` | `{text}` |" for name, text in self._space.texts().items())
+        return "\n".join([*lines, "| searched | distribution |", "| --- | --- |", *rows])
+
+
+def _cause(reason: str) -> str:
+    """A failure's reason without what differs from trial to trial."""
+    return re.sub(r"[-+]?\b(\d[\d.e+-]*|nan|inf)\b", "#", reason)
+
+
+def _parent_metrics(summary: Summary) -> dict[str, float]:
+    found: dict[str, float] = {
+        "sweep/trials": summary.progress.done,
+        "sweep/pruned": summary.progress.pruned,
+        "sweep/failed": summary.progress.failed,
+        "sweep/session_seconds": summary.seconds,
+        "sweep/session_parent_cpu_seconds": summary.parent_cpu_seconds,
+    }
+    if summary.progress.best is not None:
+        found["best_val_accuracy"] = summary.progress.best.val_accuracy
+    return found

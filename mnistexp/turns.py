@@ -1,0 +1,76 @@
+"""Locks that end with the process that holds them, however it dies: on a file, or on a PostgreSQL server."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import filelock
+
+if TYPE_CHECKING:  # 0.2 s, which `--cfg job` needn't pay
+    import sqlalchemy
+
+NAME = 0x6D6E_6973_7465_7870  # "mnistexp": PostgreSQL's advisory locks are named by numbers, in each database anew
+WAIT_SECONDS = 1  # how long one try waits: a caller that is told to stop must be able to
+
+Turn = Callable[[], contextlib.AbstractContextManager[None]]
+"""Holds the lock while its block runs. Raises: Busy where another keeps it for longer than one try waits."""
+
+
+class Busy(Exception):
+    """Another process has the turn."""
+
+
+def on_file(path: Path) -> Turn:
+    """Turns at a file of this machine; a lock file beside it stays there, since deleting it would be a race."""
+    lock = filelock.FileLock(f"{path}.lock", timeout=WAIT_SECONDS)
+
+    @contextlib.contextmanager
+    def held() -> Iterator[None]:
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise Busy from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    return held
+
+
+def on_server(engine: sqlalchemy.Engine) -> Turn:
+    """Turns at a PostgreSQL database, over a connection of their own: the lock goes when that ends."""
+    from sqlalchemy import text
+    from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+    @contextlib.contextmanager
+    def held() -> Iterator[None]:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text(f"SET lock_timeout = '{WAIT_SECONDS}s'"))
+            try:
+                connection.execute(text(f"SELECT pg_advisory_lock({NAME})"))
+            except OperationalError as error:
+                if getattr(error.orig, "sqlstate", "") == "55P03":  # lock_not_available
+                    raise Busy from None
+                raise
+            try:
+                yield
+            finally:
+                with contextlib.suppress(SQLAlchemyError):  # a lost connection holds no lock
+                    connection.execute(text(f"SELECT pg_advisory_unlock({NAME})"))
+
+    return held
+
+
+@contextlib.contextmanager
+def wait_for(turn: Turn) -> Iterator[None]:
+    """Hold a turn, however long it takes to get it."""
+    with contextlib.ExitStack() as stack:
+        while True:
+            with contextlib.suppress(Busy):
+                stack.enter_context(turn())
+                break
+        yield
