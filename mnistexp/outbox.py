@@ -28,6 +28,7 @@ class Outbox:
     """Logs a study's runs.
 
     Args:
+        open_parent: opens the sweep's own run, in which the others are grouped. Returns: its id.
         on_wait: told once, each time that the store is found to be away, what is wrong.
         clock: seconds, monotonic.
     """
@@ -36,18 +37,27 @@ class Outbox:
         self,
         study: SharedStudy,
         tracker: Tracker,
+        open_parent: Callable[[], str],
         on_wait: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._study, self._tracker, self._on_wait, self._clock = study, tracker, on_wait, clock
+        self._open_parent = open_parent
         self._waiting: deque[RunRecord] = deque()
         self._pause, self._next_try = 0.0, 0.0
-        self.parent = ""  # the sweep's own run
+        self.parent: str | None = None  # the id of the sweep's own run, once it could be opened
         self.weights = Path(platformdirs.user_state_dir("mnistexp")) / "weights" / study.weights_folder
 
     def __len__(self) -> int:
         """How many runs MLflow hasn't got yet."""
         return len(self._waiting)
+
+    def open(self) -> None:
+        """Open the sweep's own run, now or before the first run is delivered."""
+        try:
+            self.parent = self._open_parent()
+        except StoreError as error:
+            self._failed(error)
 
     def weights_path(self, number: int) -> Path:
         """Where a worker of this machine writes a trial's weights."""
@@ -98,6 +108,8 @@ class Outbox:
         """Try once. A try whose answer was lost may have worked, so the next looks first."""
         path = self.weights / f"{record.tags['trial']}.weights.h5"
         try:
+            if self.parent is None:
+                self.parent = self._open_parent()
             whole = replace(record, weights_path=path) if path.exists() else record
             self._tracker.log(whole, self.parent, again=again)
         except StoreError as error:

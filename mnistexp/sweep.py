@@ -73,9 +73,10 @@ class Sweep:
         self._database = database
         database.on_wait = listener.on_note
         self._study = SharedStudy(database, session, space)
-        self._outbox = Outbox(self._study, tracker, listener.on_note)
+        self._outbox = Outbox(self._study, tracker, self._open_parent, listener.on_note)
         self._jobs: dict[int, _Job] = {}
         self._ran, self._looked = 0, 0.0
+        self._facts: Mapping[str, Any] = {}  # what a worker says of its device and flags
         self._causes: list[str] = []  # of the failures in a row that ended last
         self._study.reap()
         self.progress = self._study.progress()
@@ -106,12 +107,11 @@ class Sweep:
         Raises: MnistexpError when something can't go on; the trials under way go back to the study first.
         """
         if (stopped := self._why_stop(0)) is not None:
-            self._study.leave()
-            return Summary(self.progress, stopped, 0, 0, 0, unlogged=len(self._outbox))
-        facts = wait_until_ready(executor)
+            return self._close(executor, "FINISHED", stopped, time.monotonic(), time.process_time())
+        self._facts = wait_until_ready(executor)
         with StopRequest() as stop:
             self._database.give_up = lambda: stop.asked
-            self._start_parent(facts)
+            self._outbox.open()
             started, cpu = time.monotonic(), time.process_time()
             try:
                 stopped = self._loop(executor, stop, started)
@@ -268,18 +268,21 @@ class Sweep:
         summary = Summary(self.progress, stopped, self._ran, seconds, used, interrupted, unlogged)
         metrics, page = _parent_metrics(summary), self._description()
         try:
-            self._tracker.finish(self._outbox.parent, metrics, page, ending if last else None)
+            if self._outbox.parent is not None:
+                self._tracker.finish(self._outbox.parent, metrics, page, ending if last else None)
         except StoreError as error:
             self._listener.on_note(f"{error}. The next sweep closes this one's parent run")
         return summary
 
-    def _start_parent(self, facts: Mapping[str, Any]) -> None:
-        driver = {"device": str(facts.get("device", "")), "driver": str(self._study.drivers.number)}
+    def _open_parent(self) -> str:
+        """The sweep's own run; in turn, since two drivers that start at once would make two."""
+        driver = {"device": str(self._facts.get("device", "")), "driver": str(self._study.drivers.number)}
         tags = {**self._study.tags, "kind": "sweep", **driver, **self._session.tags()}
         # A folder per session: the next one, of changed code perhaps, must not overwrite what this one ran.
-        files = {f"sessions/{self._session.stamp}/{name}": text for name, text in self._session.files(facts).items()}
+        folder, kept = f"sessions/{self._session.stamp}", self._session.files(self._facts)
+        files = {f"{folder}/{name}": text for name, text in kept.items()}
         name, page = f"sweep {self.name}", self._description()
-        self._outbox.parent = self._database.in_turn(lambda: self._tracker.start(name, tags, page, files))
+        return self._database.in_turn(lambda: self._tracker.start(name, tags, page, files))
 
     def _description(self) -> str:
         """The parent run's page in MLflow, as Markdown."""

@@ -126,13 +126,8 @@ class MlflowTracker:
         logging.getLogger("mlflow").setLevel(logging.CRITICAL)
 
         self._uri = uri
-        self._errors: tuple[type[Exception], ...] = (
-            MlflowException,
-            SQLAlchemyError,
-            CommandError,
-            OSError,
-            ImportError,
-        )
+        errors = (MlflowException, SQLAlchemyError, CommandError, OSError, ImportError)
+        self._errors: tuple[type[Exception], ...] = errors
         with self._faults_said():
             _ready_database(uri)
             self._client: Any = MlflowClient(uri)
@@ -186,7 +181,7 @@ class MlflowTracker:
         with self._faults_said():
             if again and (kept := self._kept_before(record)):
                 return kept
-            whose = {"kind": record.kind, **record.tags} | ({"mlflow.parentRunId": parent} if parent else {})
+            whose = {"kind": record.kind, **record.tags, **({"mlflow.parentRunId": parent} if parent else {})}
             run = self._client.create_run(self._experiment_id, int(record.started * 1000), whose, record.name)
             run_id = str(run.info.run_id)
             # Files first: the batch below has the tags by which a run is found, and what is found is whole.

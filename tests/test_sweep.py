@@ -403,6 +403,24 @@ def test_trials_go_on_while_mlflow_is_away(database: Database) -> None:
     check_invariants(database, tracker, 6)
 
 
+def test_an_mlflow_that_goes_away_at_the_start_stops_nothing(database: Database) -> None:
+    """Even the sweep's own run can be opened later: before the first trial's is logged."""
+    tracker = RecordingTracker()
+
+    def script(job: int, config: RunConfig) -> list[float]:
+        tracker.away = False
+        return by_rate(job, config)
+
+    sweep = open_sweep(database, "study.trials=2", tracker=tracker)
+    tracker.away = True
+    now = [0.0]
+    sweep._outbox._clock = lambda: now[0]
+    sweep.run(FakeExecutor(script))
+
+    assert tracker.parents == ["parent of digits"] * 2
+    check_invariants(database, tracker, 2)
+
+
 def test_the_next_session_logs_what_mlflow_missed(database: Database) -> None:
     """A session that ends while MLflow is away says how many runs it lacks; the next delivers them and trains none."""
     tracker = RecordingTracker()
