@@ -64,7 +64,7 @@ class Soak:
         return self._server.url
 
     def run(self) -> None:
-        """Start, break and start again until every driver says that it is done."""
+        """Start, break and start again until a driver says that all is done; then let the rest end in peace."""
         self._server.start()
         self._drivers = [self._start(index) for index in range(DRIVERS)]
         faults = self._faults()
@@ -74,6 +74,9 @@ class Soak:
             with contextlib.suppress(psutil.NoSuchProcess):  # it had ended by itself
                 faults[name][1]()
                 self.faults[name] += 1
+        for driver in self._drivers:
+            driver.wait()
+        self._start(0).wait()  # the command once more, as its user would
 
     def end(self) -> None:
         """Stop whatever is left."""
@@ -118,7 +121,7 @@ class Soak:
         if self._server.process is None:
             self._server.start()
         codes = [driver.poll() for driver in self._drivers]
-        if all(code == 0 for code in codes):
+        if 0 in codes:
             return False
         for index, code in enumerate(codes):
             said = self._said(index) if code == 2 else ""
@@ -234,6 +237,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="a folder for what the drivers print; default: a temporary one")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server outlives this
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch, Postgres() as postgres:
         folder = arguments.keep or Path(scratch)
