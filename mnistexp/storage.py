@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
-from optuna.storages import BaseStorage
+from optuna.storages import RDBStorage
 
 from mnistexp import turns
 from mnistexp.databases import (
@@ -31,6 +31,7 @@ T = TypeVar("T")
 PATIENCE = 300.0
 """Seconds for which a database that is away, full or locked is asked again; trials under way are kept meanwhile."""
 
+BUSY_NOTE = 30.0  # seconds of waiting for one's turn after which the user hears of it
 PAUSE = 0.5  # seconds between two tries
 BUSY_SECONDS = 5  # that SQLite itself waits for a lock; longer, and Ctrl-C would not be heard meanwhile
 SERVER: dict[str, Any] = {
@@ -56,7 +57,7 @@ class Database:
     def __init__(
         self,
         turn: Turn,
-        opened: Callable[[], BaseStorage],
+        opened: Callable[[], RDBStorage],
         setting: str,
         address: str,
         engine: sqlalchemy.Engine | None = None,
@@ -69,9 +70,8 @@ class Database:
 
     def close(self) -> None:
         """Let go of its connections."""
-        for engine in (getattr(self.storage, "engine", None), self._engine):
-            if engine is not None:
-                engine.dispose()
+        for engine in filter(None, (self.storage.engine, self._engine)):
+            engine.dispose()
 
     def in_turn(self, work: Callable[[], T]) -> T:
         """Do what no two drivers may do at once: look, decide and write. As `patiently`.
@@ -90,23 +90,24 @@ class Database:
 
         Raises: StoreError when it stays so for PATIENCE seconds, or can't be mended by waiting.
         """
-        until, told = time.monotonic() + PATIENCE, False
+        began, told = time.monotonic(), False
         while True:
             try:
                 return work()
             except turns.Busy:
-                until = time.monotonic() + PATIENCE  # somebody lives and works: no fault
-                if self.give_up():
-                    raise KeyboardInterrupt from None
+                fault, why = None, "another sweep has had its turn there for long; it may be stopped"
             except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
-                why = reason(error, self._address)
-                if not _is_transient(error) or time.monotonic() > until:
-                    raise StoreError(f"{self._setting}: Optuna can't use it any more: {why}") from None
-                if self.give_up():
-                    raise KeyboardInterrupt from None
-                if not told:
-                    self.on_wait(f"{self._setting}: {why}; trying again for up to {PATIENCE:.0f} s")
+                fault, why = error, f"{reason(error, self._address)}; trying again for up to {PATIENCE:.0f} s"
+            waited = time.monotonic() - began
+            if fault is not None and (not _is_transient(fault) or waited > PATIENCE):
+                why = reason(fault, self._address)
+                raise StoreError(f"{self._setting}: Optuna can't use it any more: {why}") from None
+            if self.give_up():
+                raise KeyboardInterrupt from None
+            if not told and (fault is not None or waited > BUSY_NOTE):
                 told = True
+                self.on_wait(f"{self._setting}: {why}")
+            if fault is not None:
                 time.sleep(PAUSE)
 
 
@@ -124,14 +125,14 @@ def open_for_sweep(address: str) -> Database:
     if path is None:
         return _open_server(address)
 
-    def opened() -> BaseStorage:
+    def opened() -> RDBStorage:
         made_whole(path, _make)
         return _open_file(path)
 
     return Database(turns.on_file(path), opened, str(path), address)
 
 
-def open_to_read(address: str) -> BaseStorage:
+def open_to_read(address: str) -> RDBStorage:
     """Optuna's database as it is. Raises: StoreError if there is none, or it can't be used."""
     path = _checked(address)
     if path is None and _tables(address):
@@ -147,7 +148,10 @@ def check_usable(address: str) -> str:
     path = _checked(address)
     if not (path.exists() if path else _tables(address)):
         return f"{path or shown(address)} (will be made)"
-    names = optuna.get_all_study_names(open_to_read(address))
+    storage = open_to_read(address)
+    names = optuna.get_all_study_names(storage)
+    storage.remove_session()
+    storage.engine.dispose()
     return f"{path or shown(address)} ({', '.join(names) or 'no study in it yet'})"
 
 
@@ -219,7 +223,7 @@ def _open_server(address: str) -> Database:
     return Database(turns.on_server(engine), lambda: _rdb(address, setting, SERVER), setting, address, engine)
 
 
-def _open_file(path: Path) -> BaseStorage:
+def _open_file(path: Path) -> RDBStorage:
     return _rdb(f"sqlite:///{path}", str(path), {"connect_args": {"timeout": BUSY_SECONDS}})
 
 
@@ -228,14 +232,14 @@ def _make(path: Path) -> None:
     _rdb(f"sqlite:///{path}", str(path), {"poolclass": sqlalchemy.pool.NullPool}).remove_session()
 
 
-def _rdb(address: str, setting: str, options: Mapping[str, object]) -> BaseStorage:
+def _rdb(address: str, setting: str, options: Mapping[str, object]) -> RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     text = address
     if address.startswith("sqlite"):  # by hand: SQLAlchemy would write spaces as %20 too
         text = text.replace("%", "%25").replace("?", "%3F")
     text = text.replace("{", "{{").replace("}", "}}")  # Optuna runs str.format on it
     try:
-        return optuna.storages.RDBStorage(text, engine_kwargs=dict(options))
+        return RDBStorage(text, engine_kwargs=dict(options))
     except RuntimeError as error:  # its tables are of another version of Optuna's
         raise StoreError(f"{setting}: {_of_another_version(str(error), address)}") from None
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:

@@ -262,7 +262,10 @@ class SharedStudy:
     def finish(self, number: int, record: RunRecord, value: float | None) -> bool:
         """Keep a trial's record and tell its score; False where another driver has it by now, or has told it."""
         plain = json.loads(json.dumps(records.to_json(record)))
-        return self._database.in_turn(partial(self._finish, number, plain, TELL[record.state], value))
+        try:
+            return self._database.in_turn(partial(self._finish, number, plain, TELL[record.state], value))
+        except UpdateFinishedTrialError:  # this process slept in its turn until the server took that away
+            return False
 
     def died(self, number: int) -> int:
         """Note that a worker died with this trial. Returns: how often that has happened."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # 0.2 s, which `--cfg job` needn't pay
 
 NAME = 0x6D6E_6973_7465_7870  # "mnistexp": PostgreSQL's advisory locks are named by numbers, in each database anew
 WAIT_SECONDS = 1  # how long one try waits: a caller that is told to stop must be able to
+LONGEST_SECONDS = 120  # after which a server takes the turn from a holder that sleeps (PostgreSQL 14 and newer)
 
 Turn = Callable[[], contextlib.AbstractContextManager[None]]
 """Holds the lock while its block runs. Raises: Busy where another keeps it for longer than one try waits."""
@@ -50,6 +51,8 @@ def on_server(engine: sqlalchemy.Engine) -> Turn:
     def held() -> Iterator[None]:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text(f"SET lock_timeout = '{WAIT_SECONDS}s'"))
+            with contextlib.suppress(SQLAlchemyError):  # a laptop whose lid is closed in its turn must not stop all
+                connection.execute(text(f"SET idle_session_timeout = '{LONGEST_SECONDS}s'"))
             try:
                 connection.execute(text(f"SELECT pg_advisory_lock({NAME})"))
             except OperationalError as error:

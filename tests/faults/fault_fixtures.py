@@ -1,0 +1,55 @@
+"""A study with one finished trial, for each test its own.
+
+Test files name this as their plugin. As a conftest.py it would stand in the way of tests/e2e's, which is imported by
+that name.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from harness import Place, copied, new_place
+
+
+@pytest.fixture(scope="session")
+def terminal() -> Iterator[None]:
+    """Have commands hear Ctrl-C: where the tests run in the background they would inherit that it is ignored."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def begun(tmp_path_factory: pytest.TempPathFactory, terminal: None) -> Place:
+    """A place with a study of one finished trial, which no test changes."""
+    place = new_place(tmp_path_factory.mktemp("begun"))
+    try:
+        place.sweep(1).ends()
+        place.check(1)
+    finally:
+        place.clear()
+    [trial] = place.trials("digits")
+    return replace(place, best=trial.value)
+
+
+@pytest.fixture
+def place(begun: Place, tmp_path: Path) -> Iterator[Place]:
+    """A copy of it of the test's own; afterwards no process of the test's lives."""
+    place = copied(begun, tmp_path)
+    yield place
+    place.clear()
+
+
+@pytest.fixture
+def empty(tmp_path: Path, terminal: None) -> Iterator[Place]:
+    """A place where nothing was run yet."""
+    place = new_place(tmp_path)
+    yield place
+    place.clear()
