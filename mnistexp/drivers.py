@@ -42,12 +42,21 @@ class Drivers:
 
     Args:
         lease: seconds without a beat after which a driver on another machine counts as dead.
+        local: the database is a file, so all its drivers are on this machine, whatever their entries say of it.
         clock: seconds, monotonic.
     """
 
-    def __init__(self, attributes: Attributes, lease: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._attributes, self._lease, self._clock = attributes, lease, clock
-        self._seen: dict[int | str, tuple[float, float]] = {}  # driver → (its last new beat, when we first saw that)
+    def __init__(
+        self,
+        attributes: Attributes,
+        lease: float,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        local: bool = False,
+    ) -> None:
+        self._attributes, self._lease, self._clock, self._local = attributes, lease, clock, local
+        # driver → (its last new beat, when we first saw that, when we last looked)
+        self._seen: dict[int, tuple[float, float, float]] = {}
         self._last_beat = clock()
         self._entry: dict[str, Any] = {**_process(), "ended": False}
         self.number = -1
@@ -73,31 +82,49 @@ class Drivers:
 
     def alive(self, number: int) -> bool:
         """Whether a driver may still be at work on what it has."""
-        return number == self.number or self._lives(number, self._attributes.read())
+        if number == self.number:
+            return not self._entry["ended"]
+        return self._lives(number, self._attributes.read())
 
     def others(self) -> int:
         """How many other drivers may be at work on this study."""
         entries = self._attributes.read()
-        numbers = {key.removeprefix(PREFIX) for key in entries if key.startswith(PREFIX)} - {str(self.number)}
-        return sum(self._lives(number, entries) for number in numbers)
+        return sum(self._lives(number, entries) for number in self._numbers(entries))
 
-    def _lives(self, number: int | str, entries: Mapping[str, Any]) -> bool:
+    def bury(self) -> None:
+        """Write down who is dead, so that nobody has to wait and see again; call it in turn.
+
+        Look at everybody by it every few seconds: a silence is one only for who listened.
+        """
+        entries = self._attributes.read()
+        for number in self._numbers(entries):
+            key = f"{PREFIX}{number}"
+            if not self._lives(number, entries) and not entries[key]["ended"]:
+                self._attributes.write(key, {**entries[key], "ended": True})
+
+    def _numbers(self, entries: Mapping[str, Any]) -> list[int]:
+        """The other drivers that there ever were."""
+        found = [key.removeprefix(PREFIX) for key in entries if key.startswith(PREFIX)]
+        return [int(text) for text in found if text.isdecimal() and int(text) != self.number]
+
+    def _lives(self, number: int, entries: Mapping[str, Any]) -> bool:
         key = f"{PREFIX}{number}"
         if key not in entries:
             return False
         entry = kept(DriverEntry, entries[key], f"the study's attribute {key}")
         if entry.ended:
             return False
-        here = _here(entry)
+        here = _here(entry, self._local)
         return here if here is not None else self._beats(number, entry)
 
-    def _beats(self, number: int | str, entry: DriverEntry) -> bool:
+    def _beats(self, number: int, entry: DriverEntry) -> bool:
         """Whether another machine's driver was seen to beat within the lease's time."""
-        before = self._seen.get(number)
-        if before is None or before[0] != entry.beat:
-            self._seen[number] = (entry.beat, self._clock())
-            return True
-        return self._clock() - before[1] < self._lease
+        now = self._clock()
+        beat, since, looked = self._seen.get(number, (None, now, now))
+        if beat != entry.beat or now - looked > self._lease / 2:  # nobody can beat in a database that was away
+            since = now
+        self._seen[number] = (entry.beat, since, now)
+        return now - since < self._lease
 
     def _write(self) -> None:
         self._attributes.write(f"{PREFIX}{self.number}", {**self._entry, "beat": time.time()})
@@ -111,27 +138,37 @@ def _process() -> dict[str, Any]:
         "boot": _text("/proc/sys/kernel/random/boot_id"),
         "namespace": _link("/proc/self/ns/pid"),  # in another container our process numbers mean nothing
         "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
+        "started": _started(os.getpid()),
     }
 
 
-def _here(entry: DriverEntry) -> bool | None:
+def _here(entry: DriverEntry, local: bool) -> bool | None:
     """Whether a process of this machine is there; None where that can't be seen from here."""
     own = _process()
     if entry.host != own["host"]:
         return None
     if entry.boot != own["boot"]:
-        return False  # the machine was started anew
+        return False if local else None  # started anew; or another machine of the same name and image
     if entry.namespace != own["namespace"]:
         return None
     if entry.pid == own["pid"]:
         return False  # this process drives one study at a time, so that session is over
     try:
-        process = psutil.Process(entry.pid)
-        same = abs(process.create_time() - entry.started) < 2  # seconds; a clock that is set moves it a little
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except (psutil.Error, ValueError, OverflowError):  # the last two: a number that no process has
+        same = abs(_started(entry.pid) - entry.started) < 0.5
+        return same and psutil.Process(entry.pid).status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, OSError, ValueError, OverflowError):  # the last two: a number that no process has
         return False
+
+
+def _started(pid: int) -> float:
+    """When a process started: clock ticks since the machine's start on Linux, where setting the clock moves the rest.
+
+    Raises: OSError or psutil.Error if there is no such process.
+    """
+    stat = Path(f"/proc/{pid}/stat")
+    if not stat.parent.parent.joinpath("self").exists():
+        return psutil.Process(pid).create_time()
+    return float(stat.read_text().rpartition(")")[2].split()[19])  # field 22 of proc(5); the name may have spaces
 
 
 def _text(path: str) -> str:

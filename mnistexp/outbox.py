@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import platformdirs
@@ -22,6 +23,7 @@ from mnistexp.tracking import Ending, Tracker
 
 FIRST_PAUSE = 5.0  # seconds until a store that was away is tried again; then twice as long each time
 LONGEST_PAUSE = 60.0
+SLICE = 1.0  # seconds of delivering at a time: workers wait for a word, and the lease for a beat
 
 
 class Outbox:
@@ -61,30 +63,42 @@ class Outbox:
 
     def weights_path(self, number: int) -> Path:
         """Where a worker of this machine writes a trial's weights."""
-        self.weights.mkdir(parents=True, exist_ok=True)
+        try:
+            self.weights.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"{self.weights}: can't be made ({error.strerror}), and weights wait there until they are logged; "
+                f"give XDG_STATE_HOME=FOLDER, or tracking.save_weights=false"
+            ) from None
         return self.weights / f"{number}.weights.h5"
 
     def forget(self, number: int) -> None:
         """Delete the weights of a trial that this driver has lost."""
         (self.weights / f"{number}.weights.h5").unlink(missing_ok=True)
 
-    def put(self, record: RunRecord) -> None:
-        """Deliver a run, now or later."""
-        if not self._waiting and self._deliver(record, again=False):
+    @property
+    def away(self) -> bool:
+        """Whether the store didn't answer when it was tried last."""
+        return self._pause > 0
+
+    def put(self, record: RunRecord, *, again: bool = False) -> None:
+        """Deliver a run, now or later; `again`: another driver may have done so meanwhile."""
+        if not self._waiting and self._deliver(record, again=again):
             return
         self._waiting.append(record)
         self.flush()
 
     def flush(self, *, now: bool = False) -> None:
-        """Deliver what waits, where the store is due to be tried; with `now`, in any case."""
-        while self._waiting and (now or self._clock() >= self._next_try):
+        """Deliver what waits, for a second at a time, where the store is due to be tried; with `now`, in any case."""
+        until = time.monotonic() + SLICE
+        while self._waiting and time.monotonic() < until and (now or self._clock() >= self._next_try):
             if not self._deliver(self._waiting[0], again=True):
                 return
             self._waiting.popleft()
 
     def try_once(self, record: RunRecord) -> None:
         """Deliver a run that nobody would miss: an interrupted trial's curves."""
-        if not self._waiting:
+        if not self._waiting and not self.away:
             self._deliver(record, again=False)
 
     def catch_up(self, parents_ending: Ending | None = None) -> None:
@@ -102,16 +116,20 @@ class Outbox:
             return
         known |= {int(record.tags["trial"]) for record in self._waiting}
         self._waiting.extend(self._study.finished_records(known))
-        self.flush(now=True)
+        self.flush()
 
     def _deliver(self, record: RunRecord, *, again: bool) -> bool:
         """Try once. A try whose answer was lost may have worked, so the next looks first."""
         path = self.weights / f"{record.tags['trial']}.weights.h5"
+        whole = replace(record, weights_path=path) if path.exists() else record
         try:
             if self.parent is None:
                 self.parent = self._open_parent()
-            whole = replace(record, weights_path=path) if path.exists() else record
-            self._tracker.log(whole, self.parent, again=again)
+            log = partial(self._tracker.log, whole, self.parent, again=again)
+            if not again:
+                log()
+            elif not self._study.try_delivery(log):  # two drivers that look at once would both write
+                return False
         except StoreError as error:
             self._failed(error)
             return False

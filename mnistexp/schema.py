@@ -227,7 +227,9 @@ class StudyConfig(Settings):
     )
     max_failures: int = Field(ge=1, description="trials in a row that fail with the same cause and end the session")
     storage: str = Field(description="Optuna's database: sqlite:///FILE.db on this machine, or postgresql://… for many")
-    lease: Positive = Field(description="seconds without a sign of life after which another machine's driver is dead")
+    lease: float = Field(
+        ge=10, description="seconds without a sign of life after which another machine's driver is dead"
+    )
     sampler: SamplerConfig
     pruner: PrunerConfig
 
@@ -384,7 +386,7 @@ class DriverEntry(Settings):
     boot: str
     namespace: str
     pid: int
-    started: float  # seconds since 1970
+    started: float  # in the system's own units, to be compared alone
     ended: bool
     beat: float  # seconds since 1970
 

@@ -39,6 +39,9 @@ SERVER: dict[str, Any] = {
     "connect_args": {"connect_timeout": 10, "application_name": "mnistexp"},
 }
 
+AWAY = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
+"""What Optuna raises where its database can't do what it is asked."""
+
 TRANSIENT = (
     sqlalchemy.exc.OperationalError,
     sqlalchemy.exc.InterfaceError,
@@ -57,21 +60,22 @@ class Database:
     def __init__(
         self,
         turn: Turn,
+        delivery: Turn,
         opened: Callable[[], RDBStorage],
         setting: str,
         address: str,
-        engine: sqlalchemy.Engine | None = None,
     ) -> None:
-        """Open it, in turn: whoever comes first makes the tables. `engine` is the turn's, to be closed with it."""
-        self._turn, self._setting, self._address, self._engine = turn, setting, address, engine
+        """Open it, in turn: whoever comes first makes the tables. `delivery` is a second lock: see `try_delivery`."""
+        self._turn, self._delivery, self._setting, self._address = turn, delivery, setting, address
+        self._check: turns.Check = bool
         self.on_wait: Callable[[str], None] = lambda _: None
         self.give_up: Callable[[], bool] = lambda: False
+        self.local = sqlite_path(address) is not None  # all its drivers are on this machine
         self.storage = self.in_turn(opened)
 
     def close(self) -> None:
         """Let go of its connections."""
-        for engine in filter(None, (self.storage.engine, self._engine)):
-            engine.dispose()
+        self.storage.engine.dispose()
 
     def in_turn(self, work: Callable[[], T]) -> T:
         """Do what no two drivers may do at once: look, decide and write. As `patiently`.
@@ -80,35 +84,49 @@ class Database:
         """
 
         def alone() -> T:
-            with self._turn():
+            with self._turn() as self._check:
                 return work()
 
         return self.patiently(alone)
+
+    def check_turn(self) -> None:
+        """Inside a turn, raise what has it tried again if it was lost meanwhile: before what must not be done twice."""
+        self._check()
+
+    def try_delivery(self, work: Callable[[], object]) -> bool:
+        """Do `work`, which looks into another store and then writes there, unless another driver is at that now."""
+        try:
+            with self._delivery():
+                work()
+        except (turns.Busy, *AWAY):
+            return False
+        return True
 
     def patiently(self, work: Callable[[], T]) -> T:
         """Do `work`, and again while the database is away, locked or full: it must bear being done twice.
 
         Raises: StoreError when it stays so for PATIENCE seconds, or can't be mended by waiting.
         """
-        began, told = time.monotonic(), False
+        told, busy_since, away_since = False, 0.0, 0.0
         while True:
             try:
                 return work()
-            except turns.Busy:
-                fault, why = None, "another sweep has had its turn there for long; it may be stopped"
-            except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
-                fault, why = error, f"{reason(error, self._address)}; trying again for up to {PATIENCE:.0f} s"
-            waited = time.monotonic() - began
-            if fault is not None and (not _is_transient(fault) or waited > PATIENCE):
-                why = reason(fault, self._address)
-                raise StoreError(f"{self._setting}: Optuna can't use it any more: {why}") from None
+            except turns.Busy:  # somebody lives and works: no fault
+                now, away_since = time.monotonic(), 0.0
+                busy_since = busy_since or now
+                tell, why = now - busy_since > BUSY_NOTE, "another sweep has its turn there for long; is it stopped?"
+            except AWAY as error:
+                now, why = time.monotonic(), reason(error, self._address)
+                away_since = away_since or now
+                if not _is_transient(error) or now - away_since > PATIENCE:
+                    raise StoreError(f"{self._setting}: Optuna can't use it any more: {why}") from None
+                tell, why = True, f"{why}; trying again for up to {PATIENCE:.0f} s"
+                time.sleep(PAUSE)
             if self.give_up():
                 raise KeyboardInterrupt from None
-            if not told and (fault is not None or waited > BUSY_NOTE):
+            if tell and not told:
                 told = True
                 self.on_wait(f"{self._setting}: {why}")
-            if fault is not None:
-                time.sleep(PAUSE)
 
 
 def _is_transient(error: BaseException) -> bool:
@@ -129,7 +147,8 @@ def open_for_sweep(address: str) -> Database:
         made_whole(path, _make)
         return _open_file(path)
 
-    return Database(turns.on_file(path), opened, str(path), address)
+    delivery = turns.on_file(path.with_name(f"{path.name}.delivery"))
+    return Database(turns.on_file(path), delivery, opened, str(path), address)
 
 
 def open_to_read(address: str) -> RDBStorage:
@@ -218,9 +237,10 @@ def _tables(address: str) -> set[str]:
 def _open_server(address: str) -> Database:
     """A PostgreSQL database, its tables made if it has none. Raises: StoreError."""
     _tables(address)
-    engine = sqlalchemy.create_engine(address, **SERVER)
-    setting = _setting(address)
-    return Database(turns.on_server(engine), lambda: _rdb(address, setting, SERVER), setting, address, engine)
+    # A connection for each turn: fifty drivers that each keep two would use up a server's hundred.
+    engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.pool.NullPool, **SERVER)
+    setting, locks = _setting(address), (turns.on_server(engine), turns.on_server(engine, turns.NAME + 1))
+    return Database(*locks, lambda: _rdb(address, setting, SERVER), setting, address)
 
 
 def _open_file(path: Path) -> RDBStorage:

@@ -8,7 +8,7 @@ that is killed after any write leaves something that the next turn can mend:
     again   back to WAITING: same number, same parameters, same seed, so the same bits
 
 A RUNNING trial whose driver is dead is told if it has a record, and run again if it hasn't. One without a
-driver was being claimed when its process was killed: claims are made in turn, so nobody is at it.
+driver was being claimed or handed back when its process was killed: both are done in turn, so nobody is at it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import uuid
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -38,13 +38,13 @@ from mnistexp.results import EpochScores
 from mnistexp.run import Session, check_batch
 from mnistexp.schema import Config, RunConfig, TrialRecord, kept, recorded_config
 from mnistexp.search_space import Draw, SearchSpace
-from mnistexp.storage import Database
+from mnistexp.storage import AWAY, Database
 from mnistexp.strategy import build_pruner, build_sampler
 
 ATTRIBUTE = "mnistexp"  # a trial's overrides, seed and config
 BASELINE = "mnistexp.baseline"  # true for the composed config itself
 DRIVER = "mnistexp.driver"  # the number of the driver that has the trial: see drivers.py
-DEATHS = "mnistexp.deaths"  # how often a worker or driver died with it
+DEATHS = "mnistexp.deaths"  # the workers and drivers that died with it, each once, however often that is written
 RECORD = "mnistexp.record"  # the finished run, until and after MLflow has it
 REASON = "reason"  # of a failure
 
@@ -221,6 +221,7 @@ class SharedStudy:
         self._database, self._session, self._space = database, session, space
         self._config: Config = session.prepared.config
         self._mine: set[int] = set()
+        self._worker_deaths, self._found = 0, False
         self._study = database.in_turn(self._open)
 
     @property
@@ -268,8 +269,9 @@ class SharedStudy:
             return False
 
     def died(self, number: int) -> int:
-        """Note that a worker died with this trial. Returns: how often that has happened."""
-        return self._database.patiently(partial(self._count_death, number))
+        """Note that a worker died with this trial. Returns: how often workers or drivers have."""
+        self._worker_deaths += 1
+        return self._database.patiently(partial(self._count_death, number, f"worker {self._worker_deaths}"))
 
     def give_back(self, number: int) -> None:
         """Leave a trial to whoever claims it next, as if it had never been started."""
@@ -290,12 +292,18 @@ class SharedStudy:
         """Keep this driver's lease; a database that is away is tried again at the next beat."""
         try:
             self.drivers.beat()
-        except optuna.exceptions.StorageInternalError:
+        except AWAY:
             return
 
     def reap(self) -> bool:
-        """Mend what dead drivers left under way. Returns: whether there was any."""
-        return self._database.in_turn(self._reap)
+        """Mend what dead drivers left under way. Returns: whether there was any since this was asked last."""
+        self._database.in_turn(self._reap)
+        found, self._found = self._found, False
+        return found
+
+    def try_delivery(self, work: Callable[[], object]) -> bool:
+        """Look into MLflow and then write to it, unless another driver is at that just now."""
+        return self._database.try_delivery(work)
 
     def others(self) -> int:
         """How many other drivers are at work on this study."""
@@ -318,7 +326,7 @@ class SharedStudy:
             study.set_user_attr("id", uuid.uuid4().hex)
         self._id = str(study.user_attrs["id"])
         study.set_user_attr("config_dir", str(prepared.request.config_dir or ""))
-        self.drivers = Drivers(_StudyAttributes(study), self._config.study.lease)
+        self.drivers = Drivers(_StudyAttributes(study), self._config.study.lease, local=self._database.local)
         self.drivers.register()
         # Drivers' numbers differ, so no two draw the same points, nor does a session that goes on.
         study.sampler = build_sampler(self._config.study.sampler, trial_seed(self._config.seed, self.drivers.number))
@@ -328,12 +336,14 @@ class SharedStudy:
     # ------------------------------------------------------------------------------ in turn
 
     def _claim(self) -> Claim | Refused | None:
+        self.drivers.beat()  # many workers are filled one after the other, and a sampler may think for long
         self._reap()
         trials = self._trials()
         under_way = sum(trial.state is TrialState.RUNNING for trial in trials)
         if progress(trials, 0).done + under_way >= self._config.study.trials:
             return None
         self._enqueue(trials)
+        self._database.check_turn()  # or two drivers would go over the budget
         trial = self._study.ask()
         self._set(trial._trial_id, DRIVER, self.drivers.number)
         try:
@@ -367,8 +377,8 @@ class SharedStudy:
         return self._space.suggest(trial, trial_seed(self._config.seed, trial.number))
 
     def _goes_on(self, claim: Claim, scores: EpochScores) -> bool:
-        if scores.epoch in claim.reported:  # the same bits as in the attempt that was cut off, and judged then
-            return True
+        if scores.epoch in claim.reported:  # the same bits as in the attempt that was cut off, and judged there
+            return True  # if it was to stop at the last of them, the next epoch says so again
         claim.trial.report(scores.val_accuracy, scores.epoch)
         return scores.epoch == claim.config.trainer.epochs or not claim.trial.should_prune()
 
@@ -388,23 +398,23 @@ class SharedStudy:
             self._set(trial._trial_id, REASON, plain["reason"])
         self._study.tell(trial.number, value, state=state)
 
-    def _reap(self) -> bool:
-        found = False
+    def _reap(self) -> None:
         for trial in self._trials(TrialState.RUNNING):
             owner = _whole(trial, DRIVER)
             if owner == self.drivers.number and trial.number not in self._mine:
                 self._again(trial)  # a claim of ours that the database cut off
             elif owner is None or not self.drivers.alive(owner):
-                found = True
+                self._found = True
                 self._settle(trial)
-        return found
+        self.drivers.bury()
 
     def _settle(self, trial: FrozenTrial) -> None:
         """A trial whose driver is dead: told if it was finished, else run again, but not for ever."""
         plain = trial.user_attrs.get(RECORD)
         known = _known(trial) if ATTRIBUTE in trial.user_attrs else None
-        if plain is None and known and self._count_death(trial.number) > self._config.executor.retries:
-            times = (_whole(trial, DEATHS) or 0) + 1
+        owner, retries = _whole(trial, DRIVER), self._config.executor.retries
+        times = self._count_death(trial.number, "") if plain is None and known and owner is not None else 0
+        if known and times > retries:
             plain = self._failed(
                 trial, known, f"its worker or driver died {times} times; executor.retries is the limit"
             )
@@ -440,11 +450,16 @@ class SharedStudy:
         self.drivers.end()
         return self.drivers.others() == 0
 
-    def _count_death(self, number: int) -> int:
+    def _count_death(self, number: int, worker: str) -> int:
         trial = self._trials()[number]
-        deaths = (_whole(trial, DEATHS) or 0) + 1
+        before = trial.user_attrs.get(DEATHS) or []
+        if not isinstance(before, list) or not all(isinstance(each, str) for each in before):
+            raise StoreError(
+                f"trial {number} of this study was not written by mnistexp ({DEATHS}); give another study.name"
+            )
+        deaths = sorted({*before, f"driver {_whole(trial, DRIVER)} {worker}".strip()})
         self._set(trial._trial_id, DEATHS, deaths)
-        return deaths
+        return len(deaths)
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         """The study's trials, in the order of their numbers."""

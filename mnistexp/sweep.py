@@ -59,7 +59,8 @@ class _Job:
     claim: Claim
     started: float  # seconds since 1970
     held: bool = False  # ended its epoch after a stop was asked for, and gets no further word
-    lost: bool = False  # another driver has it now
+    lost: bool = False  # another driver took it over
+    again: Claim | None = None  # and then it came back to us
 
 
 class Sweep:
@@ -78,6 +79,10 @@ class Sweep:
         self._ran, self._looked = 0, 0.0
         self._facts: Mapping[str, Any] = {}  # what a worker says of its device and flags
         self._causes: list[str] = []  # of the failures in a row that ended last
+        self._stop = StopRequest()
+        self._todo: list[Claim] = []  # claimed, and not on a worker yet
+        if self._config.tracking.save_weights:
+            self._outbox.weights_path(0)  # a folder that can't be made is said before anything is claimed
         self._study.reap()
         self.progress = self._study.progress()
         all_done = self.progress.done >= self._config.study.trials
@@ -109,14 +114,16 @@ class Sweep:
         if (stopped := self._why_stop(0)) is not None:
             return self._close(executor, "FINISHED", stopped, time.monotonic(), time.process_time())
         self._facts = wait_until_ready(executor)
-        with StopRequest() as stop:
-            self._database.give_up = lambda: stop.asked
+        with self._stop as stop:
+            self._database.give_up = lambda: stop.seconds > ORDERLY_SECONDS + 2
             self._outbox.open()
             started, cpu = time.monotonic(), time.process_time()
             try:
                 stopped = self._loop(executor, stop, started)
             except MnistexpError:
-                with suppress(Exception):  # what ended the session is what is told; the next start mends the rest
+                self._database.give_up = lambda: True  # it has been waited for
+                # What ended the session is what is told; the next start mends the rest.
+                with suppress(Exception, KeyboardInterrupt):
                     self._close(executor, "FAILED", "failed", started, cpu)
                 raise
             return self._close(executor, "KILLED" if stop.asked else "FINISHED", stopped, started, cpu)
@@ -130,7 +137,7 @@ class Sweep:
             self._look()
             stopped = "interrupted" if stop.asked else self._why_stop(time.monotonic() - started)
             if stopped is None:
-                self._fill(executor)
+                self._fill(executor, stop)
             elif not self._jobs or (stop.asked and self._can_leave(stop)):
                 return stopped
             self._handle(executor.next_event(POLL_SECONDS), executor, stop)
@@ -143,25 +150,36 @@ class Sweep:
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return
         self._looked = time.monotonic()
-        if self._study.reap():
+        if self._study.reap():  # which looks at every driver
             self._outbox.catch_up()
         self.progress = self._study.progress()
 
-    def _fill(self, executor: Executor) -> None:
+    def _fill(self, executor: Executor, stop: StopRequest) -> None:
         """Give every idle worker a trial, as far as there are any."""
-        while executor.idle() and len(self._jobs) + self.progress.done < self._config.study.trials:
+        while executor.idle() and not stop.asked and self._why_stop(0) is None:
+            if self._todo:
+                self._submit(executor, self._todo.pop())
+                continue
+            if len(self._jobs) + self.progress.done >= self._config.study.trials:
+                return
             match self._study.claim():
                 case None:  # other drivers have what is left
                     return
                 case Refused(number, reason):
-                    self.progress = self._study.progress()
-                    self._ran += 1
-                    self._listener.on_refused(reason, number, self.progress)
+                    self._refused(number, reason)
+                case Claim(number=number) as claim if number in self._jobs:  # taken from us, and back again
+                    self._jobs[number].again = claim
                 case Claim() as claim:
-                    self._jobs[claim.number] = _Job(claim, time.time())
-                    self._submit(executor, claim)
+                    self._todo.append(claim)
+
+    def _refused(self, number: int, reason: str) -> None:
+        self.progress = self._study.progress()
+        self._ran += 1
+        self._count_failures("FAILED", reason)
+        self._listener.on_refused(reason, number, self.progress)
 
     def _submit(self, executor: Executor, claim: Claim) -> None:
+        self._jobs[claim.number] = _Job(claim, time.time())
         weights = self._outbox.weights_path(claim.number) if self._config.tracking.save_weights else None
         executor.submit(claim.number, claim.config, weights)
 
@@ -218,18 +236,20 @@ class Sweep:
         """Tell a trial's score, then log its run: in this order, see the top of this file."""
         record = self._record(job, state, **outcome)
         value = objective_value(record.result.fit) if record.result and state == "COMPLETE" else None
+        began = time.monotonic()
         ours = not job.lost and self._study.finish(job.claim.number, record, value)
         if not ours:
             self._outbox.forget(job.claim.number)
             self.progress = self._study.progress()
+            self._todo += [job.again] if job.again else []
             self._listener.on_note(
                 f"trial {job.claim.number}: another driver has taken it over; this result is left out"
             )
             return
         self._ran += 1
         self.progress = self._study.progress()
-        self._outbox.put(record)
-        self._count_failures(record)
+        self._outbox.put(record, again=time.monotonic() - began > self._config.study.lease / 4)
+        self._count_failures(record.state, record.reason)
         self._listener.on_trial(record, self.progress)
 
     def _record(self, job: _Job, state: State, **outcome: Any) -> RunRecord:
@@ -239,40 +259,70 @@ class Sweep:
             claim.number, claim.config, claim.draw.overrides, job.started, state, tags, **outcome
         )
 
-    def _count_failures(self, record: RunRecord) -> None:
+    def _count_failures(self, state: State, reason: str) -> None:
         """How many trials have failed alike, one after the other; numbers in the reason don't make it another."""
-        if record.state != "FAILED":
+        if state != "FAILED" or (self._causes and _cause(self._causes[-1]) != _cause(reason)):
             self._causes.clear()
-            return
-        if self._causes and _cause(self._causes[-1]) != _cause(record.reason):
-            self._causes.clear()
-        self._causes.append(record.reason)
+        if state == "FAILED":
+            self._causes.append(reason)
 
     # ------------------------------------------------------------------------------------ the end
 
     def _close(self, executor: Executor, ending: Ending, stopped: str, started: float, cpu: float) -> Summary:
         """Hand back what is under way, deliver what waits, leave the study and close the parent run."""
-        for job in self._jobs.values():
-            self._study.give_back(job.claim.number)
+        for claim in [*(job.claim for job in self._jobs.values()), *self._todo]:
+            self._study.give_back(claim.number)
         executor.close()  # before anything that may take time: nothing it could still say is wanted
         for job in self._jobs.values():
             self._outbox.try_once(self._record(job, "INTERRUPTED", epochs=tuple(job.claim.epochs)))
         self._jobs.clear()
-        self._outbox.flush(now=True)
+        self._todo.clear()
+        self._outbox.flush(now=not self._outbox.away)
         last = self._study.leave()
-        if last and ending == "FINISHED":
-            self._outbox.catch_up()  # what a driver that died just now had told, and not logged
+        if ending == "FINISHED":
+            last = last or self._wait_for_others()
+            self._outbox.catch_up(ending if last else None)  # what a driver that died had told, and not logged
+            self._deliver_the_rest()
         self.progress = self._study.progress()
         seconds, used = time.monotonic() - started, time.process_time() - cpu
         interrupted, unlogged = ending == "KILLED", len(self._outbox)
         summary = Summary(self.progress, stopped, self._ran, seconds, used, interrupted, unlogged)
-        metrics, page = _parent_metrics(summary), self._description()
+        self._close_parent(summary, ending if last else None)
+        return summary
+
+    def _wait_for_others(self) -> bool:
+        """Wait for the other drivers of a study that is done: they are about to leave, or dead and about to be seen so.
+
+        Returns: whether none is left, after a lease's time at most.
+        """
+        if self.progress.done < self._config.study.trials:
+            return False
+        until = time.monotonic() + self._config.study.lease + LOOK_SECONDS
+        others = self._study.others()
+        if others:
+            self._listener.on_note(
+                f"all is done; waiting for {others} other sweeps of this study to end, or to be seen dead"
+            )
+        while others and time.monotonic() < until and not self._stop.asked:
+            time.sleep(1)
+            self._study.reap()
+            others = self._study.others()
+        return others == 0
+
+    def _deliver_the_rest(self) -> None:
+        """Deliver as long as the store answers; what is left then is told in the summary."""
+        while left := len(self._outbox):
+            self._outbox.flush(now=True)
+            if len(self._outbox) == left:
+                return
+
+    def _close_parent(self, summary: Summary, ending: Ending | None) -> None:
+        if self._outbox.parent is None or self._outbox.away:
+            return  # the next sweep closes it
         try:
-            if self._outbox.parent is not None:
-                self._tracker.finish(self._outbox.parent, metrics, page, ending if last else None)
+            self._tracker.finish(self._outbox.parent, _parent_metrics(summary), self._description(), ending)
         except StoreError as error:
             self._listener.on_note(f"{error}. The next sweep closes this one's parent run")
-        return summary
 
     def _open_parent(self) -> str:
         """The sweep's own run; in turn, since two drivers that start at once would make two."""

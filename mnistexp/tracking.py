@@ -424,8 +424,7 @@ def params(config: RunConfig) -> dict[str, str]:
 def _metrics(record: RunRecord) -> Iterator[tuple[str, float, int]]:
     """(name, value, step). MLflow's table shows a metric's *last* value, so curves have names of their own.
 
-    The final scores come first: a long run is written in several batches, and the first has the tags by which
-    it is found.
+    A long run's are written before the batch with the tags by which it is found.
     """
     if record.result is not None:
         fit = record.result.fit

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import filelock
 
+from mnistexp.errors import StoreError
+
 if TYPE_CHECKING:  # 0.2 s, which `--cfg job` needn't pay
     import sqlalchemy
 
@@ -16,7 +18,10 @@ NAME = 0x6D6E_6973_7465_7870  # "mnistexp": PostgreSQL's advisory locks are name
 WAIT_SECONDS = 1  # how long one try waits: a caller that is told to stop must be able to
 LONGEST_SECONDS = 120  # after which a server takes the turn from a holder that sleeps (PostgreSQL 14 and newer)
 
-Turn = Callable[[], contextlib.AbstractContextManager[None]]
+Check = Callable[[], object]
+"""Raises an error of the database's if the turn has been lost meanwhile: a holder may have slept."""
+
+Turn = Callable[[], contextlib.AbstractContextManager[Check]]
 """Holds the lock while its block runs. Raises: Busy where another keeps it for longer than one try waits."""
 
 
@@ -25,45 +30,52 @@ class Busy(Exception):
 
 
 def on_file(path: Path) -> Turn:
-    """Turns at a file of this machine; a lock file beside it stays there, since deleting it would be a race."""
-    lock = filelock.FileLock(f"{path}.lock", timeout=WAIT_SECONDS)
+    """Turns at a file of this machine; a lock file beside it stays there, since deleting it would be a race.
+
+    A turn raises StoreError where the file can't be locked.
+    """
+    # Not a soft lock: one that a killed process leaves behind would never end.
+    lock = filelock.FileLock(f"{path}.lock", timeout=WAIT_SECONDS, fallback_to_soft=False)
 
     @contextlib.contextmanager
-    def held() -> Iterator[None]:
+    def held() -> Iterator[Check]:
         try:
             lock.acquire()
         except filelock.Timeout:
             raise Busy from None
+        except (OSError, NotImplementedError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise StoreError(f"{path}.lock: can't be locked ({why}); work in a folder of your own") from None
         try:
-            yield
+            yield bool
         finally:
             lock.release()
 
     return held
 
 
-def on_server(engine: sqlalchemy.Engine) -> Turn:
+def on_server(engine: sqlalchemy.Engine, name: int = NAME) -> Turn:
     """Turns at a PostgreSQL database, over a connection of their own: the lock goes when that ends."""
     from sqlalchemy import text
     from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
     @contextlib.contextmanager
-    def held() -> Iterator[None]:
+    def held() -> Iterator[Check]:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text(f"SET lock_timeout = '{WAIT_SECONDS}s'"))
             with contextlib.suppress(SQLAlchemyError):  # a laptop whose lid is closed in its turn must not stop all
                 connection.execute(text(f"SET idle_session_timeout = '{LONGEST_SECONDS}s'"))
             try:
-                connection.execute(text(f"SELECT pg_advisory_lock({NAME})"))
+                connection.execute(text(f"SELECT pg_advisory_lock({name})"))
             except OperationalError as error:
                 if getattr(error.orig, "sqlstate", "") == "55P03":  # lock_not_available
                     raise Busy from None
                 raise
             try:
-                yield
+                yield lambda: connection.execute(text("SELECT 1"))
             finally:
                 with contextlib.suppress(SQLAlchemyError):  # a lost connection holds no lock
-                    connection.execute(text(f"SELECT pg_advisory_unlock({NAME})"))
+                    connection.execute(text(f"SELECT pg_advisory_unlock({name})"))
 
     return held
 

@@ -46,7 +46,7 @@ EDGES = {  # module: what of ours it may import, inside functions and for types 
     "strategy": "errors schema search_space",
     # … records and where they are kept
     "databases": "errors",
-    "turns": "",
+    "turns": "errors",
     "records": "errors results schema",
     "tracking": "config databases errors records schema turns",
     "storage": "databases errors turns",

@@ -86,21 +86,22 @@ def test_a_killed_process_is_dead_at_once_and_a_stopped_one_is_not(kept: Kept) -
 
 
 @pytest.mark.parametrize(
-    ("changes", "alive"),
+    ("changes", "local", "alive"),
     [
-        ({"started": 5.0}, False),  # another process has the number now
-        ({"boot": "before"}, False),  # the machine was started anew
-        ({"ended": True}, False),
-        ({"namespace": "pid:[1]"}, True),  # another container of this machine: only its beats can tell
-        ({"host": "elsewhere", "boot": "theirs", "pid": 1}, True),
+        ({"started": 5.0}, False, False),  # another process has the number now
+        ({"boot": "before"}, True, False),  # the database is a file, so the machine was started anew
+        ({"boot": "before"}, False, True),  # perhaps another machine of the same image: only its beats can tell
+        ({"ended": True}, False, False),
+        ({"namespace": "pid:[1]"}, False, True),  # another container of this machine
+        ({"host": "elsewhere", "boot": "theirs", "pid": 1}, False, True),
     ],
 )
-def test_what_an_entry_says(kept: Kept, changes: dict[str, object], alive: bool) -> None:
+def test_what_an_entry_says(kept: Kept, changes: dict[str, object], local: bool, alive: bool) -> None:
     """A process number means something on its machine, in its container and since its start alone."""
     process = another(kept)
     kept[f"{PREFIX}0"] |= changes
 
-    found = Drivers(kept, lease=60).alive(0)
+    found = Drivers(kept, lease=60, local=local).alive(0)
     process.kill()
     process.wait()
     closed(process)
@@ -146,7 +147,7 @@ def test_other_machines_are_judged_by_our_clock(kept: Kept) -> None:
     drivers = Drivers(kept, 60, clock=lambda: now[0])
     seen = []
 
-    for beat, later in ((0.0, 50), (1.0, 50), (1.0, 9), (1.0, 2)):
+    for beat, later in ((0.0, 29), (1.0, 29), (1.0, 29), (1.0, 3)):
         kept[f"{PREFIX}0"] |= {"host": "elsewhere", "beat": beat}
         seen.append(drivers.alive(0))
         now[0] += later

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import shutil
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -312,9 +314,8 @@ def test_another_machines_trial_is_taken_over_when_it_is_silent(database: Databa
     mine._study.drivers._clock = lambda: now[0]
     mine._study.drivers._seen.clear()
 
-    assert mine._study.claim() is None
-    now[0] = 29
-    assert mine._study.claim() is None
+    for now[0] in (0, 10, 20, 29):
+        assert mine._study.claim() is None
     now[0] = 31
     taken = mine._study.claim()
 
@@ -325,6 +326,82 @@ def test_another_machines_trial_is_taken_over_when_it_is_silent(database: Databa
     assert states_of(database) == ["RUNNING"]
 
 
+def test_a_dead_machines_trial_is_logged_by_the_survivor(database: Database) -> None:
+    """A driver elsewhere that told its trial and died before it logged it: whoever ends the study sees to both."""
+    tracker = RecordingTracker(faults={0: Killed()})
+    with pytest.raises(Killed):
+        open_sweep(database, "study.trials=3", tracker=tracker).run(FakeExecutor(by_rate))
+    tracker.records.clear()  # it died a moment before
+    foreign(database, 0)
+    notes: list[str] = []
+
+    open_sweep(database, "study.trials=3", "study.lease=10", tracker=tracker, notes=notes).run(FakeExecutor(by_rate))
+
+    assert sorted(record.tags["trial"] for record in tracker.records) == ["0", "1", "2"]
+    check_invariants(database, tracker, 3)
+    assert notes[-1].startswith("all is done; waiting for 1 other")
+
+
+def test_a_database_that_was_away_is_nobodys_death(database: Database) -> None:
+    """While nobody can beat, nobody's silence counts: a trial elsewhere is left alone after a long outage."""
+    open_sweep(database, "study.trials=1")._study.claim()
+    foreign(database, 0)
+    mine, now = open_sweep(database, "study.trials=1", "study.lease=60"), [0.0]
+    mine._study.drivers._clock = lambda: now[0]
+    assert mine._study.claim() is None
+
+    now[0] = 300
+
+    assert mine._study.claim() is None
+
+
+def test_a_trial_that_comes_back_is_not_started_twice(database: Database) -> None:
+    """A driver that slept, lost both its trials, and claims one while it is still training it, tells each once."""
+    tracker = RecordingTracker()
+    theirs = open_sweep(database, "study.trials=3", tracker=tracker)
+    slept: list[bool] = []
+
+    class Slept(FakeExecutor):
+        """While it sleeps in its first epochs, another machine's driver hands its trials back to the study."""
+
+        def next_event(self, timeout: float) -> Any:
+            if len(self.jobs) == 2 and not slept:
+                slept.append(True)
+                for number in (0, 1):
+                    theirs._study._again(theirs._study._trials()[number])
+            return super().next_event(timeout)
+
+    executor = Slept(lambda job, _: [0.5] * 3 if job == 0 else [0.6], workers=2)
+    summary = theirs.run(executor)
+
+    assert summary.progress.done == 3
+    check_invariants(database, tracker, 3)
+
+
+def test_one_ctrl_c_is_orderly_while_another_driver_has_its_turn(database: Database) -> None:
+    """A stop waits for the turn that handing back needs; it is no second Ctrl-C."""
+    other = open_for_sweep(f"sqlite:///{database.storage.engine.url.database}")
+    tracker = RecordingTracker()
+    holding = threading.Event()
+
+    def hold() -> None:
+        holding.set()
+        time.sleep(2.5)
+
+    def script(job: int, config: RunConfig) -> list[Step]:
+        thread.start()
+        holding.wait()
+        return [0.5, signal.SIGINT, 0.5, 0.5]
+
+    thread = threading.Thread(target=lambda: other.in_turn(hold))
+    summary = open_sweep(database, "study.trials=2", tracker=tracker).run(FakeExecutor(script))
+    thread.join()
+    other.close()
+
+    assert summary.interrupted
+    assert states_of(database) == ["WAITING"]
+
+
 def test_a_beat_keeps_another_machines_lease(database: Database) -> None:
     """However long it takes, a driver that goes on beating keeps its trials."""
     open_sweep(database, "study.trials=1")._study.claim()
@@ -333,7 +410,7 @@ def test_a_beat_keeps_another_machines_lease(database: Database) -> None:
     mine._study.drivers._clock = lambda: now[0]
 
     for beat in range(10):
-        now[0] += 50
+        now[0] += 25
         foreign(database, 0, beat=beat)
         assert mine._study.claim() is None
 
@@ -514,10 +591,10 @@ def test_the_parent_run_stays_open_while_others_drive(database: Database) -> Non
     open_sweep(database, "study.trials=2", tracker=tracker)
     foreign(database, 0)
 
-    finish(database, tracker, 2)
+    finish(database, tracker, 9, "study.target=0.5")  # which the first trials reach
     between = set(tracker.open)
     foreign(database, 0, ended=True)
-    finish(database, tracker, 2)
+    finish(database, tracker, 9, "study.target=0.5")
 
     assert between == {"parent of digits"}
     assert not tracker.open

@@ -218,8 +218,8 @@ def stop_between_writes(running: Running, place: Place) -> None:
 
 
 def test_a_driver_that_was_stopped_has_lost_nothing(place: Place) -> None:
-    """SIGSTOP for more than its lease: on one machine its trial stays its own, and it goes on when it is woken."""
-    words = ("study.lease=2",)
+    """SIGSTOP for one and a half leases: on one machine its trial stays its own, and it goes on when it is woken."""
+    words = ("study.lease=10",)
     first = place.sweep(4, *words, **place.waiting(1))
     place.reached(1, first)
     stop_between_writes(first, place)
@@ -228,9 +228,9 @@ def test_a_driver_that_was_stopped_has_lost_nothing(place: Place) -> None:
 
     def outlived() -> bool:
         beats = place.beats()
-        return max(beats.values()) - beats[owner] > 3 * 2
+        return max(beats.values()) - beats[owner] > 1.5 * 10
 
-    wait_until(outlived, PATIENCE, "a silence of three leases")
+    wait_until(outlived, PATIENCE, "a silence of one and a half leases")
     between = place.trials("digits")[1]
     first.send(signal.SIGCONT)
     place.let(1)
