@@ -76,7 +76,7 @@ class Sweep:
         self._study = SharedStudy(database, session, space)
         self._outbox = Outbox(self._study, tracker, self._open_parent, listener.on_note)
         self._jobs: dict[int, _Job] = {}
-        self._ran, self._looked = 0, 0.0
+        self._ran, self._looked, self._waiting_told = 0, 0.0, False
         self._facts: Mapping[str, Any] = {}  # what a worker says of its device and flags
         self._causes: list[str] = []  # of the failures in a row that ended last
         self._stop = StopRequest()
@@ -164,6 +164,7 @@ class Sweep:
                 return
             match self._study.claim():
                 case None:  # other drivers have what is left
+                    self._say_waiting()
                     return
                 case Refused(number, reason):
                     self._refused(number, reason)
@@ -171,6 +172,14 @@ class Sweep:
                     self._jobs[number].again = claim
                 case Claim() as claim:
                     self._todo.append(claim)
+
+    def _say_waiting(self) -> None:
+        """Once, where this driver has nothing to do: the other may be a process that somebody has stopped."""
+        if not self._jobs and not self._waiting_told:
+            self._waiting_told = True
+            self._listener.on_note(
+                "other sweeps of this study have the trials that are left; waiting, to take over if they die"
+            )
 
     def _refused(self, number: int, reason: str) -> None:
         self.progress = self._study.progress()
@@ -229,7 +238,8 @@ class Sweep:
             again = f"{reason}; it was run {deaths} times (executor.retries={retries})"
             self._end(job, "FAILED", reason=again, epochs=tuple(job.claim.epochs))
             return
-        self._listener.on_note(f"trial {number}: {reason}; it will be run again ({deaths} of {retries})")
+        if not stop.asked:
+            self._listener.on_note(f"trial {number}: {reason}; it will be run again ({deaths} of {retries})")
         self._study.give_back(number)
 
     def _end(self, job: _Job, state: State, **outcome: Any) -> None:
