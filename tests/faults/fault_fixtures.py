@@ -6,7 +6,6 @@ that name.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,18 +15,7 @@ from harness import Place, copied, new_place
 
 
 @pytest.fixture(scope="session")
-def terminal() -> Iterator[None]:
-    """Have commands hear Ctrl-C: where the tests run in the background they would inherit that it is ignored."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture(scope="session")
-def begun(tmp_path_factory: pytest.TempPathFactory, terminal: None) -> Place:
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A place with a study of one finished trial, which no test changes."""
     place = new_place(tmp_path_factory.mktemp("begun"))
     try:
