@@ -24,6 +24,16 @@ def terminal() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """A test that runs the command line in this process leaves its handlers to no other test."""
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def quick_folder() -> Iterator[Path]:
     """An empty folder in memory, where there is such a disk: hundreds of databases spend half their time in fsync."""
