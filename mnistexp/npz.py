@@ -21,7 +21,7 @@ MAX_CLASSES = 65_536
 MAX_FILE_BYTES = (1 << 31) - 1
 """What a zip archive holds without its 64-bit extension: 2 GiB."""
 
-SAFE_BYTES = 200_000_000
+SAFE_BYTES = 150_000_000
 """What a file of any size may unpack to: 250,000 images of MNIST's size."""
 
 MAX_RATIO = 50
