@@ -74,7 +74,7 @@ def to_json(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def from_json(plain: Mapping[str, Any], weights_path: Path | None = None) -> RunRecord:
+def from_json(plain: Mapping[str, Any]) -> RunRecord:
     """The inverse of `to_json`. Raises: StoreError if something else, or another version of mnistexp, wrote it."""
     try:
         if plain["state"] not in get_args(State) or not isinstance(plain["reason"], str):
@@ -89,7 +89,6 @@ def from_json(plain: Mapping[str, Any], weights_path: Path | None = None) -> Run
             "overrides": tuple(plain["overrides"]),
             "result": result,
             "epochs": result.fit.epochs if result else tuple(EpochScores(**scores) for scores in plain["epochs"]),
-            "weights_path": weights_path,
         }
         return RunRecord(**{**plain, **more})
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
