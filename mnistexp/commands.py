@@ -157,7 +157,8 @@ def best(request: Request) -> int:
     _refuse_search(request, "best")
     _refuse_hyperparameters(request, "best")
     config = configs.compose(request)
-    found, config_dir = load_best(storage.open_to_read(config.study.storage), run.study_name(config))
+    with storage.reading(config.study.storage) as database:
+        found, config_dir = load_best(database, run.study_name(config))
     config_dir = request.config_dir or config_dir  # the user's word: the folder may have moved
     overrides = configs.rebuild(found.config, found.overrides, config_dir)
     for line in console.best_lines(found, console.train_command(overrides, config_dir)):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,6 +50,10 @@ TRANSIENT = (
     sqlalchemy.exc.PendingRollbackError,  # what a session says first whose connection a restart cut off
 )
 FINAL = ("readonly", "read-only", "no such table", "no such column", "malformed", "not a database")
+
+RACE = {"23505": "unique_violation", "42P07": "duplicate_table", "42710": "duplicate_object"}
+"""What PostgreSQL says to the slower of two that make Optuna's tables: a dashboard, or a script, knows no turns."""
+RACES = 5  # times that making them is tried: Optuna does it in three transactions, and each can be lost once
 
 
 class Database:
@@ -154,23 +159,42 @@ def open_for_sweep(address: str) -> Database:
 def open_to_read(address: str) -> RDBStorage:
     """Optuna's database as it is. Raises: StoreError if there is none, or it can't be used."""
     path = _checked(address)
-    if path is None and _tables(address):
-        return _rdb(address, _setting(address), SERVER)
-    if path is None or not path.exists():
+    if not (path.exists() if path else _is_made(address)):
         where = path or shown(address)
         raise StoreError(f"{where}: there is no such database; run `python -m mnistexp sweep` here first")
-    return _open_file(path)
+    with _told(address):
+        return _open_file(path) if path else _rdb(address, _setting(address), SERVER)
+
+
+@contextmanager
+def reading(address: str) -> Iterator[RDBStorage]:
+    """`open_to_read` while a block runs. Raises: StoreError too where it gets locked, or goes away, meanwhile."""
+    storage = open_to_read(address)
+    try:
+        with _told(address):
+            yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+@contextmanager
+def _told(address: str) -> Iterator[None]:
+    """Have what Optuna raises where its database is locked or away be a sentence: a reader doesn't wait for it."""
+    try:
+        yield
+    except AWAY as error:
+        where = sqlite_path(address) or _setting(address)
+        raise StoreError(f"{where}: Optuna can't use it now: {reason(error, address)}; try again") from None
 
 
 def check_usable(address: str) -> str:
     """Say where a study would be kept; makes nothing. Raises: StoreError if it can't be."""
     path = _checked(address)
-    if not (path.exists() if path else _tables(address)):
+    if not (path.exists() if path else _is_made(address)):
         return f"{path or shown(address)} (will be made)"
-    storage = open_to_read(address)
-    names = optuna.get_all_study_names(storage)
-    storage.remove_session()
-    storage.engine.dispose()
+    with reading(address) as storage:
+        names = optuna.get_all_study_names(storage)
     return f"{path or shown(address)} ({', '.join(names) or 'no study in it yet'})"
 
 
@@ -234,13 +258,36 @@ def _tables(address: str) -> set[str]:
     return found
 
 
+def _is_made(address: str) -> bool:
+    """Whether a server's database is whole; where it isn't, Optuna would make the rest, and a reader makes nothing."""
+    return "alembic_version" in _tables(address)  # Optuna makes it last, with its row in one transaction
+
+
 def _open_server(address: str) -> Database:
     """A PostgreSQL database, its tables made if it has none. Raises: StoreError."""
-    _tables(address)
+    made = _is_made(address)
     # A connection for each turn: fifty drivers that each keep two would use up a server's hundred.
     engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.pool.NullPool, **SERVER)
     setting, locks = _setting(address), (turns.on_server(engine), turns.on_server(engine, turns.NAME + 1))
-    return Database(*locks, lambda: _rdb(address, setting, SERVER), setting, address)
+
+    def opened() -> RDBStorage:
+        if not made:
+            _make_on_server(address, setting)
+        return _rdb(address, setting, SERVER)
+
+    return Database(*locks, opened, setting, address)
+
+
+def _make_on_server(address: str, setting: str) -> None:
+    """Have a server's database whole, whoever else makes its tables at the same time, and keep no connection."""
+    for _ in range(RACES):
+        try:
+            return _rdb(address, setting, {"poolclass": sqlalchemy.pool.NullPool, **SERVER}).remove_session()
+        except AWAY as error:
+            if not _is_race(error):
+                raise
+        time.sleep(PAUSE)
+    return None
 
 
 def _open_file(path: Path) -> RDBStorage:
@@ -262,10 +309,15 @@ def _rdb(address: str, setting: str, options: Mapping[str, object]) -> RDBStorag
         return RDBStorage(text, engine_kwargs=dict(options))
     except RuntimeError as error:  # its tables are of another version of Optuna's
         raise StoreError(f"{setting}: {_of_another_version(str(error), address)}") from None
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        if _is_transient(error):
+    except AWAY as error:
+        if _is_transient(error) or _is_race(error):
             raise
         raise StoreError(f"{setting}: Optuna can't use it: {reason(error, address)}") from None
+
+
+def _is_race(error: BaseException) -> bool:
+    cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+    return isinstance(cause, sqlalchemy.exc.DBAPIError) and getattr(cause.orig, "sqlstate", None) in RACE
 
 
 def _of_another_version(said: str, address: str) -> str:

@@ -127,22 +127,16 @@ while True:
 """
 
 
-@needs_ray
-@pytest.mark.slow
-def test_nothing_outlives_a_killed_driver() -> None:
-    """kill -9 leaves no time to close anything: Ray, its actors and their workers leave all the same.
-
-    The workers within seconds; two agents of Ray's first look for its head for a minute, and no setting shortens that.
-    """
+@pytest.fixture(scope="module")
+def orphans() -> list[psutil.Process]:
+    """What ran below a driver that was killed in mid-training. Tests that Ray keeps waiting share its minute."""
     code = DRIVER.format(tests=str(Path(__file__).parent))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as driver:
         assert driver.stdout is not None
-        children = json.loads(driver.stdout.readline())
+        children = [psutil.Process(pid) for pid in json.loads(driver.stdout.readline())]
         driver.kill()
-
-    assert len(children) > 5
-    assert wait_until(lambda: all(gone(pid) for pid in children), seconds=200)
+    return children
 
 
 # ------------------------------------------------------------------------------------------- a cluster
@@ -175,7 +169,7 @@ print("ANSWER", type(first).__name__, type(lost).__name__, type(last).__name__, 
 
 @needs_ray
 @pytest.mark.slow
-def test_a_lost_node_loses_its_trainings_and_a_new_one_takes_over() -> None:
+def test_a_lost_node_loses_its_trainings_and_a_new_one_takes_over(orphans: list[psutil.Process]) -> None:
     """A node that is gone in mid-training is a Lost; the worker waits for room, and has it on the next node."""
     code = NODES.format(tests=str(Path(__file__).parent))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -196,6 +190,17 @@ def test_a_node_with_another_version_is_refused(monkeypatch: pytest.MonkeyPatch)
             wait_idle(started, 1)
     finally:
         started.close()
+
+
+@needs_ray
+@pytest.mark.slow
+def test_nothing_outlives_a_killed_driver(orphans: list[psutil.Process]) -> None:
+    """kill -9 leaves no time to close anything: Ray, its actors and their workers leave all the same.
+
+    The workers within seconds; two agents of Ray's first look for its head for a minute, and no setting shortens that.
+    """
+    assert len(orphans) > 5
+    assert wait_until(lambda: not any(map(runs.alive, orphans)), seconds=200)
 
 
 def test_a_node_without_mnistexp_is_named() -> None:

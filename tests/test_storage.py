@@ -15,12 +15,12 @@ import optuna
 import psutil
 import psycopg
 import pytest
-from services import Postgres
+from services import Postgres, wait_until
 
 from mnistexp import storage
 from mnistexp.databases import same_database
 from mnistexp.errors import StoreError
-from mnistexp.storage import check_usable, network_warning, open_for_sweep, open_to_read
+from mnistexp.storage import check_usable, network_warning, open_for_sweep, open_to_read, reading
 
 Opener = Callable[[str], storage.Database]
 
@@ -120,6 +120,20 @@ def test_patience_ends(tmp_path: Path, fresh: Path, monkeypatch: pytest.MonkeyPa
 
         with pytest.raises(StoreError, match=r"optuna\.db: Optuna can't use it any more: database is locked"):
             database.patiently(lambda: optuna.create_study(storage=database.storage))
+
+
+def test_a_reader_tells_of_a_locked_database(tmp_path: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`best` and `doctor` say in a sentence that it is locked, when they open it and when they read it."""
+    monkeypatch.setattr(storage, "BUSY_SECONDS", 0.1)
+    path = shutil.copy(fresh, tmp_path / "optuna.db")
+    locked = pytest.raises(StoreError, match=r"optuna\.db: Optuna can't use it now: database is locked; try again")
+    with closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        with locked, reading(f"sqlite:///{path}") as database:
+            holder.execute("BEGIN EXCLUSIVE")
+            optuna.get_all_study_names(database)
+
+        with locked:
+            open_to_read(f"sqlite:///{path}")
 
 
 def test_a_process_killed_while_making_the_database_leaves_none(tmp_path: Path) -> None:
@@ -336,3 +350,35 @@ def test_eight_drivers_make_one_database(postgres: Postgres, opened: Opener) -> 
         made = list(pool.map(opened, [address] * 8))
 
     assert [optuna.get_all_study_names(database.storage) for database in made] == [[]] * 8
+
+
+def test_tables_that_another_program_makes_meanwhile(postgres: Postgres, opened: Opener) -> None:
+    """A dashboard that opens the same empty database takes no turns: who comes second to a table tries again."""
+    address = postgres.create_database("raced")
+    blocked = "select 1 from pg_stat_activity where datname = 'raced' and wait_event_type = 'Lock'"
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(address) as dashboard:
+        dashboard.execute("create table alembic_version (version_num varchar(32) primary key)")
+        sweep = pool.submit(opened, address)
+        with psycopg.connect(address, autocommit=True) as looker:
+            wait_until(lambda: bool(looker.execute(blocked).fetchall()), 60, "the sweep at the dashboard's table")
+        dashboard.commit()
+
+        database = sweep.result()
+
+    optuna.create_study(study_name="here", storage=database.storage)
+    with reading(address) as whole:
+        assert optuna.get_all_study_names(whole) == ["here"]
+
+
+def test_readers_do_not_make_what_a_sweep_is_making(postgres: Postgres, opened: Opener) -> None:
+    """`best` and `doctor` take a server's database for none until the last of its tables is there."""
+    address = postgres.create_database("half")
+    opened(address)
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute("drop table alembic_version")  # which Optuna makes last
+
+        with pytest.raises(StoreError, match="there is no such database"):
+            open_to_read(address)
+
+        assert check_usable(address).endswith("(will be made)")
+        assert connection.execute("select to_regclass('alembic_version')").fetchall() == [(None,)]

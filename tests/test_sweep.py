@@ -95,6 +95,28 @@ def test_a_trial_in_its_last_epoch_is_finished(database: Database) -> None:
     assert tracker.records[0].state == "COMPLETE"
 
 
+def test_a_trial_that_no_worker_has_yet_goes_back_without_a_run(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop that comes while the next trial is claimed: it waits for the next session, and there is nothing to log."""
+    tracker, claim = RecordingTracker(), studies.SharedStudy.claim
+
+    def interrupted(study: studies.SharedStudy) -> Any:
+        claimed = claim(study)
+        if isinstance(claimed, Claim) and claimed.number == 1:
+            signal.raise_signal(signal.SIGINT)
+        return claimed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(studies.SharedStudy, "claim", interrupted)
+        open_sweep(database, "study.trials=3", tracker=tracker).run(FakeExecutor(by_rate))
+
+    assert states_of(database) == ["COMPLETE", "WAITING"]
+    assert [record.state for record in tracker.records] == ["COMPLETE"]
+    finish(database, tracker, 3)
+    check_invariants(database, tracker, 3)
+
+
 def test_a_second_signal_is_obeyed_at_once(database: Database) -> None:
     """Pressing twice writes nothing more; the next session finds what was under way and runs it again."""
     tracker, executor = RecordingTracker(), FakeExecutor(lambda *_: [0.5, signal.SIGINT, signal.SIGINT])

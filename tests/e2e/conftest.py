@@ -14,7 +14,7 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial
 
-from mnistexp.storage import open_to_read
+from mnistexp.storage import reading
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,8 +52,8 @@ class Folder:
 
     def trials(self, study: str) -> list[FrozenTrial]:
         """The study's trials, as Optuna has them."""
-        database = open_to_read(f"sqlite:///{self.path / 'optuna.db'}")
-        return optuna.load_study(study_name=study, storage=database).get_trials()
+        with reading(f"sqlite:///{self.path / 'optuna.db'}") as database:
+            return optuna.load_study(study_name=study, storage=database).get_trials()
 
     def runs(self, query: str, experiment: str) -> list[Any]:
         """The runs that a query finds, as MLflow has them, oldest first."""

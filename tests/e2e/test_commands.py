@@ -13,6 +13,9 @@ import psutil
 import pytest
 import yaml
 from conftest import ROOT, Folder, accuracies
+from services import wait_until
+
+from mnistexp.study import trial_seed
 
 SPACE = ("search=none", "optimizer=choice(sgd, adam)", "model.activation=choice(relu, tanh)")
 
@@ -141,31 +144,38 @@ def test_doctor_names_what_is_wrong(folder: Folder) -> None:
 # --------------------------------------------------------------- no network, no MNIST, and Ctrl-C in mid-sweep
 
 
+PLANT = ROOT / "tests" / "faults" / "plant"  # has workers wait at a gate: see its sitecustomize.py
+
+
 @pytest.fixture
 def offline(tmp_path: Path) -> Folder:
-    """A machine with no MNIST, whose mirrors (through a --config-dir of the user's) don't answer."""
+    """A machine with no MNIST, whose mirrors (through a --config-dir of the user's) don't answer.
+
+    Trial 1 waits in its second epoch until there is a file of its seed's name in the home folder.
+    """
     for name in ("work", "home", "conf/data"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "conf" / "data" / "offline.yaml").write_text(
         "defaults: [auto, _self_]\nmirrors: ['http://127.0.0.1:1/mnist/']\ntimeout: 1.0\n"
     )
     home = str(tmp_path / "home")
-    return Folder(tmp_path / "work", {"HOME": home, "XDG_CACHE_HOME": home})
+    gate = {"MNISTEXP_PLANT": f"wait@epoch2#{trial_seed(0, 1)}", "MNISTEXP_PLANT_GATES": home}
+    return Folder(tmp_path / "work", {"HOME": home, "XDG_CACHE_HOME": home, "PYTHONPATH": f"{PLANT}:{ROOT}", **gate})
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="interrupts a process group")
 def test_no_mnist_and_then_ctrl_c(offline: Folder) -> None:
     """Without MNIST the sweep is one of digits and says so; Ctrl-C ends it cleanly; it goes on up to a new total."""
-    words = ("--config-dir", "../conf", "data=offline", *SPACE, "study/pruner=none", "trainer.epochs=80")
+    words = ("--config-dir", "../conf", "data=offline", *SPACE, "study/pruner=none", "trainer.epochs=20")
     sweep = ("sweep", *words, "executor.workers=2", "model.hidden_units=[200]")
 
-    first, out, err, workers = _interrupted_after_one_line(offline.start(*sweep, "study.trials=4"))
+    first, out, err, workers = _interrupted_in_trial_1(offline, offline.start(*sweep, "study.trials=4"))
 
     interrupted = {trial.number: trial for trial in offline.trials("digits")}
-    states = {trial.state.name for trial in interrupted.values()}
     done = [number for number, trial in interrupted.items() if trial.state.name == "COMPLETE"]
     killed = offline.runs("attributes.status = 'KILLED' and tags.kind = 'trial'", "digits")
+    curves = {int(run.data.tags["trial"]): run.data.metrics.get("epochs", 0) for run in killed}
     assert "interrupted: " in out
     assert "Running trials went back to the study: the same command goes on from here." in out
     assert "Traceback" not in err
@@ -175,8 +185,11 @@ def test_no_mnist_and_then_ctrl_c(offline: Folder) -> None:
     assert first.startswith("  1/4  ")
     assert len(workers) == 2
     assert not any(worker.is_running() for worker in workers)
-    assert states <= {"COMPLETE", "WAITING"}
-    assert len(killed) == len(interrupted) - len(done)
+    assert {trial.state.name for trial in interrupted.values()} == {"COMPLETE", "WAITING"}
+    assert interrupted[1].state.name == "WAITING"
+    assert 1 <= curves[1] < 20
+    assert len(curves) == len(killed)
+    assert not set(curves) & set(done)  # and one that no worker had begun yet has no run: there is nothing to see
     assert not offline.runs("attributes.status = 'RUNNING'", "digits")
 
     out = offline.run(*sweep, "study.trials=5").stdout
@@ -195,13 +208,21 @@ def test_no_mnist_and_then_ctrl_c(offline: Folder) -> None:
     assert all("data=digits" in run.data.tags["mnistexp.overrides"] for run in runs)
 
 
-def _interrupted_after_one_line(process: subprocess.Popen[str]) -> tuple[str, str, str, list[psutil.Process]]:
-    """Press Ctrl-C once a line was printed: that line, the rest, what went to stderr, and the workers there were."""
+def _interrupted_in_trial_1(
+    offline: Folder, process: subprocess.Popen[str]
+) -> tuple[str, str, str, list[psutil.Process]]:
+    """Press Ctrl-C in mid-trial: the first line, the rest, what went to stderr, and the workers there were."""
+
+    def begun() -> bool:
+        return 1 in offline.trials("digits")[1].intermediate_values
+
     assert process.stdout is not None
     first = process.stdout.readline()
+    wait_until(begun, 240, "trial 1's first epoch")
     children = psutil.Process(process.pid).children(recursive=True)
     workers = [child for child in children if "mnistexp.worker" in child.cmdline()]
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it as well
+    (Path(offline.environment["HOME"]) / str(trial_seed(0, 1))).touch()
     out, err = process.communicate(timeout=180)
     assert process.returncode == 130, out + err
     return first, out, err, workers

@@ -28,7 +28,7 @@ from services import wait_until
 from mnistexp.databases import sqlite_path
 from mnistexp.drivers import PREFIX
 from mnistexp.errors import StoreError
-from mnistexp.storage import open_to_read
+from mnistexp.storage import reading
 from mnistexp.study import DRIVER, trial_seed
 
 HERE = Path(__file__).resolve().parent
@@ -188,11 +188,9 @@ class Place(Folder):
         return {int(name.removeprefix(PREFIX)): entries[name]["beat"] for name in names}
 
     def _looked(self, study: str, look: Callable[[optuna.Study], Any]) -> Any:
-        storage: Any = open_to_read(self.storage or f"sqlite:///{self.path / 'optuna.db'}")
-        try:
+        # Closed, or a small disk can't be unmounted, nor a server stopped.
+        with reading(self.storage or f"sqlite:///{self.path / 'optuna.db'}") as storage:
             return look(optuna.load_study(study_name=study, storage=storage))
-        finally:
-            storage.engine.dispose()  # or a small disk can't be unmounted, nor a server stopped
 
     def all_runs(self) -> list[Any]:
         """Every run of the study in MLflow, those that were deleted too."""
