@@ -87,8 +87,13 @@ class Executor(Protocol):
     def idle(self) -> int:
         """How many trainings can be submitted now."""
 
-    def submit(self, job: int, config: RunConfig, weights_path: Path | None = None) -> None:
-        """Start one training on an idle worker; its kept weights go to `weights_path` if that is given."""
+    def submit(self, job: int, config: RunConfig, weights_path: Path | None = None, *, test: bool = True) -> None:
+        """Start one training on an idle worker.
+
+        Args:
+            weights_path: where its kept weights go, if that is given.
+            test: whether the test split is looked at in the end.
+        """
 
     def next_event(self, timeout: float) -> Event | None:
         """The next event, or None when `timeout` seconds went by or a worker started, got ready or was replaced.
@@ -215,12 +220,12 @@ class Supervisor(ABC):
     def idle(self) -> int:
         return sum(worker.ready and worker.job is None for worker in self._workers)
 
-    def submit(self, job: int, config: RunConfig, weights_path: Path | None = None) -> None:
+    def submit(self, job: int, config: RunConfig, weights_path: Path | None = None, *, test: bool = True) -> None:
         worker = next(worker for worker in self._workers if worker.ready and worker.job is None)
         worker.job, worker.timeout = job, config.trainer.timeout
         worker.expect(worker.timeout)
         weights = str(weights_path) if weights_path else None
-        worker.link.send({"config": config.model_dump(mode="json"), "weights_path": weights})
+        worker.link.send({"config": config.model_dump(mode="json"), "weights_path": weights, "test": test})
 
     def answer(self, job: int, *, go: bool) -> None:
         worker = next((worker for worker in self._workers if worker.job == job), None)

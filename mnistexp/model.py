@@ -67,6 +67,15 @@ def initialise(model: keras.Sequential, config: ModelConfig, seed: int) -> None:
         layer.bias.assign(_bias_initializer(config, bias_seed)(layer.bias.shape))
 
 
+def other_state(model: keras.Sequential) -> list[tuple[Any, Any]]:
+    """(variable, value) of a new network's layers that `initialise` doesn't draw: a normalisation's scale, say.
+
+    Taken once, when the network is built, and given back to it before each run.
+    """
+    others = [layer for layer in model.layers if not isinstance(layer, keras.layers.Dense | keras.layers.Dropout)]
+    return [(variable, variable.numpy()) for layer in others for variable in layer.variables]
+
+
 _STREAMS = {"weights": 0, "minibatches": 1, "dropout": 2}
 
 

@@ -40,7 +40,8 @@ class Outcome:
     accuracy: float
     val_loss: float
     weights_finite: bool
-    hits: npt.NDArray[np.bool_]
+    hits: npt.NDArray[np.bool_]  # [validation size]
+    predicted: npt.NDArray[np.int32]  # [validation size], classes
 
 
 class DeviceSplit:
@@ -58,14 +59,14 @@ def _as_input(images: tf.Tensor, scale: float) -> tf.Tensor:
 
 
 def score(model: keras.Sequential, split: DeviceSplit) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean cross-entropy in nats (float32 scalar) and hits (bool [N]) of a network on a split."""
+    """Mean cross-entropy in nats (float32 scalar) and predicted classes (int32 [N]) of a network on a split."""
     logits = model(_as_input(split.images, split.scale), training=False)
     loss = tf.reduce_mean(models.training_losses(split.labels, logits, 0.0))
-    return loss, _hits(split.labels, logits)
+    return loss, _predicted(logits)
 
 
-def _hits(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    return tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels)
+def _predicted(logits: tf.Tensor) -> tf.Tensor:
+    return tf.argmax(logits, axis=-1, output_type=tf.int32)
 
 
 ARGUMENTS = {"dropout", "initializer", "initializer_stddev", "bias_initializer_stddev"}
@@ -88,6 +89,7 @@ class Program:
         self.epoch_steps = steps_per_epoch(len(train.labels), self._batch_size)
         self.model = models.build_model(config.model, train.images.shape[1], classes)
         self._optimizer, self._state = _build_with_state(config, self.model)
+        self._state += models.other_state(self.model)
         self._knob_names = tuple(models.optimizer_knobs(config.optimizer))
         self._owner: object = None
         self._arguments: tuple[Any, ...] = ()
@@ -97,7 +99,7 @@ class Program:
         self._epoch = traced.get_concrete_function(*self._argument_specs())
 
     def start(self, config: RunConfig, owner: object) -> None:
-        """Fresh weights, optimizer state and arguments for `owner`'s run."""
+        """Fresh weights, state of layers and optimizer, and arguments for `owner`'s run."""
         models.initialise(self.model, config.model, config.seed)
         for variable, value in self._state:
             variable.assign(value)
@@ -122,8 +124,10 @@ class Program:
         dropout_seed = tf.constant(models.stateless_seeds(self._seed, "dropout", epoch))
         scores = self._epoch(order, dropout_seed, tf.constant(padded), tf.constant(len(rates)), *self._arguments)
         loss, accuracy, finite = (float(score) for score in scores.numpy())
-        val_loss, hits = score(self.model, self._validation)
-        return Outcome(len(rates), float(rates[-1]), loss, accuracy, float(val_loss), finite == 1, hits.numpy())
+        val_loss, predicted = score(self.model, self._validation)
+        hits = tf.equal(predicted, self._validation.labels)
+        scores_and_hits = (loss, accuracy, float(val_loss), finite == 1, hits.numpy(), predicted.numpy())
+        return Outcome(len(rates), float(rates[-1]), *scores_and_hits)
 
     def _argument_specs(self) -> list[tf.TensorSpec]:
         """Shapes and types of `_trace_epoch`'s arguments, in their order."""
@@ -202,7 +206,7 @@ class Program:
             loss = tf.reduce_mean(models.training_losses(labels, logits, smoothing))
         self._optimizer.learning_rate = lambda: rate
         self._optimizer.apply(tape.gradient(loss, self.model.trainable_variables))
-        return loss, tf.reduce_sum(tf.cast(_hits(labels, logits), tf.int32))
+        return loss, tf.reduce_sum(tf.cast(tf.equal(_predicted(logits), labels), tf.int32))
 
     def _trace_finite(self) -> tf.Tensor:
         finite = [tf.reduce_all(tf.math.is_finite(variable)) for variable in self.model.trainable_variables]

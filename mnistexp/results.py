@@ -37,6 +37,7 @@ class FitResult:
     parameters: int  # trainable scalars in the network
     seconds: float  # wall clock of the whole training
     validation_hits: bytes  # np.packbits of [validation size] bools: which images the kept weights got right
+    validation_mistakes: bytes = b""  # uint16, little-endian: what each image that they got wrong was taken for
 
     @property
     def chosen(self) -> EpochScores:
@@ -46,15 +47,19 @@ class FitResult:
 
 @dataclass(frozen=True)
 class RunResult:
-    """One finished run: the training, and the one look at the test split that followed it."""
+    """One finished run: the training, and the one look at the test split that followed it, unless that stays sealed."""
 
     fit: FitResult
-    test_accuracy: float
-    test_loss: float
+    test_accuracy: float | None  # None: the test split was not looked at
+    test_loss: float | None
     weights_hash: str  # SHA-256 of the kept weights' bytes, layer by layer
     data_fingerprint: str
     device: str  # e.g. "CPU (no GPU visible to TensorFlow)"
     flags: dict[str, str]  # what else can change the bits: see worker.py
+
+
+PACKED = ("validation_hits", "validation_mistakes")
+"""A FitResult's bytes; base64 in JSON."""
 
 
 def objective_value(fit: FitResult) -> float:
@@ -65,7 +70,8 @@ def objective_value(fit: FitResult) -> float:
 def to_json(result: RunResult) -> dict[str, Any]:
     """A RunResult as JSON types; `from_json` gives back an equal one."""
     plain = asdict(result)
-    plain["fit"]["validation_hits"] = base64.b64encode(result.fit.validation_hits).decode()
+    for name in PACKED:
+        plain["fit"][name] = base64.b64encode(getattr(result.fit, name)).decode()
     return plain
 
 
@@ -73,5 +79,5 @@ def from_json(plain: dict[str, Any]) -> RunResult:
     """The inverse of `to_json`."""
     fit = dict(plain["fit"])
     fit["epochs"] = tuple(EpochScores(**scores) for scores in fit["epochs"])
-    fit["validation_hits"] = base64.b64decode(fit["validation_hits"])
+    fit |= {name: base64.b64decode(fit.get(name, "")) for name in PACKED}  # mistakes came later
     return RunResult(**{**plain, "fit": FitResult(**fit)})

@@ -7,7 +7,7 @@ import math
 import platform
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -156,13 +156,15 @@ def train(
     on_epoch: Callable[[EpochScores], None],
     weights_path: Path | None = None,
     stop_after: float = math.inf,
+    *,
+    test: bool = True,
 ) -> RunResult:
     """Run one training to its end, or (as a pruned one that is run again) to the end of epoch `stop_after`.
 
     Raises: TrainingError with the reason if it fails.
     """
     wait_until_ready(executor)
-    executor.submit(0, config, weights_path)
+    executor.submit(0, config, weights_path, test=test)
     while True:
         match executor.next_event(POLL_SECONDS):
             case EpochEnded(job, scores):
@@ -339,8 +341,7 @@ def compare(before: LoggedRun, now: RunRecord) -> Comparison:
     outcomes = (
         Difference("validation accuracy", repr(before.metrics["val_accuracy"]), repr(result.fit.chosen.val_accuracy)),
         Difference("validation loss", repr(before.metrics["val_loss"]), repr(result.fit.chosen.val_loss)),
-        Difference("test accuracy", repr(before.metrics["test_accuracy"]), repr(result.test_accuracy)),
-        Difference("test loss", repr(before.metrics["test_loss"]), repr(result.test_loss)),
+        *_test_outcomes(before, result),
         Difference("weight hash", before.weights_hash, result.weights_hash),
     )
     then, today = _facts(before.provenance), _facts(now.provenance)
@@ -348,6 +349,13 @@ def compare(before: LoggedRun, now: RunRecord) -> Comparison:
     keys = sorted(then.keys() | today.keys())
     causes = [Difference(key, then.get(key, "not recorded"), today.get(key, "gone")) for key in keys]
     return Comparison(outcomes, tuple(cause for cause in causes if cause.before != cause.now))
+
+
+def _test_outcomes(before: LoggedRun, result: RunResult) -> Iterator[Difference]:
+    """The test scores, if the run had looked at them."""
+    if "test_accuracy" in before.metrics:
+        yield Difference("test accuracy", repr(before.metrics["test_accuracy"]), repr(result.test_accuracy))
+        yield Difference("test loss", repr(before.metrics["test_loss"]), repr(result.test_loss))
 
 
 def _facts(provenance: Mapping[str, Any]) -> dict[str, str]:
@@ -379,8 +387,13 @@ def rerun_config(run: LoggedRun, root: str | None, device: Literal["auto", "cpu"
         root: the user's data.root, if given. Else the recorded one if it still exists; else the usual places.
         device: the user's trainer.device, if given: the recorded one may be missing here.
     """
-    recorded = run.config.data.root
+    return here(run.config, root, device)
+
+
+def here(config: RunConfig, root: str | None, device: Literal["auto", "cpu", "gpu"] | None) -> RunConfig:
+    """A config from a record, as it can be trained here; see `rerun_config`."""
+    recorded = config.data.root
     kept = recorded if recorded and Path(recorded).expanduser().exists() else None
-    moved = run.config.data.model_copy(update={"root": root or kept})
-    trainer = run.config.trainer.model_copy(update={"device": device} if device else {})
-    return run.config.model_copy(update={"data": moved, "trainer": trainer})
+    moved = config.data.model_copy(update={"root": root or kept})
+    trainer = config.trainer.model_copy(update={"device": device} if device else {})
+    return config.model_copy(update={"data": moved, "trainer": trainer})

@@ -70,8 +70,8 @@ class Trainer:
 
         Not compiled: one pass over 10,000 images costs less than compiling it for each shape.
         """
-        loss, hits = score(fit.model(), DeviceSplit(self._test, self._scale))
-        return float(loss), float(np.mean(hits.numpy()))
+        loss, predicted = score(fit.model(), DeviceSplit(self._test, self._scale))
+        return float(loss), float(np.mean(predicted.numpy() == self._test.labels))
 
     def _program(self, config: RunConfig) -> Program:
         key = shape_of(config)
@@ -117,7 +117,7 @@ class Fit(Iterator[EpochScores]):
         scores = self._scores(outcome, self._finished - began)
         check_numbers(scores, outcome.weights_finite)
         self._epochs.append(scores)
-        self._keep(scores, outcome.hits)
+        self._keep(scores, outcome)
         return scores
 
     @property
@@ -134,6 +134,7 @@ class Fit(Iterator[EpochScores]):
             parameters=self._program.model.count_params(),
             seconds=self._finished - self._started,
             validation_hits=np.packbits(self._chosen().hits).tobytes(),
+            validation_mistakes=self._chosen().mistakes.astype("<u2").tobytes(),
         )
 
     def weights(self) -> Weights:
@@ -175,10 +176,11 @@ class Fit(Iterator[EpochScores]):
             seconds=seconds,
         )
 
-    def _keep(self, scores: EpochScores, hits: npt.NDArray[np.bool_]) -> None:
+    def _keep(self, scores: EpochScores, outcome: Outcome) -> None:
         better = self._best is None or _rank(scores) > self._best.rank
         if better or not self._config.trainer.restore_best_weights:
-            self._kept = _Kept(scores.epoch, _rank(scores), hits, self._program.snapshot())
+            mistakes = outcome.predicted[~outcome.hits]
+            self._kept = _Kept(scores.epoch, _rank(scores), outcome.hits, mistakes, self._program.snapshot())
         if better:
             self._best = self._kept
 
@@ -223,4 +225,5 @@ class _Kept:
     epoch: int
     rank: tuple[float, float]
     hits: npt.NDArray[np.bool_]
+    mistakes: npt.NDArray[np.int32]  # [images that were missed], what they were taken for
     weights: Sequence[tf.Tensor]

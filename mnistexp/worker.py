@@ -5,7 +5,7 @@ It knows no Hydra, no Optuna, no MLflow and no database, so killing one loses on
     parent  {"data": DataConfig, "threads": int, "device": "auto" | "cpu" | "gpu", "dataset": int | null}
     worker  {"event": "ready", "device", "devices", "flags", "fingerprint", "versions"}
             or {"event": "broken", "error", "message"} and the end
-    parent  {"config": RunConfig, "weights_path": str | null}
+    parent  {"config": RunConfig, "weights_path": str | null, "test": bool}
     worker  {"event": "epoch", "scores"}        after each epoch, also the last,
     parent  {"go": bool}                        and waits for this one word
     worker  {"event": "result", "result", "memory"}
@@ -66,6 +66,7 @@ class Job(Settings):
 
     config: RunConfig
     weights_path: str | None
+    test: bool = True  # look at the test split after training
 
 
 class Channel:
@@ -163,11 +164,11 @@ class Runner:
         }
 
     def run(self, job: Job, channel: Channel) -> RunResult:
-        """Train one config to its end or to the parent's stop, then look at the test split once."""
+        """Train one config to its end or to the parent's stop, then look at the test split once, if asked to."""
         self._check(job.config)
         fit = self._trainer.fit(job.config)
         result = fit.result(pruned=_stopped_by_parent(fit, channel))
-        return self._finish(fit, result, job.weights_path)
+        return self._finish(fit, result, job)
 
     def _check(self, config: RunConfig) -> None:
         """A run is what its config says: refuse one that was meant for a worker set up otherwise."""
@@ -178,12 +179,12 @@ class Runner:
                     f"this worker was started with {name}={getattr(self._setup, name)!r}, the run asks for {value!r}"
                 )
 
-    def _finish(self, fit: Fit, result: FitResult, weights_path: str | None) -> RunResult:
+    def _finish(self, fit: Fit, result: FitResult, job: Job) -> RunResult:
         from mnistexp.trainer import weights_hash
 
-        test_loss, test_accuracy = self._trainer.evaluate(fit)
-        if weights_path is not None:
-            fit.model().save_weights(weights_path)
+        test_loss, test_accuracy = self._trainer.evaluate(fit) if job.test else (None, None)
+        if job.weights_path is not None:
+            fit.model().save_weights(job.weights_path)
         return RunResult(
             fit=result,
             test_accuracy=test_accuracy,

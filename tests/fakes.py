@@ -31,14 +31,26 @@ def epoch_scores(epoch: int, val_accuracy: float) -> EpochScores:
 
 
 def run_result(
-    accuracies: Sequence[float], test_accuracy: float = 2 / 3, stopped: Stopped = "completed", hash_of: object = ""
+    accuracies: Sequence[float],
+    test_accuracy: float | None = 2 / 3,
+    stopped: Stopped = "completed",
+    hash_of: object = "",
 ) -> RunResult:
     """A training with these validation accuracies; its best epoch, the first of equals, is kept."""
     epochs = tuple(epoch_scores(epoch, accuracy) for epoch, accuracy in enumerate(accuracies, start=1))
     chosen = 1 + accuracies.index(max(accuracies))
-    fit = FitResult(epochs, chosen, stopped, parameters=1234, seconds=0.5, validation_hits=b"\xf0\x0f")
+    fit = FitResult(
+        epochs,
+        chosen,
+        stopped,
+        parameters=1234,
+        seconds=0.5,
+        validation_hits=b"\xf0\x0f",
+        validation_mistakes=b"\x03\x00" * 8,
+    )
     flags = {"jit_compile": "true", "threads": "1", "XLA_FLAGS": ""}
-    return RunResult(fit, test_accuracy, 1 - test_accuracy, f"hash of {hash_of}", "f" * 32, "CPU (fake)", flags)
+    test_loss = None if test_accuracy is None else 1 - test_accuracy
+    return RunResult(fit, test_accuracy, test_loss, f"hash of {hash_of}", "f" * 32, "CPU (fake)", flags)
 
 
 @dataclass
@@ -66,20 +78,26 @@ class FakeExecutor:
         self._playing: dict[int, _Playing] = {}
         self._turns: deque[int] = deque()
         self.jobs: dict[int, RunConfig] = {}
+        self.sealed: set[int] = set()  # jobs that don't look at the test split
         self.waits = 0  # times that somebody asked for an event when none was to come
 
     @property
     def facts(self) -> Mapping[str, Any]:
         return {"device": "CPU (fake)", "flags": {"threads": "1"}}
 
+    @property
+    def size(self) -> int:
+        return self._workers
+
     def idle(self) -> int:
         return self._workers - len(self._playing)
 
-    def submit(self, job: int, config: RunConfig, weights_path: Path | None = None) -> None:
+    def submit(self, job: int, config: RunConfig, weights_path: Path | None = None, *, test: bool = True) -> None:
         assert self.idle(), "submitted to busy workers"
         if weights_path is not None:
             weights_path.write_bytes(b"weights")
         self.jobs[job] = config
+        self.sealed |= set() if test else {job}
         self._playing[job] = _Playing(deque(self._script(job, config)))
         self._turns.append(job)
 
@@ -107,7 +125,8 @@ class FakeExecutor:
         if not ended:
             return Lost(job, "its worker was killed")
         stopped: Stopped = "completed" if not playing.steps else "pruned"
-        return Finished(job, run_result(playing.seen, self._test_accuracy(job), stopped, self.jobs[job].seed))
+        test = None if job in self.sealed else self._test_accuracy(job)
+        return Finished(job, run_result(playing.seen, test, stopped, self.jobs[job].seed))
 
     def answer(self, job: int, *, go: bool) -> None:
         self._playing[job].go = go
@@ -175,12 +194,11 @@ class RecordingTracker:
 def _logged(run_id: str, record: RunRecord) -> LoggedRun:
     """A record as a store gives it back."""
     result = record.result
-    metrics = {} if result is None else {
-        "val_accuracy": result.fit.chosen.val_accuracy,
-        "val_loss": result.fit.chosen.val_loss,
-        "test_accuracy": result.test_accuracy,
-        "test_loss": result.test_loss,
-    }  # fmt: skip
+    metrics: dict[str, float] = {}
+    if result is not None:
+        metrics = {"val_accuracy": result.fit.chosen.val_accuracy, "val_loss": result.fit.chosen.val_loss}
+    if result is not None and result.test_accuracy is not None and result.test_loss is not None:
+        metrics |= {"test_accuracy": result.test_accuracy, "test_loss": result.test_loss}
     return LoggedRun(
         run_id=run_id,
         name=record.name,
