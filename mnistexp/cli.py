@@ -7,27 +7,77 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mnistexp import __version__
-from mnistexp.config import config_groups, flatten, parse_request, template
-from mnistexp.errors import INTERRUPTED, ConfigError, MnistexpError
+from mnistexp.config import Request, config_groups, flatten, parse_request, template
+from mnistexp.errors import INTERRUPTED, MnistexpError
+from mnistexp.words import Own, split_own
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command does and how it is typed."""
+
+    summary: str
+    example: str = ""
+    keys: tuple[str, ...] = ()  # its own KEY=VALUE words, which are not the config's
+    names: str = ""  # what its words without `=` are; "" if it has none
+    flags: tuple[tuple[str, bool | int | str, str], ...] = ()  # name, default (False: a switch), help
+
+
+LOUDNESS = (
+    ("-q", False, "print the answer alone"),
+    ("-v", False, "print every epoch, and no live view"),
+)
 
 COMMANDS = {
-    "train": "run one training with the composed config, log it, print its scores",
-    "sweep": "search: run a study of study.trials trials, or go on with it",
-    "best": "print a study's best config, as YAML and as one train command",
-    "rerun": "train a study's best run (or run=ID) again and compare bit by bit",
-    "doctor": "say what is here, and whether each part works",
-}
-
-EXAMPLES = {
-    "train": "python -m mnistexp train optimizer=adam optimizer.learning_rate=0.002 trainer.epochs=20",
-    "sweep": "python -m mnistexp sweep study.trials=50 model.activation='choice(relu, tanh)'",
-    "best": "python -m mnistexp best study.name=mnist",
-    "rerun": "python -m mnistexp rerun study.name=mnist",
-    "doctor": "python -m mnistexp doctor",
+    "train": Command(
+        "run one training with the composed config, log it, print its scores",
+        "optimizer=adam optimizer.learning_rate=0.002 trainer.epochs=20",
+    ),
+    "sweep": Command(
+        "search: run a study of study.trials trials, or go on with it",
+        "study.trials=50 model.activation='choice(relu, tanh)'",
+        flags=(*LOUDNESS, ("--plan", False, "print the space, the first trials and an estimate of the time; run none")),
+    ),
+    "best": Command("print a study's best config, as YAML and as one train command", "study.name=mnist"),
+    "rerun": Command(
+        "train a study's best run (or run=ID) again and compare bit by bit",
+        "study.name=mnist",
+        keys=("run",),
+    ),
+    "report": Command(
+        "write a study's report, one HTML file and Markdown, and log it; two studies: side by side",
+        "mnist heatmap=optimizer.learning_rate,model.dropout",
+        keys=("heatmap", "out"),
+        names="STUDY",
+    ),
+    "confirm": Command(
+        "rerun a study's top configs with fresh seeds: is the best one better, or was it lucky?",
+        "top=5 seeds=5",
+        keys=("top", "seeds"),
+        flags=LOUDNESS,
+    ),
+    "predict": Command(
+        "say which digits are in pictures, with the champion (or run=ID, any run that kept its weights)",
+        "three.png",
+        keys=("run",),
+        names="IMAGE",
+    ),
+    "ui": Command(
+        "open MLflow's dashboard of the runs (--optuna: Optuna's), on this machine alone",
+        "--optuna",
+        flags=(
+            ("--optuna", False, "optuna-dashboard instead of MLflow's"),
+            ("--port", 5000, "where it listens; the next free one if that is taken"),
+            ("--host", "127.0.0.1", "for whom it listens: it has no password, so for this machine alone"),
+            ("--no-browser", False, "print the address and open no browser"),
+        ),
+    ),
+    "doctor": Command("say what is here, and whether each part works"),
 }
 
 
@@ -44,8 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mnistexp: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        sweeps = arguments.command == "sweep"
-        onward = "the same command goes on from here" if sweeps else "what was under way is not logged"
+        goes_on = arguments.command in ("sweep", "confirm")
+        onward = "the same command goes on from here" if goes_on else "what was under way is not logged"
         print(f"mnistexp: interrupted; {onward}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `mnistexp best | head`
@@ -54,31 +104,45 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    run_id, overrides = _run_id(arguments)
+    command = COMMANDS[arguments.command]
+    flags = {name: getattr(arguments, name.strip("-").replace("-", "_")) for name, *_ in command.flags}
+    own, overrides = split_own(arguments.overrides, command.keys, bool(command.names))
     request = parse_request(overrides, arguments.config_dir)
     if arguments.cfg:
         from mnistexp.commands import show_config
 
         return show_config(request)
-    from mnistexp import commands
-
-    if arguments.command == "rerun":
-        return commands.rerun(request, run_id)
-    command = {
-        "train": commands.train,
-        "sweep": commands.sweep,
-        "best": commands.best,
-        "doctor": commands.doctor,
-    }[arguments.command]
-    return command(request)
+    return _function(arguments.command)(request, replace(own, flags=flags))
 
 
-def _run_id(arguments: argparse.Namespace) -> tuple[str, list[str]]:
-    """`run=ID` is rerun's own; everything else is Hydra's."""
-    own = [text for text in arguments.overrides if text.startswith("run=") and arguments.command == "rerun"]
-    if "run=" in own:
-        raise ConfigError("run=: needs a run's id (`mlflow ui` shows them); leave it out for the study's best")
-    return own[-1].partition("=")[2] if own else "", [text for text in arguments.overrides if text not in own]
+def _function(name: str) -> Callable[[Request, Own], int]:
+    """A command's function; each comes with imports of its own."""
+    match name:
+        case "report":
+            from mnistexp.reports.report import report
+
+            return report
+        case "confirm":
+            from mnistexp.champion.confirm import confirm
+
+            return confirm
+        case "predict":
+            from mnistexp.champion.predict import predict
+
+            return predict
+        case "ui":
+            from mnistexp.ui import ui
+
+            return ui
+        case "doctor":
+            from mnistexp.doctor import doctor
+
+            return doctor
+        case _:
+            from mnistexp import commands
+
+            functions = {"train": commands.train, "sweep": commands.sweep, "best": commands.best}
+            return {**functions, "rerun": commands.rerun}[name]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,17 +153,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mnistexp {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, summary in COMMANDS.items():
+    for name, about in COMMANDS.items():
         command = commands.add_parser(
             name,
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
-            epilog=f"example:\n  {EXAMPLES[name]}\n\nconfig groups, as GROUP=OPTION:\n{_groups_text()}",
+            help=about.summary,
+            description=f"{about.summary[0].upper()}{about.summary[1:]}.",
+            epilog=f"example:\n  {example(name)}\n\nconfig groups, as GROUP=OPTION:\n{_groups_text()}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        overrides = command.add_argument(
-            "overrides", nargs="*", metavar="OVERRIDE", help="Hydra overrides: GROUP=OPTION, KEY=VALUE"
-        )
+        overrides = command.add_argument("overrides", nargs="*", metavar=_metavar(about), help=_words_help(about))
+        for flag, default, text in about.flags:
+            kind = {"action": "store_true"} if default is False else {"default": default, "type": type(default)}
+            command.add_argument(flag, help=text, **kind)
         overrides.completer = complete  # type: ignore[attr-defined]  # argcomplete's way
         command.add_argument("--cfg", choices=["job"], help="print the composed config and do nothing else")
         command.add_argument(
@@ -110,6 +175,21 @@ def _parser() -> argparse.ArgumentParser:
         )
     _autocomplete(parser)
     return parser
+
+
+def example(name: str) -> str:
+    """A command as one would type it."""
+    return f"python -m mnistexp {name} {COMMANDS[name].example}".rstrip()
+
+
+def _metavar(about: Command) -> str:
+    return f"{about.names}|OVERRIDE" if about.names else "OVERRIDE"
+
+
+def _words_help(about: Command) -> str:
+    own = [f"{about.names}…"] if about.names else []
+    own += [f"{key}=…" for key in about.keys]
+    return ", ".join([*own, "Hydra overrides: GROUP=OPTION, KEY=VALUE"])
 
 
 def _groups_text() -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -15,16 +16,19 @@ from mnistexp import config as configs
 from mnistexp import console, run
 from mnistexp.config import Request
 from mnistexp.databases import shown
-from mnistexp.errors import INTERRUPTED, ConfigError, TrainingError, without_passwords
+from mnistexp.errors import INTERRUPTED, StoreError, TrainingError, without_passwords
 from mnistexp.executor import Executor
 from mnistexp.records import RunRecord
 from mnistexp.results import EpochScores
 from mnistexp.run import Prepared
 from mnistexp.schema import Config, RunConfig
 from mnistexp.tracking import Tracker, open_tracker, resolved_uri
+from mnistexp.words import Own
 
 if TYPE_CHECKING:
-    from mnistexp.study import Progress
+    from mnistexp.history import History
+    from mnistexp.storage import Database
+    from mnistexp.sweep import Summary
 
 
 def show_config(request: Request) -> int:
@@ -34,9 +38,9 @@ def show_config(request: Request) -> int:
     return 0
 
 
-def train(request: Request) -> int:
+def train(request: Request, _: Own) -> int:
     """Run one training, log it, print its scores."""
-    _refuse_search(request, "train")
+    configs.refuse_search(request, "train")
     prepared = run.prepare(request)
     console.warn_fallback(prepared)
     executor = run.start_workers(
@@ -84,18 +88,18 @@ def _epoch_shower(config: RunConfig, kept: list[EpochScores]) -> Callable[[Epoch
     return show
 
 
-def sweep(request: Request) -> int:
+def sweep(request: Request, own: Own) -> int:
     """Run a study, or go on with it. Any number of these commands may do so at once."""
-    from mnistexp import search_space, storage, strategy
-    from mnistexp.sweep import Listener, Sweep
+    from mnistexp.plan import checked, plan, warn
 
-    request = run.with_local_data(request)
-    space = search_space.build(request)
+    if own.flags.get("--plan"):
+        return plan(request)
+    from mnistexp import search_space, show, storage
+    from mnistexp.sweep import Sweep
+
+    request, space = checked(request)
     config = space.root.template.config()
-    strategy.check_study(config, space)
-    storage.check_apart(config.study.storage, _uri(config))
-    if warning := storage.network_warning(config.study.storage):
-        console.note(f"warning: {warning}")
+    view = show.choose(own.flags, config.study.timeout)
     prepared = run.prepare(request)
     console.warn_fallback(prepared)
     database = storage.open_for_sweep(config.study.storage)  # before any worker, or a second driver, can race for it
@@ -108,29 +112,34 @@ def sweep(request: Request) -> int:
     try:
         if prepared.request != request:  # `auto` became a data set: trials record its name
             space = search_space.build(prepared.request)
+        warn(prepared, space)
         tracker = open_tracker(config.tracking, prepared.experiment)
-        listener = Listener(_show_trial, _show_refused, console.note)
-        session = Sweep(database, run.session(prepared), space, tracker, listener)
-        if session.progress.done < config.study.trials:
-            device = run.wait_until_ready(executor).get("device", "")
-            console.note(console.start_line(session.name, session.progress, executor.size, device))
-        summary = session.run(executor)
-        logged = session.logged_best()
+        session = Sweep(database, run.session(prepared), space, tracker, view.listener)
+        summary = show.run(session, executor, view)
+        history = _history(database, session.name)
     finally:
         executor.close()
         database.close()
     stores = [shown(text) for text in request.overrides if text.startswith(("study.storage=", "tracking"))]
-    for line in console.summary_lines(summary, session.name, logged, stores, _dashboard(config)):
-        console.say(line)
+    _say_summary(summary, session.name, history, stores, _dashboard(config, stores))
     return INTERRUPTED if summary.interrupted else int(summary.progress.best is None)
 
 
-def _show_trial(record: RunRecord, progress: Progress) -> None:
-    console.say(console.trial_line(record, progress))
+def _say_summary(summary: Summary, name: str, history: History | None, stores: Iterable[str], dashboard: str) -> None:
+    from mnistexp import analysis
+
+    standing = analysis.standing(history, resamples=1) if history else None  # the winner's luck is the report's
+    for line in console.summary_lines(summary, name, history, standing, stores, dashboard):
+        console.say(line)
 
 
-def _show_refused(reason: str, number: int, progress: Progress) -> None:
-    console.say(f"{progress.done:>3}/{progress.total}  failed before it began: {reason}  {number:03d}")
+def _history(database: Database, name: str) -> History | None:
+    """The study's history; None where another version of mnistexp wrote some of it, which is no fault of this sweep."""
+    from mnistexp import history
+
+    with suppress(StoreError):
+        return database.patiently(lambda: history.load(database.storage, name))
+    return None
 
 
 def _uri(config: Config) -> str:
@@ -138,24 +147,21 @@ def _uri(config: Config) -> str:
     return "" if config.tracking.name == "none" else resolved_uri(config.tracking)
 
 
-def _dashboard(config: Config) -> str:
+def _dashboard(config: Config, stores: Iterable[str]) -> str:
     """What to type to see the runs; empty where none is logged."""
     uri = _uri(config)
     if not uri:
         return ""
-    if uri.startswith("http"):
-        return shown(uri)
-    here = uri == f"sqlite:///{Path('mlflow.db').absolute()}"  # what a bare `mlflow ui` shows
-    return "mlflow ui" if here else shlex.join(["mlflow", "ui", "--backend-store-uri", shown(uri)])
+    return shown(uri) if uri.startswith("http") else shlex.join(["python", "-m", "mnistexp", "ui", *stores])
 
 
-def best(request: Request) -> int:
+def best(request: Request, _: Own) -> int:
     """Print a study's best config, as YAML and as one command."""
     from mnistexp import storage
     from mnistexp.study import load_best
 
-    _refuse_search(request, "best")
-    _refuse_hyperparameters(request, "best")
+    configs.refuse_search(request, "best")
+    configs.refuse_hyperparameters(request, "best")
     config = configs.compose(request)
     with storage.reading(config.study.storage) as database:
         found, config_dir = load_best(database, run.study_name(config))
@@ -166,11 +172,11 @@ def best(request: Request) -> int:
     return 0
 
 
-def rerun(request: Request, run_id: str) -> int:
-    """Train a logged run again, log it, and compare."""
-    _refuse_search(request, "rerun")
-    _refuse_hyperparameters(request, "rerun")
-    config = configs.compose(request)
+def rerun(request: Request, own: Own) -> int:
+    """Train a logged run again (a study's best, or `run=ID`), log it, and compare."""
+    configs.refuse_search(request, "rerun")
+    configs.refuse_hyperparameters(request, "rerun")
+    config, run_id = configs.compose(request), own.keys.get("run", "")
     name = run.study_name(config)
     tracker = open_tracker(config.tracking, config.tracking.experiment or name, create=False, run_id=run_id)
     before = run.find_logged(tracker, name, run_id)
@@ -187,7 +193,8 @@ def rerun(request: Request, run_id: str) -> int:
     )
     try:
         started = time.time()
-        result = run.train(executor, recorded, _epoch_shower(recorded, []), stop_after=before.metrics["epochs"])
+        last, sealed = before.metrics["epochs"], "test_accuracy" not in before.metrics
+        result = run.train(executor, recorded, _epoch_shower(recorded, []), stop_after=last, test=not sealed)
     finally:
         executor.close()
     record = run.session(prepared).record(
@@ -205,30 +212,3 @@ def rerun(request: Request, run_id: str) -> int:
         console.say(line)
     tracker.log(record)
     return 0 if comparison.identical else 1
-
-
-def doctor(request: Request) -> int:
-    """Say what is here, and whether it works."""
-    from mnistexp.doctor import report
-
-    return report(request)
-
-
-def _refuse_search(request: Request, command: str) -> None:
-    """One training has one value for each key."""
-    swept = [*request.swept, *(f"search.{key}" for key, text in request.search if text and key not in request.swept)]
-    if swept:
-        raise ConfigError(
-            f"{swept[0]}: {command} takes one value, not a distribution; give a value, or use the command sweep"
-        )
-
-
-def _refuse_hyperparameters(request: Request, command: str) -> None:
-    """What is recorded is run or shown as it was; another value would be passed over in silence."""
-    given = [key for key in request.fixed if key.partition(".")[0] in ("model", "optimizer", "trainer", "seed")]
-    if command == "rerun":
-        given = [key for key in given if key != "trainer.device"]  # the recorded one may be missing here
-    if given:
-        raise ConfigError(
-            f"{min(given)}: {command} takes a recorded config as it is; leave it out, or use the command train"
-        )

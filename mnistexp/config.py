@@ -213,6 +213,29 @@ def _checked_dir(config_dir: Path | None) -> Path | None:
     return config_dir
 
 
+# ---------------------------------------------------------------------------- what a command doesn't take
+
+
+def refuse_search(request: Request, command: str) -> None:
+    """One training has one value for each key."""
+    swept = [*request.swept, *(f"search.{key}" for key, text in request.search if text and key not in request.swept)]
+    if swept:
+        raise ConfigError(
+            f"{swept[0]}: {command} takes one value, not a distribution; give a value, or use the command sweep"
+        )
+
+
+def refuse_hyperparameters(request: Request, command: str) -> None:
+    """What is recorded is run or shown as it was; another value would be passed over in silence."""
+    given = [key for key in request.fixed if key.partition(".")[0] in ("model", "optimizer", "trainer", "seed")]
+    if command in ("rerun", "confirm"):
+        given = [key for key in given if key != "trainer.device"]  # the recorded one may be missing here
+    if given:
+        raise ConfigError(
+            f"{min(given)}: {command} takes a recorded config as it is; leave it out, or use the command train"
+        )
+
+
 # -------------------------------------------------------------------------------------------- composing
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +16,11 @@ from mnistexp.config import identity
 from mnistexp.results import EpochScores, RunResult
 
 if TYPE_CHECKING:  # Optuna's import, 0.5 s, is not for `train` and `--cfg job`
-    from mnistexp.records import LoggedRun, RunRecord
+    from mnistexp.analysis import Standing
+    from mnistexp.history import History
+    from mnistexp.records import RunRecord
     from mnistexp.run import Comparison, Prepared
+    from mnistexp.significance import Rival
     from mnistexp.study import Best, Progress
     from mnistexp.sweep import Summary
 
@@ -54,7 +59,8 @@ def result_lines(result: RunResult) -> Iterable[str]:
     fit = result.fit
     where = f"epoch {fit.chosen_epoch} of {len(fit.epochs)}, {fit.stopped}"
     yield f"validation accuracy  {fit.chosen.val_accuracy:.4f}  ({where})"
-    yield f"test accuracy        {result.test_accuracy:.4f}"
+    if result.test_accuracy is not None:
+        yield f"test accuracy        {result.test_accuracy:.4f}"
 
 
 def trial_line(record: RunRecord, progress: Progress) -> str:
@@ -79,12 +85,18 @@ def start_line(name: str, progress: Progress, workers: int, device: str) -> str:
 
 
 def summary_lines(
-    summary: Summary, name: str, logged: LoggedRun | None, stores: Iterable[str], dashboard: str
+    summary: Summary,
+    name: str,
+    history: History | None,
+    standing: Standing | None,
+    stores: Iterable[str],
+    dashboard: str,
 ) -> Iterable[str]:
     """How a sweep ended, and what to type next.
 
     Args:
-        logged: the best trial's run.
+        history: the study's; None where it can't be told.
+        standing: of its best; None where nothing can be tested.
         stores: the overrides that say where this study and its runs are, if the user gave any.
         dashboard: what to type to see the runs; empty if none is logged.
     """
@@ -103,14 +115,78 @@ def summary_lines(
         return
     yield f"\nBest of study {name}: trial {progress.best.number}"
     yield f"  validation accuracy  {progress.best.val_accuracy:.4f}"
-    if logged is not None:
-        yield f"  test accuracy        {logged.metrics['test_accuracy']:.4f}  (nothing was chosen by it)"
+    yield from _of_history(history, standing) if history is not None and history.ranked else ()
     yield ""
     yield from (f"  {override}" for override in progress.best.overrides)
-    study = shlex.join([f"study.name={name}", *stores])
+    yield from _what_next([f"study.name={name}", *stores], progress.complete, dashboard)
+
+
+def _of_history(history: History, standing: Standing | None) -> Iterable[str]:
+    """The best one's test score, and what it beats by how much."""
+    best = history.ranked[0]
+    if best.record and best.record.result and best.record.result.test_accuracy is not None:
+        yield f"  test accuracy        {best.record.result.test_accuracy:.4f}  (nothing was chosen by it)"
+    sentences = versus_sentences(history, standing)
+    if sentences:
+        yield ""
+        yield from (line for sentence in sentences for line in _wrapped(sentence))
+
+
+def _wrapped(sentence: str) -> Iterable[str]:
+    width = min(WIDTH, max(40, shutil.get_terminal_size((WIDTH, 24)).columns - 1))
+    return textwrap.wrap(sentence, width, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+
+
+def versus_sentences(history: History, standing: Standing | None) -> list[str]:
+    """What a study's best trial beats, by how much, and whether that may be luck."""
+    best, *others = history.ranked
+    if not others:
+        return []
+    tests = {versus.trial.number: versus.test for versus in standing.rivals} if standing else {}
+    told = ["It is the config as it stands: no other trial beats that."] if best.number == 0 else []
+    baseline = [trial for trial in others[1:] if trial.number == 0]
+    for trial in [*baseline, others[0]]:
+        names = ["the config as it stands"] * (trial.number == 0) + ["the runner-up"] * (trial is others[0])
+        what = f"{' and '.join(names)} (trial {trial.number})"
+        lead = (best.val_accuracy or 0.0) - (trial.val_accuracy or 0.0)
+        told.append(_versus_one(what, lead, tests.get(trial.number), standing.images if standing else 0))
+    return [*told, *_versus_all(len(others), len(standing.alike))] if standing else told
+
+
+def _versus_one(what: str, lead: float, test: Rival | None, images: int) -> str:
+    if not lead:
+        return f"It is level with {what}."
+    if test is None:  # a study from before the hits were kept
+        return f"It is {lead:.4f} above {what}."
+    net = f"{test.better - test.worse} of {images:,} images net"
+    chance = "p<0.001" if test.adjusted < 0.001 else f"p={test.adjusted:.2g}"
+    if test.distinguishable:
+        return f"It beats {what} by {lead:.4f}: {net}, {chance}."
+    return f"It is {lead:.4f} above {what}: {net}, which may be luck, {chance}."
+
+
+def _versus_all(rivals: int, alike: int) -> Iterable[str]:
+    """The same count as the report's."""
+    if alike:
+        none = "None of the {rivals} others can" if rivals > 1 else "The other one can't"
+        who = none.format(rivals=rivals) if alike == rivals else f"{alike} of the {rivals} others can't"
+        yield f"{who} be told apart from it: `report` says more, `confirm` settles it."
+    else:
+        who = f"all {rivals} others are" if rivals > 1 else "the other one is"
+        yield f"That {who} worse is more than luck in the images explains."
+    yield f"(p: McNemar's exact test, corrected for picking the best of {rivals + 1} by the same images.)"
+
+
+def _what_next(words: Iterable[str], complete: int, dashboard: str) -> Iterable[str]:
+    """Commands to type."""
+    study = shlex.join(words)
     yield f"\nas a command line      python -m mnistexp best {study}"
     if dashboard:
         yield f"again, bit by bit      python -m mnistexp rerun {study}"
+    yield f"figures and tests      python -m mnistexp report {study}"
+    if complete > 1:
+        yield f"better, or lucky?      python -m mnistexp confirm {study}"
+    if dashboard:
         yield f"every run, to look at  {dashboard}"
 
 

@@ -16,9 +16,10 @@ from mnistexp.errors import MnistexpError, WorkerError
 from mnistexp.schema import Config
 from mnistexp.storage import check_apart, check_usable
 from mnistexp.tracking import check_reachable, resolved_uri
+from mnistexp.words import Own
 
 
-def report(request: Request) -> int:
+def doctor(request: Request, _: Own) -> int:
     """Check everything that a sweep with this request would use. Returns: 0 if all of it works, else 1."""
     config = configs.compose(request)
     console.say("versions")

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from typing import Protocol
 
 from mnistexp.config import (
     Request,
@@ -70,6 +71,28 @@ class Draw:
 
     overrides: tuple[str, ...]
     config: Config
+
+
+class Space(Protocol):
+    """What a study draws its trials from: a search space, or a list of configs that are to be run again."""
+
+    def describe(self) -> Mapping[str, str]:
+        """What is searched, as a study's fingerprint records it."""
+
+    def texts(self) -> Mapping[str, str]:
+        """What is searched, for a reader."""
+
+    def baseline(self) -> tuple[Draw, Mapping[str, Scalar]]:
+        """The first point, and its values as Optuna's parameters."""
+
+    def points(self) -> Iterator[Mapping[str, Scalar]]:
+        """Every point of a finite space, in the order in which a grid runs them."""
+
+    def suggest(self, trial: Suggester, seed: int | None = None) -> Draw:
+        """Draw a point."""
+
+    def suggest_baseline(self, trial: Suggester) -> Draw:
+        """Draw the first point."""
 
 
 @dataclass(frozen=True)

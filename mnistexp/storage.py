@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -159,11 +159,24 @@ def open_for_sweep(address: str) -> Database:
 def open_to_read(address: str) -> RDBStorage:
     """Optuna's database as it is. Raises: StoreError if there is none, or it can't be used."""
     path = _checked(address)
-    if not (path.exists() if path else _is_made(address)):
+    if not is_there(address):
         where = path or shown(address)
         raise StoreError(f"{where}: there is no such database; run `python -m mnistexp sweep` here first")
     with _told(address):
         return _open_file(path) if path else _rdb(address, _setting(address), SERVER)
+
+
+def is_there(address: str) -> bool:
+    """Whether there is such a database; makes nothing. Raises: StoreError if it can't be used."""
+    path = _checked(address)
+    return path.exists() if path else _is_made(address)
+
+
+def in_memory() -> Database:
+    """A database of this process alone, which ends with it: to see what a study would do, and leave no trace."""
+    address = "sqlite:///:memory:"
+    alone: Turn = lambda: nullcontext(bool)  # noqa: E731 - typed where it stands
+    return Database(alone, alone, lambda: _rdb(address, address, {}), address, address)
 
 
 @contextmanager

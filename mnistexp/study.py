@@ -35,9 +35,9 @@ from mnistexp.drivers import Drivers
 from mnistexp.errors import ConfigError, StoreError
 from mnistexp.records import RunRecord
 from mnistexp.results import EpochScores
-from mnistexp.run import Session, check_batch
+from mnistexp.run import Prepared, Session, check_batch
 from mnistexp.schema import Config, RunConfig, TrialRecord, kept, recorded_config
-from mnistexp.search_space import Draw, SearchSpace
+from mnistexp.search_space import Draw, Space
 from mnistexp.storage import AWAY, Database
 from mnistexp.strategy import build_pruner, build_sampler
 
@@ -47,6 +47,7 @@ DRIVER = "mnistexp.driver"  # the number of the driver that has the trial: see d
 DEATHS = "mnistexp.deaths"  # the workers and drivers that died with it, each once, however often that is written
 RECORD = "mnistexp.record"  # the finished run, until and after MLflow has it
 REASON = "reason"  # of a failure
+VERDICT = "mnistexp.verdict"  # a confirmation's: what became of the champion
 
 TELL = {
     "COMPLETE": TrialState.COMPLETE,
@@ -105,7 +106,7 @@ class Refused:
 # --------------------------------------------------------------------------------------------- identity
 
 
-def fingerprint(space: SearchSpace, config: Config, data_fingerprint: str) -> dict[str, str]:
+def fingerprint(space: Space, config: Config, data_fingerprint: str) -> dict[str, str]:
     """What makes trials of one study comparable: space, data, and the config that the space doesn't touch."""
     base = {**identity(run_config(config)), "data": data_fingerprint}
     return {
@@ -192,6 +193,22 @@ def load_best(storage: BaseStorage, name: str) -> tuple[Best, Path | None]:
     return best, Path(folder) if folder else None
 
 
+def standing(storage: BaseStorage, prepared: Prepared, space: Space) -> Progress | None:
+    """Where the study is that a sweep would go on with, if any. Raises: ConfigError if it asks another question."""
+    name, total = prepared.study_name, prepared.config.study.trials
+    study = optuna.load_study(study_name=name, storage=storage) if name in optuna.get_all_study_names(storage) else None
+    trials = study.get_trials(deepcopy=False) if study else []
+    if study and trials:  # else any question may still become its own
+        _check_same(study, fingerprint(space, prepared.config, prepared.dataset.fingerprint))
+    return progress(trials, total) if trials else None
+
+
+def keep_verdict(database: Database, name: str, text: str) -> None:
+    """Keep what became of the champion, beside the confirmation that this study is."""
+    study = database.patiently(lambda: optuna.load_study(study_name=name, storage=database.storage))
+    database.patiently(lambda: study.set_user_attr(VERDICT, text))
+
+
 # ------------------------------------------------------------------------------------------ shared study
 
 
@@ -217,7 +234,7 @@ class SharedStudy:
         space: what is searched.
     """
 
-    def __init__(self, database: Database, session: Session, space: SearchSpace) -> None:
+    def __init__(self, database: Database, session: Session, space: Space) -> None:
         self._database, self._session, self._space = database, session, space
         self._config: Config = session.prepared.config
         self._mine: set[int] = set()
@@ -363,12 +380,12 @@ class SharedStudy:
     def _enqueue(self, trials: Sequence[FrozenTrial]) -> None:
         """What comes before the sampler: the composed config itself, then a grid's points."""
         if not trials:
-            self._study.enqueue_trial(self._space.baseline()[1], user_attrs={BASELINE: True})
+            self._study.enqueue_trial(dict(self._space.baseline()[1]), user_attrs={BASELINE: True})
         elif self._config.study.sampler.name == "grid" and all(t.state is not TrialState.WAITING for t in trials):
             taken = [t.params for t in trials]
             point = next((point for point in self._space.points() if point not in taken), None)
             if point is not None:
-                self._study.enqueue_trial(point)
+                self._study.enqueue_trial(dict(point))
 
     def _draw(self, trial: optuna.Trial) -> Draw:
         """A trial's point; for one that is run again Optuna gives the values that it had."""

@@ -17,14 +17,17 @@ from typing import Any
 from mnistexp.errors import MnistexpError, StoreError
 from mnistexp.executor import EpochEnded, Event, Executor, Failed, Finished, Lost
 from mnistexp.outbox import Outbox
+from mnistexp.page import sweep_page
 from mnistexp.records import LoggedRun, RunRecord, State
 from mnistexp.results import EpochScores, objective_value
 from mnistexp.run import POLL_SECONDS, Session, wait_until_ready
-from mnistexp.search_space import SearchSpace
+from mnistexp.schema import RunConfig
+from mnistexp.search_space import Space
 from mnistexp.stopping import StopRequest
 from mnistexp.storage import Database
 from mnistexp.study import Claim, Progress, Refused, SharedStudy
 from mnistexp.tracking import Ending, Tracker
+from mnistexp.view import SEARCHED, fitting
 
 LOOK_SECONDS = 2.0  # between two looks at what other drivers did, where this one has nothing to do
 ORDERLY_SECONDS = 6.0  # that running epochs get to end in after Ctrl-C; the rest of ten is for writing
@@ -47,9 +50,12 @@ class Summary:
 class Listener:
     """Who is told what goes on."""
 
-    on_trial: Callable[[RunRecord, Progress], None]
-    on_refused: Callable[[str, int, Progress], None] = lambda *_: None
+    on_trial: Callable[[RunRecord, Progress], None]  # a trial has ended
+    on_refused: Callable[[str, int, Progress], None] = lambda *_: None  # why, which: it failed before it began
     on_note: Callable[[str], None] = lambda _: None
+    on_start: Callable[[int, RunConfig], None] = lambda *_: None  # a trial is on a worker now
+    on_epoch: Callable[[int, EpochScores], None] = lambda *_: None
+    on_gone: Callable[[int], None] = lambda _: None  # a trial is on no worker any more, and hasn't ended
 
 
 @dataclass
@@ -67,16 +73,33 @@ class Sweep:
     """One driver of a study: goes on from what is there, up to the total of `study.trials`."""
 
     def __init__(
-        self, database: Database, session: Session, space: SearchSpace, tracker: Tracker, listener: Listener
+        self,
+        database: Database,
+        session: Session,
+        space: Space,
+        tracker: Tracker,
+        listener: Listener,
+        *,
+        sealed: bool = False,
+        title: str = "",
+        page: Callable[[Progress], str] | None = None,
+        parent: Callable[[], str] | None = None,
     ) -> None:
+        """With `sealed`, no trial looks at the test split.
+
+        Args:
+            title, page: the parent run's name and description, where it isn't a search's.
+            parent: gives the id of a run of somebody else's, in which these are grouped instead.
+        """
         self._session, self._space, self._tracker, self._listener = session, space, tracker, listener
+        self._sealed, self._title, self._page, self._group = sealed, title, page, parent
         self._config = session.prepared.config
         self._database = database
         database.on_wait = listener.on_note
         self._study = SharedStudy(database, session, space)
-        self._outbox = Outbox(self._study, tracker, self._open_parent, listener.on_note)
+        self._outbox = Outbox(self._study, tracker, parent or self.open_parent, listener.on_note)
         self._jobs: dict[int, _Job] = {}
-        self._ran, self._looked, self._waiting_told = 0, 0.0, False
+        self._ran, self._looked, self._waiting_told, self._stopping_told = 0, 0.0, False, False
         self._facts: Mapping[str, Any] = {}  # what a worker says of its device and flags
         self._causes: list[str] = []  # of the failures in a row that ended last
         self._stop = StopRequest()
@@ -136,6 +159,7 @@ class Sweep:
             self._outbox.flush()
             self._look()
             stopped = "interrupted" if stop.asked else self._why_stop(time.monotonic() - started)
+            self._say_stopping(stop)
             if stopped is None:
                 self._fill(executor, stop)
             elif not self._jobs or (stop.asked and self._can_leave(stop)):
@@ -173,6 +197,12 @@ class Sweep:
                 case Claim() as claim:
                     self._todo.append(claim)
 
+    def _say_stopping(self, stop: StopRequest) -> None:
+        """Once: without a word, a Ctrl-C that has to wait for the ends of epochs looks like one that wasn't heard."""
+        if stop.asked and self._jobs and not self._stopping_told:
+            self._stopping_told = True
+            self._listener.on_note("interrupted: running trials end their epoch; once more, and it ends at once")
+
     def _say_waiting(self) -> None:
         """Once, where this driver has nothing to do: the other may be a process that somebody has stopped."""
         if not self._jobs and not self._waiting_told:
@@ -190,7 +220,8 @@ class Sweep:
     def _submit(self, executor: Executor, claim: Claim) -> None:
         self._jobs[claim.number] = _Job(claim, time.time())
         weights = self._outbox.weights_path(claim.number) if self._config.tracking.save_weights else None
-        executor.submit(claim.number, claim.config, weights)
+        executor.submit(claim.number, claim.config, weights, test=not self._sealed)
+        self._listener.on_start(claim.number, claim.config)
 
     def _why_stop(self, seconds: float) -> str | None:
         """Why no further trial starts, or None."""
@@ -222,6 +253,7 @@ class Sweep:
 
     def _epoch_ended(self, job: _Job, scores: EpochScores, executor: Executor, stop: StopRequest) -> None:
         job.claim.epochs.append(scores)
+        self._listener.on_epoch(job.claim.number, scores)
         last = scores.epoch == job.claim.config.trainer.epochs
         if stop.asked and not last:
             job.held = True
@@ -240,6 +272,7 @@ class Sweep:
             return
         if not stop.asked:
             self._listener.on_note(f"trial {number}: {reason}; it will be run again ({deaths} of {retries})")
+        self._listener.on_gone(number)
         self._study.give_back(number)
 
     def _end(self, job: _Job, state: State, **outcome: Any) -> None:
@@ -252,6 +285,7 @@ class Sweep:
             self._outbox.forget(job.claim.number)
             self.progress = self._study.progress()
             self._todo += [job.again] if job.again else []
+            self._listener.on_gone(job.claim.number)
             self._listener.on_note(
                 f"trial {job.claim.number}: another driver has taken it over; this result is left out"
             )
@@ -327,40 +361,31 @@ class Sweep:
                 return
 
     def _close_parent(self, summary: Summary, ending: Ending | None) -> None:
-        if self._outbox.parent is None or self._outbox.away:
-            return  # the next sweep closes it
+        if self._group is not None or self._outbox.parent is None or self._outbox.away:
+            return  # somebody else's, or the next sweep closes it
         try:
             self._tracker.finish(self._outbox.parent, _parent_metrics(summary), self._description(), ending)
         except StoreError as error:
             self._listener.on_note(f"{error}. The next sweep closes this one's parent run")
 
-    def _open_parent(self) -> str:
-        """The sweep's own run; in turn, since two drivers that start at once would make two."""
+    def open_parent(self) -> str:
+        """Open the sweep's own run; in turn, since two drivers that start at once would make two. Returns: its id."""
         driver = {"device": str(self._facts.get("device", "")), "driver": str(self._study.drivers.number)}
-        tags = {**self._study.tags, "kind": "sweep", **driver, **self._session.tags()}
+        searched = {SEARCHED: " ".join(fitting(self._space.texts()))} if self._page is None else {}
+        tags = {**self._study.tags, "kind": "sweep", **driver, **searched, **self._session.tags()}
         # A folder per session: the next one, of changed code perhaps, must not overwrite what this one ran.
         folder, kept = f"sessions/{self._session.stamp}", self._session.files(self._facts)
         files = {f"{folder}/{name}": text for name, text in kept.items()}
-        name, page = f"sweep {self.name}", self._description()
+        name, page = self._title or f"sweep {self.name}", self._description()
         return self._database.in_turn(lambda: self._tracker.start(name, tags, page, files))
 
     def _description(self) -> str:
         """The parent run's page in MLflow, as Markdown."""
-        study, best = self._config.study, self.progress.best
-        lines = [
-            f"Which hyperparameters are best on **{self._session.prepared.dataset.name}**, by validation accuracy?",
-            "",
-            f"{self.progress.done} of {study.trials} trials done: {self.progress.complete} complete, "
-            f"{self.progress.pruned} pruned, {self.progress.failed} failed. "
-            f"Sampler {study.sampler.name}, pruner {study.pruner.name}.",
-            "",
-        ]
-        if best is not None:  # before the table: MLflow shows the first lines alone until one asks for more
-            overrides = " ".join(best.overrides)
-            score = f"validation accuracy {best.val_accuracy:.4f}"
-            lines += [f"Best: trial {best.number}, {score}", "", f"    {overrides}", ""]
-        rows = (f"| `{name}` | `{text}` |" for name, text in self._space.texts().items())
-        return "\n".join([*lines, "| searched | distribution |", "| --- | --- |", *rows])
+        if self._page is not None:
+            return self._page(self.progress)
+        dataset, study = self._session.prepared.dataset.name, self._config.study
+        run = self.logged_best()
+        return sweep_page(self.name, dataset, study, self._space.texts(), self.progress, run)
 
 
 def _cause(reason: str) -> str:

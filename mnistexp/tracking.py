@@ -20,19 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import requests
 import yaml
 
-from mnistexp import records, turns
+from mnistexp import records, turns, view
 from mnistexp.config import signature
-from mnistexp.databases import (
-    REACHABLE_SECONDS,
-    check_file,
-    check_port,
-    made_whole,
-    reason,
-    shown,
-    sqlite_path,
-)
+from mnistexp.databases import REACHABLE_SECONDS, check_file, check_port, made_whole, reason, shown, sqlite_path
 from mnistexp.errors import StoreError
 from mnistexp.records import LoggedRun, RunRecord
+from mnistexp.results import PACKED
 from mnistexp.schema import RunConfig, TrackingConfig, recorded_config
 from mnistexp.turns import wait_for
 
@@ -42,6 +35,7 @@ if TYPE_CHECKING:  # MLflow and all below it is 2 s, so it is imported where it 
 # Read when mlflow is imported, so before it. A server that hangs must not hold up the trials for minutes.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a run, among our own
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -129,7 +123,7 @@ class MlflowTracker:
         errors = (MlflowException, SQLAlchemyError, CommandError, OSError, ImportError)
         self._errors: tuple[type[Exception], ...] = errors
         with self._faults_said():
-            _ready_database(uri)
+            ready_database(uri)
             self._client: Any = MlflowClient(uri)
             own = str(self._get(run_id).info.experiment_id) if run_id else ""
             self._experiment_id = own or self._experiment(experiment, create)
@@ -149,7 +143,9 @@ class MlflowTracker:
             raise StoreError(f"tracking.experiment={name}: MLflow has no such experiment here; `mlflow ui` shows them")
         if found is None:
             try:
-                return str(self._client.create_experiment(name))
+                made = str(self._client.create_experiment(name))
+                view.describe(self._client, made)
+                return made
             except self._errors:  # another driver made it just now, or the store can't be written to
                 found = self._client.get_experiment_by_name(name)
                 if found is None:
@@ -167,6 +163,7 @@ class MlflowTracker:
             run = next(self._search({key: tags[key] for key in ("study_id", "kind")}), None)
             if run is None:
                 run = self._client.create_run(self._experiment_id, run_name=name)
+                view.describe(self._client, self._experiment_id, tags.get(view.SEARCHED, "").split())
             run_id = str(run.info.run_id)
             self._client.update_run(run_id, status="RUNNING")
             texts = {**tags, "mlflow.note.content": description}
@@ -351,7 +348,7 @@ def check_reachable(uri: str) -> None:
         check_port("tracking.uri", uri)
 
 
-def _ready_database(uri: str) -> None:
+def ready_database(uri: str) -> None:
     """Make MLflow's tables where there are none, one process at a time; leave other versions' alone.
 
     MLflow would upgrade an older database unasked, and eight processes on an empty one mostly fail.
@@ -430,8 +427,9 @@ def _metrics(record: RunRecord) -> Iterator[tuple[str, float, int]]:
         fit = record.result.fit
         yield "val_accuracy", fit.chosen.val_accuracy, 0
         yield "val_loss", fit.chosen.val_loss, 0
-        yield "test_accuracy", record.result.test_accuracy, 0
-        yield "test_loss", record.result.test_loss, 0
+        if record.result.test_accuracy is not None and record.result.test_loss is not None:
+            yield "test_accuracy", record.result.test_accuracy, 0
+            yield "test_loss", record.result.test_loss, 0
         yield "chosen_epoch", fit.chosen_epoch, 0
         yield "parameters", fit.parameters, 0
     yield "epochs", len(record.epochs), 0
@@ -458,9 +456,10 @@ def _tags(record: RunRecord) -> dict[str, str]:
         tags["reason"] = record.reason[:500]
     if record.result is not None:
         tags |= {"weights_hash": record.result.weights_hash, "device": record.result.device}
-        hits = base64.b64encode(record.result.fit.validation_hits).decode()
-        if len(hits) <= TAG_LIMIT:  # of 48,000 validation images at most; record.json has them all
-            tags["mnistexp.validation_hits"] = hits
+        for name in PACKED:
+            packed = base64.b64encode(getattr(record.result.fit, name)).decode()
+            if len(packed) <= TAG_LIMIT:  # hits of 48,000 validation images at most; record.json has them all
+                tags[f"mnistexp.{name}"] = packed
     return tags
 
 

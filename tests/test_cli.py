@@ -20,6 +20,7 @@ from mnistexp import cli
 from mnistexp.config import compose, config_groups, parse_request
 from mnistexp.errors import ConfigError, TrainingError
 from mnistexp.schema import Config
+from mnistexp.words import split_own
 
 HEAVY = ("tensorflow", "keras", "mlflow", "optuna", "sqlalchemy", "sklearn", "pandas", "matplotlib", "torch")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(mnistexp.__file__).parent.parent)}
@@ -42,7 +43,7 @@ def test_help_lists_the_commands(option: str, capsys: pytest.CaptureFixture[str]
 
     text = " ".join(capsys.readouterr().out.split())
     assert ended.value.code == 0
-    assert all(f"{name} {summary}" in text for name, summary in cli.COMMANDS.items())
+    assert all(f"{name} {about.summary}" in text for name, about in cli.COMMANDS.items())
     assert "python -m mnistexp sweep" in text
 
 
@@ -59,14 +60,16 @@ def test_a_commands_help_lists_groups_options_and_an_example(command: str, capsy
         if line.startswith("  ") and "  " in line.strip()
     }
     assert all(listed[group] == ", ".join(options) for group, options in config_groups().items())
-    assert f"  {cli.EXAMPLES[command]}" in lines
-    assert cli.EXAMPLES[command].startswith(f"python -m mnistexp {command}")
+    assert f"  {cli.example(command)}" in lines
+    assert cli.example(command).startswith(f"python -m mnistexp {command}")
 
 
-@pytest.mark.parametrize("command", cli.EXAMPLES)
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_an_example_is_a_command_that_composes(command: str) -> None:
     """What help tells to type passes every check of the config."""
-    words = shlex.split(cli.EXAMPLES[command])[4:]
+    about = cli.COMMANDS[command]
+    words = [word for word in shlex.split(about.example) if not word.startswith("-")]
+    _, words = split_own(words, about.keys, bool(about.names))
 
     assert isinstance(compose(parse_request(words)), Config)
 
@@ -252,7 +255,7 @@ def completions(line: str, tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("mnistexp ", ["train", "sweep", "best", "rerun", "doctor"]),
+        ("mnistexp ", list(cli.COMMANDS)),
         ("mnistexp sw", ["sweep"]),
         ("mnistexp train optimizer=ad", ["adam", "adamw"]),
         ("mnistexp train study/sampler=", ["cmaes", "gp", "grid", "qmc", "random", "tpe"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import gzip
+import http.client
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,9 @@ from mnistexp.errors import ConfigError, DataError, StoreError, without_password
 from mnistexp.options import MAX_ENTRIES
 from mnistexp.schema import IdxFile
 from mnistexp.search_space import build
+from mnistexp.storage import open_for_sweep
 from mnistexp.strategy import MAX_GRID, ReplayedCmaEs, build_sampler, check_study
+from mnistexp.tracking import MlflowTracker
 
 PACKAGE = Path(mnistexp.__file__).parent
 REPOSITORY = PACKAGE.parent
@@ -53,25 +57,44 @@ class Evil:
 
 
 @pytest.mark.slow
-def test_the_dashboard_listens_on_this_machine_alone(tmp_path: Path) -> None:
-    """All that `make ui` starts is bound to 127.0.0.1, and answers to no other name."""
+@pytest.mark.parametrize("optuna", ["", "--optuna"])
+def test_the_dashboard_listens_on_this_machine_alone(tmp_path: Path, optuna: str) -> None:
+    """All that `make ui` starts is bound to 127.0.0.1, answers to no other name, and runs no assistant."""
+    MlflowTracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "digits")
+    open_for_sweep(f"sqlite:///{tmp_path / 'optuna.db'}").close()
     port = _free_port()
-    made = subprocess.run(
-        ["make", "-n", "ui", f"PORT={port}"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    command = made.stdout[made.stdout.index("MLFLOW_SERVER_ENABLE_JOB_EXECUTION") :]
-    command = command.replace(".venv/bin/python", sys.executable)
+    command = ["make", "-n", "ui", f"PORT={port}", f"ARGS={optuna}"]
+    made = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    typed = made[made.rindex(".venv/bin/python") :].split()[1:]
 
-    server = subprocess.Popen(["bash", "-c", command], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [sys.executable, *typed],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert server.stdout is not None
     try:
+        server.stdout.readline()  # it answers now
         addresses = _listeners(server.pid, port)
+        statuses = [_status(port, "/", host) for host in (f"127.0.0.1:{port}", f"localhost:{port}", "evil.example")]
+        assistant = _status(port, "/ajax-api/3.0/mlflow/assistant/config", f"127.0.0.1:{port}")
     finally:
         for process in [*psutil.Process(server.pid).children(recursive=True), server]:
             process.kill()
-        server.wait()
+        server.communicate()
 
     assert addresses == {"127.0.0.1"}
-    assert f"--allowed-hosts 127.0.0.1:{port},localhost:{port}" in command
+    assert statuses in ([200, 200, 403], [302, 302, 403])
+    assert assistant == 404
+
+
+def _status(port: int, path: str, host: str) -> int:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request("GET", path, headers={"Host": host})
+        with connection.getresponse() as response:
+            return response.status
 
 
 def _free_port() -> int:

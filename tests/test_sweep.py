@@ -603,7 +603,7 @@ def test_the_parent_run_is_closed(database: Database, how: str, ending: str) -> 
     assert (parent, ended) == ("parent of digits", ending)
     assert metrics["sweep/trials"] == (3 if how == "finished" else 2)
     assert metrics["best_val_accuracy"] == 0.8
-    assert "| `model.activation` | `relu, tanh` |" in description
+    assert "| `model.activation` | relu, tanh |" in description
     assert "Best: trial 0, validation accuracy 0.8000" in description
 
 

@@ -1,0 +1,111 @@
+"""What the tests of analyses and reports share: trials out of thin air, and sweeps whose hits fit their scores."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from fakes import FakeExecutor, epoch_scores
+from sweeps import SMALL
+
+from mnistexp.config import compose, parse_request, run_config
+from mnistexp.executor import Event, Finished
+from mnistexp.history import History, Trial
+from mnistexp.records import RunRecord, State
+from mnistexp.results import FitResult, RunResult
+from mnistexp.schema import RunConfig
+
+VALIDATION = 300  # images of data=digits
+
+RATE = {"search.optimizer.learning_rate": json.dumps({"low": 0.001, "high": 0.1, "log": True, "step": None})}
+ACTIVATION = {"search.model.activation": json.dumps({"values": ["relu", "tanh"]})}
+
+
+@functools.cache
+def base() -> RunConfig:
+    """The config of tests/sweeps.py."""
+    return run_config(compose(parse_request([word for word in SMALL if "choice" not in word])))
+
+
+def fit_result(
+    hits: npt.NDArray[np.bool_],
+    before: Sequence[float] = (),
+    *,
+    mistakes: Sequence[int] | None = None,
+    seconds: float = 1.0,
+    parameters: int = 100,
+) -> FitResult:
+    """A training that got these images right at its last epoch, which is the one that was kept."""
+    wrong = np.full(int(np.sum(~hits)), 3) if mistakes is None else np.array(mistakes)
+    epochs = tuple(epoch_scores(n, score) for n, score in enumerate((*before, float(hits.mean())), start=1))
+    packed = np.packbits(hits).tobytes()
+    return FitResult(epochs, len(epochs), "completed", parameters, seconds, packed, wrong.astype("<u2").tobytes())
+
+
+def trial(
+    number: int,
+    right: int | npt.NDArray[np.bool_] = 90,
+    state: State = "COMPLETE",
+    *,
+    params: Mapping[str, Any] | None = None,
+    at: tuple[float, float] = (0.0, 1.0),
+    config: RunConfig | None = None,
+    reason: str = "",
+    baseline: bool = False,
+    test: float | None = 0.5,
+    data: str = "f" * 32,
+    **fit: Any,
+) -> Trial:
+    """A trial with so many of 100 images right, the first ones; or with just these right."""
+    hits = np.arange(100) < right if isinstance(right, int) else right
+    result = RunResult(fit_result(hits, **fit), test, test, "hash", data, "CPU (fake)", {})
+    record = RunRecord(
+        name=f"{number:03d}",
+        kind="trial",
+        config=config or base(),
+        overrides=(),
+        data_name="digits",
+        data_fingerprint=data,
+        data_source="",
+        provenance={},
+        started=at[0],
+        ended=at[1],
+        state=state,
+        result=None if state == "FAILED" else result,
+        reason=reason,
+        epochs=result.fit.epochs,
+    )
+    return Trial(number, state, params or {}, record, reason, baseline)
+
+
+def study(*trials: Trial, searched: Mapping[str, str] | None = None, name: str = "study") -> History:
+    """A study of these trials."""
+    return History(name, "0" * 32, trials, {**RATE, **ACTIVATION} if searched is None else searched, None)
+
+
+class HitsExecutor(FakeExecutor):
+    """Plays scripts whose results say which of the digits' validation images were right: so many as the score says.
+
+    Which ones depends on the job's seed, so that two trials of one score differ.
+    """
+
+    def next_event(self, timeout: float) -> Event | None:
+        event = super().next_event(timeout)
+        if not isinstance(event, Finished):
+            return event
+        right = round(event.result.fit.chosen.val_accuracy * VALIDATION)
+        hits = np.zeros(VALIDATION, dtype=bool)
+        hits[np.random.default_rng(self.jobs[event.job].seed).permutation(VALIDATION)[:right]] = True
+        chosen = event.result.fit.chosen_epoch - 1
+        told = replace(event.result.fit.chosen, val_accuracy=right / VALIDATION)
+        epochs = (*event.result.fit.epochs[:chosen], told, *event.result.fit.epochs[chosen + 1 :])
+        mistakes = np.full(VALIDATION - right, 3, dtype="<u2").tobytes()
+        fit = replace(
+            event.result.fit, epochs=epochs, validation_hits=np.packbits(hits).tobytes(), validation_mistakes=mistakes
+        )
+        return Finished(event.job, replace(event.result, fit=fit))
