@@ -1,0 +1,134 @@
+"""The command `report`: read studies, write what they say as HTML and Markdown, log it to MLflow."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+from mnistexp import __version__, console, run, storage
+from mnistexp import config as configs
+from mnistexp.config import Request
+from mnistexp.databases import shown
+from mnistexp.errors import ConfigError, StoreError
+from mnistexp.overrides import override_text
+from mnistexp.phrases import counted
+from mnistexp.reports import answers as words
+from mnistexp.reports import artifacts, comparison, document, material
+from mnistexp.reports import sections as parts
+from mnistexp.reports.document import Document
+from mnistexp.reports.material import Material
+from mnistexp.schema import Config
+from mnistexp.words import Own
+
+NODES = ("study", "tracking", "data")  # of the config, that a report reads
+
+
+def report(request: Request, own: Own) -> int:
+    """Write a study's report, or that of several studies side by side."""
+    requests, folder = _requests(request, own), _folder(own.keys.get("out", "."))
+    composed = [configs.compose(each) for each in requests]
+    materials = [_material(each, request, own.keys.get("heatmap", "")) for each in composed]
+    if len(materials) == 1:
+        (found,) = materials
+        page, name = study_report(found, _footer()), f"report-{found.history.name}"
+    else:
+        page, name = (
+            comparison.compare(materials, _footer()),
+            f"compare-{'-'.join(each.history.name for each in materials)}",
+        )
+    for path in _write(page, folder, name[:150], name[:150]):
+        console.say(str(path))
+    if len(materials) == 1:
+        _log(page, composed[0], materials[0])
+    return 0
+
+
+def _requests(request: Request, own: Own) -> list[Request]:
+    """One request for each study. Raises: ConfigError for what a report can't be told."""
+    given = sorted(key for key in (*request.fixed, *request.swept) if key.split(".")[0].split("/")[0] not in NODES)
+    if given or request.swept:
+        raise ConfigError(f"{(given or request.swept)[0]}: a report reads a study as it is; leave it out")
+    if not own.names:
+        return [request]
+    if "study.name" in request.fixed:
+        raise ConfigError(f"study.name: the study is named already ({own.names[0]}); leave one of them out")
+    if len(set(own.names)) < len(own.names):
+        raise ConfigError(f"{' '.join(own.names)}: a study stands there twice; name different ones")
+    if len(own.names) > 1 and "heatmap" in own.keys:
+        raise ConfigError("heatmap: is for the report of one study; leave it out, or name one study")
+    return [request.plus([override_text("study.name", name)]) for name in own.names]
+
+
+def _material(config: Config, request: Request, heatmap: str) -> Material:
+    stores = [shown(text) for text in request.overrides if text.startswith(("study.storage=", "tracking"))]
+    with storage.reading(config.study.storage) as database:
+        return material.gather(database, run.study_name(config), config.data.root, heatmap, stores)
+
+
+def _footer() -> str:
+    return f"Written by mnistexp {__version__} on {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}."
+
+
+def study_report(found: Material, footer: str) -> Document:
+    """All that is told of one study, in the reader's order."""
+    history = found.history
+    record = next((trial.record for trial in history.trials if trial.record), None)
+    about = f"Which hyperparameters are best on {record.data_name}, by validation accuracy?" if record else ""
+    done = f"{counted(len(history.trials), 'trial')}, {len(history.complete)} of them complete."
+    sections = (
+        words.reality(found),
+        words.confirmed(found),
+        parts.course(found),
+        parts.parameters(found),
+        parts.cuts(found),
+        parts.curves(found),
+        parts.prices(found),
+        parts.digits(found),
+        parts.top_ten(found),
+        words.envelope(found),
+        parts.ended_early(found),
+        parts.provenance(found),
+    )
+    return Document(f"Study {history.name}", f"{about} {done}".strip(), words.answer(found), sections, footer)
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+def _folder(text: str) -> Path:
+    """Where to write, made if it isn't there: before anything is read and drawn. Raises: StoreError."""
+    folder = Path(text).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise StoreError(f"out={text}: can't be written to ({error.strerror}); give another out=FOLDER") from None
+    return folder
+
+
+def _write(page: Document, folder: Path, name: str, figures: str) -> tuple[Path, Path, Path]:
+    """Write NAME.html, NAME.md and the figures in a folder beside them."""
+    drawings = folder / figures
+    drawings.mkdir(exist_ok=True)
+    for picture in page.pictures:
+        (drawings / f"{picture.name}.png").write_bytes(picture.png)
+    html, markdown = folder / f"{name}.html", folder / f"{name}.md"
+    html.write_text(document.to_html(page), encoding="utf-8")
+    markdown.write_text(document.to_markdown(page, figures), encoding="utf-8")
+    return html, markdown, drawings
+
+
+def _log(page: Document, config: Config, found: Material) -> None:
+    """Put the report to the study's parent run; where that can't be, say so: the files are written."""
+    if config.tracking.name == "none":
+        return
+    experiment = config.tracking.experiment or found.history.name
+    with tempfile.TemporaryDirectory(prefix="mnistexp-") as scratch:
+        _write(page, Path(scratch), "report", "figures")
+        try:
+            run_id = artifacts.log_to_parent(config.tracking, experiment, found.history.id, Path(scratch), "report")
+        except StoreError as error:
+            console.note(f"not logged: {error}")
+            return
+    console.note(f"logged to run {run_id}, as report/" if run_id else "not logged: MLflow has no run of this study's")
