@@ -1,0 +1,1 @@
+"""From a sweep's winner to a champion that is used: `confirm`, the model registry, `predict`."""
