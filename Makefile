@@ -28,14 +28,8 @@ lint: setup
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-# As it stands `mlflow ui` is 15 processes and 2.5 GB; one worker without the job runner is 2 and 0.5 GB.
-# It has no password, so it listens on this machine alone and answers to no other name.
 ui: setup
-	@echo "http://127.0.0.1:$(PORT) (Ctrl-C ends it)"
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false \
-	  $(PY) -m mlflow ui --workers 1 \
-	  --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT) \
-	  --allowed-hosts 127.0.0.1:$(PORT),localhost:$(PORT)
+	@$(PY) -m mnistexp ui --port $(PORT) $(ARGS)
 
 setup: $(READY)
 

@@ -131,7 +131,7 @@ def _function(name: str) -> Callable[[Request, Own], int]:
 
             return predict
         case "ui":
-            from mnistexp.ui import ui
+            from mnistexp.dashboards.ui import ui
 
             return ui
         case "doctor":

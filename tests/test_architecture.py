@@ -280,7 +280,7 @@ def test_the_parents_side_loads_no_tensorflow() -> None:
         "champion.predict",
         "reports.report",
         "plan",
-        "ui",
+        "dashboards.ui",
     )
 
     assert loaded(f"import mnistexp.{', mnistexp.'.join(modules)}", (*CHILD, "mlflow")) == []

@@ -1,0 +1,1 @@
+"""The command `ui`: MLflow's and Optuna's own dashboards, served lean and to this machine alone."""
