@@ -7,6 +7,7 @@ Nothing here is ordered by a test score, or looks at one.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import json
 import math
@@ -75,7 +76,8 @@ def settings(trial: Trial, wanted: Sequence[str]) -> dict[str, Any]:
     The first trial is the config as it stands, which may lie outside of the space.
     """
     drawn = {key_of(name): value for name, value in trial.params.items()}
-    config = flatten(trial.record.config.model_dump(mode="json")) if trial.record else {}
+    lacking = trial.record is not None and not drawn.keys() >= set(wanted)  # else nothing is asked of its config
+    config = flatten(trial.record.config.model_dump(mode="json")) if trial.record and lacking else {}
     values = {key: drawn[key] if key in drawn else config.get(key) for key in wanted}
     return {key: json.dumps(v) if isinstance(v, list) else v for key, v in values.items() if v is not None}
 
@@ -135,15 +137,18 @@ def busy_seconds(in_order: Sequence[Trial]) -> tuple[float, ...]:
 
     Not the wall clock: a study that goes on tomorrow didn't search all night.
     """
-    spans = sorted((_record(trial).started, _record(trial).ended) for trial in in_order)
+    ends = [_record(trial).ended for trial in in_order]
+    spans = sorted((min(_record(trial).started, end), end) for trial, end in zip(in_order, ends, strict=True))
     merged: list[list[float]] = []
     for start, end in spans:
         if merged and start <= merged[-1][1]:
             merged[-1][1] = max(merged[-1][1], end)
         else:
             merged.append([start, end])
-    ends = [_record(trial).ended for trial in in_order]
-    return tuple(sum(max(0.0, min(end, until) - start) for start, until in merged) for end in ends)
+    starts = [start for start, _ in merged]
+    before = [0.0, *itertools.accumulate(until - start for start, until in merged)]
+    places = [bisect.bisect_right(starts, end) - 1 for end in ends]
+    return tuple(before[place] + (end - starts[place]) for place, end in zip(places, ends, strict=True))
 
 
 @dataclass(frozen=True)

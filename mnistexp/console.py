@@ -80,7 +80,7 @@ def trial_line(record: RunRecord, progress: Progress) -> str:
 def start_line(name: str, progress: Progress, workers: int, device: str) -> str:
     """Where a study stands, and what will go on with it."""
     left = max(0, progress.total - progress.done)
-    crew = f"{workers} worker{'s' * (workers > 1)}"
+    crew = f"{workers} worker{'s' * (workers != 1)}"
     return f"study {name}: {progress.done} of {progress.total} done, {left} to go; {crew} on {device}"
 
 
@@ -109,7 +109,8 @@ def summary_lines(
     if summary.interrupted:
         yield "Running trials went back to the study: the same command goes on from here."
     if summary.unlogged:
-        yield f"{summary.unlogged} runs are not in MLflow yet: the next sweep of this study logs them."
+        which, them = ("1 run is", "it") if summary.unlogged == 1 else (f"{summary.unlogged} runs are", "them")
+        yield f"{which} not in MLflow yet: the next sweep of this study logs {them}."
     if progress.best is None:
         yield "No trial completed, so there is no best config."
         return

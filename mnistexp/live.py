@@ -114,7 +114,7 @@ class Live:
 
     def _draw_on(self) -> None:
         seen, drawn = -1, 0.0
-        with suppress(OSError):  # the terminal is gone; the session goes on
+        with suppress(OSError, ValueError):  # the terminal is gone or closed; the session goes on
             while not self._ended.wait(REFRESH):
                 now = self._board.clock()
                 if seen != self._board.changes or now - drawn >= TICK or self._notes:
@@ -181,7 +181,8 @@ def _head(board: Board, width: int) -> list[Text]:
     doing = f"{crew} on {board.device}" if board.device else f"starting {crew}"
     title = Text.assemble((board.name, "bold"), "  ", (doing, "dim"))
     share = progress.done / progress.total if progress.total else 1.0
-    told = f"  {progress.done}/{progress.total}  {int(100 * min(1.0, share))} %"  # not 100 % before it is
+    whole = min(100, 100 * progress.done // progress.total) if progress.total else 100  # whole: no 100 % before it is
+    told = f"  {progress.done}/{progress.total}  {whole} %"
     length = max(0, min(60, width - len(told)))
     full = round(length * min(1.0, share))
     bar = Text.assemble(("━" * full, "green"), ("─" * (length - full), "dim"), told)

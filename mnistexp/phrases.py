@@ -32,6 +32,11 @@ def p_value(value: float) -> str:
     return "p < 0.0001" if value < 0.0001 else f"p = {value:.2g}" if value < 0.995 else "p = 1"
 
 
+def p_number(value: float) -> str:
+    """The same for a column whose head says that it is p."""
+    return p_value(value).removeprefix("p ").removeprefix("= ")
+
+
 def listed(words: Sequence[str]) -> str:
     """'a, b and c'."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -115,9 +115,10 @@ def text(
     first = drawn[: min(SHOWN, certain(prepared.config))]
     yield "Its first trial:" if len(first) == 1 else f"Its first {len(first)} trials:"
     yield from (line for claim in first for line in _trial_lines(claim))
-    if certain(prepared.config) < prepared.config.study.trials:
-        after = certain(prepared.config)
-        yield f"  (from trial {after} on, {prepared.config.study.sampler.name} goes by how the earlier ones went)"
+    sampler, after = prepared.config.study.sampler.name, certain(prepared.config)
+    if after < prepared.config.study.trials:
+        modelled = f"from trial {after} on, {sampler} goes by how the earlier ones went"
+        yield f"  ({'the points of qmc begin when a first trial has ended' if sampler == 'qmc' else modelled})"
 
 
 def warning_lines(prepared: Prepared, space: SearchSpace) -> Iterator[str]:

@@ -100,6 +100,24 @@ def test_seconds_leave_out_the_night_between_two_sessions() -> None:
     assert analysis.costs(study(*trials)).training_seconds == 27
 
 
+def test_seconds_at_work_are_those_of_counting_each() -> None:
+    """However trials overlap: the seconds before its end in which any trial was at work; a clock set back adds none."""
+    rng = np.random.default_rng(4)
+    spans = [(start, start + int(rng.integers(0, 9))) for start in map(int, rng.integers(0, 300, 60))]
+    trials = analysis.ended(trial(n, at=span) for n, span in enumerate(spans))
+    back = analysis.ended([trial(0, at=(0, 10)), trial(1, at=(20, 5)), trial(2, at=(20, 21))])
+
+    counted = [
+        sum(any(start <= second < end for start, end in spans) for second in range(int(each.record.ended)))
+        for each in trials
+        if each.record
+    ]
+
+    assert list(analysis.busy_seconds(trials)) == counted
+    assert analysis.busy_seconds(back) == (5, 10, 11)
+    assert analysis.busy_seconds([]) == ()
+
+
 def test_pruning_spares_the_epochs_that_were_not_run() -> None:
     """Of trials of three epochs, one stopped after the first spares two; a failed one spares none."""
     trials = (

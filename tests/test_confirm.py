@@ -143,6 +143,27 @@ def test_more_seeds_go_on_from_those_there_are(person: Person) -> None:
     assert len(confirm_names(person.database)) == 1
 
 
+def test_fewer_seeds_than_there_are_change_nothing(database: Database) -> None:
+    """seeds=5, then seeds=2: all five count, and the network that was tested may have the fifth seed."""
+    last: list[int] = []
+
+    def script(job: int, config: RunConfig) -> list[Step]:
+        seeds = [*dict.fromkeys([*last, config.seed])]
+        last[:] = seeds
+        return [0.5, 0.5 + 0.01 * seeds.index(config.seed)]
+
+    person = Person(database, script=script, workers=1)
+    person.confirm(top=2, seeds=5)
+    trained, before = len(person.jobs), person.found()
+
+    code = person.confirm(top=2, seeds=2)
+
+    assert before.best_repeat == 4
+    assert code == 0
+    assert len(person.jobs) == trained
+    assert person.found() == before
+
+
 def test_another_top_list_is_another_confirmation(person: Person) -> None:
     """Other configs are another question; the newest answer is the one that is told."""
     person.confirm(top=2, seeds=2)
@@ -150,6 +171,7 @@ def test_another_top_list_is_another_confirmation(person: Person) -> None:
 
     assert len(confirm_names(person.database)) == 2
     assert len(person.found().rivals) == 3
+    assert person.found().test_looks == len(person.tested) == 2
 
 
 def check_all(person: Person, top: int, seeds: int) -> None:
@@ -266,6 +288,17 @@ def test_a_config_of_which_a_run_fails_is_left_out(database: Database, capsys: p
     assert person.found().left_out == (best.number,)
     assert best.number not in [rival.number for rival in person.found().rivals]
     assert f"#{best.number} is left out: a run of it failed" in capsys.readouterr().out
+
+
+def test_nothing_is_chosen_where_every_config_failed(database: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    """All runs are done and none can be ranked: it is said why, and nothing is tested."""
+    person = Person(database, script=lambda job, config: ["loss became nan"])
+
+    code = person.confirm(top=1, seeds=2)
+
+    assert code == 1
+    assert "no config has two seeds and no failed run, so none is chosen" in capsys.readouterr().out
+    assert len(person.jobs) == 2
 
 
 def test_a_tested_run_that_fails_is_tried_again(person: Person, capsys: pytest.CaptureFixture[str]) -> None:

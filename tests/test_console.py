@@ -106,7 +106,7 @@ def test_a_study_of_one_trial_beats_nothing() -> None:
     assert sentences(missing(1)) == []
 
 
-def summary_of(study: History | None, **more: bool) -> list[str]:
+def summary_of(study: History | None, **more: int) -> list[str]:
     """The end of a sweep of two complete trials and a failed one."""
     best = Best(1, 0.9998, ("optimizer=adam",), run_config(parts()[0].prepared.config))
     ended = Summary(Progress(2, 0, 1, 3, best), "all 3 trials are done", 2, 10.0, 1.0, **more)
@@ -141,6 +141,15 @@ def test_a_sealed_test_split_and_an_unreadable_study_leave_the_rest() -> None:
     assert not any("test accuracy" in line for line in sealed + unreadable)
     assert "  validation accuracy  0.9998" in unreadable
     assert any("beats" in line for line in sealed)
+
+
+@pytest.mark.parametrize(
+    ("unlogged", "said"),
+    [(1, "1 run is not in MLflow yet: the next sweep of this study logs it."), (2, "2 runs are not in MLflow yet")],
+)
+def test_runs_that_mlflow_has_not_got_are_counted(unlogged: int, said: str) -> None:
+    """One run is one, two are two."""
+    assert summary_of(None, unlogged=unlogged)[1].startswith(said)
 
 
 @pytest.mark.parametrize("columns", [50, 200])

@@ -201,6 +201,17 @@ def test_a_worker_that_died_leaves_its_place(database: Database) -> None:
     assert "2 complete" in "\n".join(screen.lines())
 
 
+def test_the_share_that_is_done_is_rounded_down() -> None:
+    """100 * (29 / 100) is 28.999…, and 29 % are done; 199 of 200 aren't 100 %."""
+    told = []
+    for done, total in ((29, 100), (199, 200), (9, 8)):
+        board = Board()
+        board.begin("digits", Progress(done, 0, 0, total, None), 1)
+        told.append(live.frame(board, 100, 30)[1].plain.split("  ")[-1])
+
+    assert told == ["29 %", "99 %", "100 %"]
+
+
 def test_blocks_rise_with_the_logarithm_of_the_error() -> None:
     """Halving the error is one step, from wherever; a course without a rise is flat."""
     assert live.sparkline([0.9, 0.99, 0.999]) == "▁▅█"

@@ -140,6 +140,10 @@ def test_no_trial_is_foretold_that_hangs_on_scores() -> None:
         for name in ("random", "tpe", "qmc", "gp", "cmaes")
     }
 
+    session, space = parts("study/sampler=qmc", "study.trials=3")
+    (*_, last) = text(session.prepared, space, draws(session.prepared, space, 1), None)
+
+    assert last == "  (the points of qmc begin when a first trial has ended)"
     assert known == {"random": 30, "tpe": 4, "qmc": 1, "gp": 4, "cmaes": 4}
 
 

@@ -12,8 +12,9 @@ from confirms import Killed, with_hits
 from fakes import run_result
 from runs import run_config
 
-from mnistexp.champion import registry
-from mnistexp.champion.registry import ALIAS, Candidate, Registry, Version
+from mnistexp import config as configs
+from mnistexp.champion import predict, registry
+from mnistexp.champion.registry import ALIAS, Candidate, Registry, Version, judge
 from mnistexp.errors import StoreError
 from mnistexp.records import LoggedRun, RunRecord
 from mnistexp.schema import TrackingConfig
@@ -168,6 +169,21 @@ def test_a_champion_whose_hits_are_gone_stays(store: Store, name: str) -> None:
     assert "isn't in MLflow, so version 2 can't be compared with it" in said
 
 
+def test_a_champion_of_whose_runs_one_is_left_stays(store: Store, name: str) -> None:
+    """One run says nothing of the noise between seeds: a sentence, no traceback."""
+    old = store.candidate("alone", 0.5)
+    store.enter(name, old)
+    first, *others = store.tracker.find({"study_id": old.study_id, "rival": "7"})
+    for run in others:
+        store.registry._client.delete_run(run.run_id)
+
+    said = store.enter(name, store.candidate("b", 0.99))
+
+    assert first.state == "COMPLETE"
+    assert store.champion(name) == "alone"
+    assert "can't be compared with it" in said
+
+
 def test_the_same_weights_are_not_registered_again(store: Store, name: str) -> None:
     """Another study that chooses the very same network says that it is the champion already."""
     store.enter(name, store.candidate("a", 0.9, weights="same"))
@@ -179,13 +195,13 @@ def test_the_same_weights_are_not_registered_again(store: Store, name: str) -> N
 
 
 def test_registering_again_changes_nothing(store: Store, name: str) -> None:
-    """The same command once more: the same version, the same verdict."""
+    """The same command once more: the same version, the same verdict, and whether that still holds."""
     weak, strong = store.candidate("a", 0.85), store.candidate("b", 0.95)
     before = [store.enter(name, weak), store.enter(name, strong)]
 
     again = [store.enter(name, weak), store.enter(name, strong)]
 
-    assert again == before
+    assert again == [f"{before[0]} Since then version 2 has become it.", before[1]]
     assert len(store.versions(name)) == 2
     assert store.champion(name) == "b"
 
@@ -253,9 +269,21 @@ def test_the_champion_is_found_with_all_it_takes_to_build_it(store: Store, name:
     assert found.config == candidate.run.config
     assert found.weights.read_text() == "a"
     assert found.weights_hash == "weights of a"
-    assert (found.image_shape, found.classes, found.data, found.version) == ((8, 8), 10, "digits", "1")
+    assert (found.image_shape, found.classes, found.version) == ((8, 8), 10, "1")
     assert found.run_id == candidate.run.run_id
     assert found.metrics["val_accuracy"] == candidate.run.metrics["val_accuracy"]
+
+
+def test_the_champion_for_a_file_of_ones_own_is_found_by_its_name(store: Store, tmp_path: Path) -> None:
+    """Where `confirm` registers it, `predict data=npz data.root=…` looks."""
+    candidate = store.candidate("a", 0.9)
+    store.enter(registry.model_name("npz", "some/where/own.digits.npz"), candidate)
+    config = configs.compose(configs.parse_request(["data=npz", "data.root=own.digits.npz"]))
+
+    found = predict._champion(config.model_copy(update={"tracking": store.config}), tmp_path)
+
+    assert found.title.startswith("the champion for npz-own-digits, version 1 ")
+    assert found.weights_hash == "weights of a"
 
 
 def test_no_champion_yet_is_told_with_what_to_type(store: Store, tmp_path: Path) -> None:
@@ -285,3 +313,20 @@ def test_a_run_without_weights_is_told(store: Store, name: str, tmp_path: Path) 
 
     with pytest.raises(StoreError, match="has no weights in MLflow"):
         store.registry.weights(run_id, tmp_path)
+
+
+def test_the_best_of_many_needs_a_larger_lead_than_one_named_beforehand() -> None:
+    """A lead that is enough for a config that stood fixed isn't for one that was the best of twenty."""
+    draw = np.random.default_rng(3)
+    theirs = np.stack([0.90 + shift / IMAGES > HARD for shift in (-2, 0, 2, 1, -1)])
+    extra = draw.random((5, IMAGES)) < 0.16
+    hits = theirs | (extra & (HARD < 0.97))
+    run = LoggedRun("", "", None, (), "COMPLETE", {}, "", DATA, {}, {})  # type: ignore[arg-type]
+    old, new = (Version("digits", number, "", {"data_fingerprint": DATA}) for number in "12")
+
+    verdicts = [
+        judge(new, old, Candidate(run, "s", "i", 1, hits, (8, 8), 10, 0.9, chosen_from=count), lambda _: theirs)[0]
+        for count in (1, 10**6)
+    ]
+
+    assert verdicts == [True, False]

@@ -296,6 +296,17 @@ def test_a_study_of_one_trial_has_no_rivals() -> None:
     assert "Importances can't be given: it takes 10 complete trials." in texts["parameters"]
 
 
+def test_a_study_that_searched_nothing_and_tested_nothing_says_that() -> None:
+    """Trials completed, so it isn't said that none did; and no look at the test split is no look."""
+    texts = told(material(trial(0, test=None), trial(1, test=None), searched={}))
+
+    assert "No parameter was searched" in texts["space"]
+    assert "No trial completed" not in "".join(texts.values())
+    assert "This study has never looked at the test split" in texts["envelope"]
+    assert "The best score was reached when 1 of 2 trials had ended" in texts["course"]
+    assert "the test is corrected for that (Holm)" in texts["real"]
+
+
 @pytest.mark.parametrize(
     ("trials", "answer"),
     [

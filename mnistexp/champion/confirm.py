@@ -97,8 +97,7 @@ def prepare(request: Request, config: Config, study: History, top: int, seeds: i
     device = config.trainer.device if "trainer.device" in request.fixed else None
     prepared = run.prepare_recorded(config, run.here(found[0].config, config.data.root, device))
     _check_data(study, prepared)
-    taken = [contender.config.seed for contender in found]
-    fresh = contenders.fresh_seeds(study.fingerprint.get("seed"), seeds, taken)
+    fresh = contenders.seeds_of(study, found, seeds)
     base = _own_study(prepared.config, study, contenders.study_name(study, found), len(found) * seeds)
     folder = request.config_dir or study.config_dir
     whose = replace(prepared, request=Request(config_dir=folder), config=base)
@@ -140,6 +139,9 @@ def answer(asked: Question) -> int:
     if summary.interrupted:
         console.say(f"\n{summary.stopped}: the same command goes on from here")
         return INTERRUPTED
+    if found is None and summary.progress.done >= summary.progress.total:
+        console.say("\nno config has two seeds and no failed run, so none is chosen; give a larger top=… or seeds=…")
+        return 1
     if found is None or summary.progress.done < summary.progress.total:
         console.say(f"\n{summary.stopped}: {summary.progress.done} of {summary.progress.total} runs are done")
         return 1
@@ -211,7 +213,7 @@ def _conclude(asked: Question, sweep: Sweep, found: Confirmation) -> int:
     _say(f"{confirm_text.test_sentence(tested.test)}.")
     _say(_same_bits(asked, point))
     if tested.test_looks > 1:
-        _say(f"With more seeds the choice changed: {tested.test_looks} networks of this confirmation have been tested.")
+        _say(f"The confirmations of {asked.study.name} have looked at the test split {tested.test_looks} times by now.")
     code = _register(asked, tested, logged)
     _close_parent(asked, sweep, "FINISHED")
     return code
@@ -227,7 +229,7 @@ def _test(asked: Question, sweep: Sweep, point: Point) -> tuple[LoggedRun | None
     """
     name = contenders.final_name(asked.prepared.study_name, point)
     prepared = replace(asked.prepared, config=_last_study(asked, name))
-    space = replace(asked.space, final=point)
+    space = asked.space.tested(point)
     told = {"final": "true", "test_images": str(len(prepared.dataset.test.labels))}
     session = contenders.session(replace(asked.session, prepared=prepared), space, told)
     executor = asked.start(prepared, 1)
@@ -317,6 +319,7 @@ def _enter(asked: Question, tested: Confirmation, logged: LoggedRun) -> str:
         image_shape=dataset.image_shape,
         classes=dataset.classes,
         test_accuracy=tested.test.accuracy,
+        chosen_from=len(tested.rivals),
     )
     where = registry.Registry(_uri(asked.config))
     known = partial(registry.hits_of, asked.config.tracking, images=chosen.images)

@@ -106,8 +106,9 @@ def line(record: RunRecord, progress: Progress) -> str:
 def test_sentence(test: TestLook) -> str:
     """The one number that nothing was chosen by."""
     return (
-        f"test accuracy {test.accuracy:.4f} (95 % interval {test.low:.4f} to {test.high:.4f}) on {test.images} images, "
-        f"of the network with seed {test.seed}, whose validation accuracy is {test.val_accuracy:.4f}"
+        f"test accuracy {test.accuracy:.4f} (95 % interval {test.low:.4f} to {test.high:.4f}) "
+        f"on {test.images:,} images, of the network with seed {test.seed}, "
+        f"whose validation accuracy is {test.val_accuracy:.4f}"
     )
 
 
@@ -147,7 +148,7 @@ def page(confirmation: Confirmation) -> str:
     """The description of its parent run in MLflow, as Markdown."""
     head = _head(confirmation)
     table = [head, ("---",) * len(head), *rows(confirmation)[:MOST_ROWS]]
-    test = test_sentence(confirmation.test) if confirmation.test else "not looked at the test split yet"
+    test = test_sentence(confirmation.test) if confirmation.test else "it was not tested yet"
     found = [
         f"**#{confirmation.chosen.number}** is the chosen one: {test}.",
         confirmation.verdict,

@@ -76,7 +76,7 @@ class Confirmation:
     rivals: tuple[Confirmed, ...]  # by their mean, best first; the first is the chosen one
     test: TestLook | None
     verdict: str  # one sentence on the champion; "" if none was registered yet
-    test_looks: int = 0  # networks of this confirmation that were tested: more than one if seeds were added
+    test_looks: int = 0  # of all confirmations of the study: more than one if seeds were added, or top= was another
     left_out: tuple[int, ...] = ()  # trials of which a run failed, so that there is no mean to rank
     winner: int = 0  # the sweep's own best trial
     level: float = LEVEL  # of the intervals in `behind`: higher, so that all of them hold together
@@ -105,7 +105,6 @@ def load(storage: BaseStorage, study: History) -> Confirmation | None:
 def read(storage: BaseStorage, study: History, confirm: History) -> Confirmation | None:
     """One confirmation; None if it is another study's, or no config of it has two seeds yet."""
     whose = _contenders(study, confirm)
-    finals = [histories.load(storage, name) for name in histories.study_names(storage, f"{confirm.name}.final.")]
     try:
         found = rank(confirm.name, whose, confirm) if whose else None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -114,9 +113,15 @@ def read(storage: BaseStorage, study: History, confirm: History) -> Confirmation
         return None
     index = [each.number for each in whose].index(found.chosen.number)
     last = reruns.final_name(confirm.name, Point(index, found.best_repeat))
-    test = next((look for final in finals if final.name == last and (look := test_look(final))), None)
-    looks = sum(final.test_looks for final in finals)
-    return replace(found, test=test, verdict=confirm.verdict, test_looks=looks)
+    test = test_look(histories.load(storage, last)) if last in histories.study_names(storage, last) else None
+    return replace(found, test=test, verdict=confirm.verdict, test_looks=_test_looks(storage, study))
+
+
+def _test_looks(storage: BaseStorage, study: History) -> int:
+    """How often the test split was looked at by a study's confirmations, whatever their configs and seeds."""
+    names = histories.study_names(storage, reruns.prefix(study.name))
+    begun = [histories.load(storage, name) for name in names if ".final." in name]
+    return sum(final.test_looks for final in begun if _contenders(study, final))
 
 
 def _ended(confirm: History) -> float:

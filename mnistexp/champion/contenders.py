@@ -82,6 +82,11 @@ def fresh_seeds(study_seed: object, count: int, taken: Sequence[int]) -> tuple[i
     return tuple(seeds)
 
 
+def seeds_of(study: History, contenders: Sequence[Contender], count: int) -> tuple[int, ...]:
+    """The first so many fresh seeds of a study's confirmation."""
+    return fresh_seeds(study.fingerprint.get("seed"), count, [contender.config.seed for contender in contenders])
+
+
 def _whose(study_id: str, contenders: Sequence[Contender]) -> str:
     return json.dumps({"study": study_id, "trials": [contender.number for contender in contenders]})
 
@@ -109,6 +114,11 @@ class Reruns:
         if self.final is not None:
             return (self.final,)
         return tuple(Point(rival, repeat) for repeat in range(len(self.seeds)) for rival in range(len(self.contenders)))
+
+    def tested(self, point: Point) -> Reruns:
+        """The space of the one run that is tested, whose seed may be of an earlier confirm that had more of them."""
+        count = max(len(self.seeds), point.repeat + 1)
+        return replace(self, seeds=seeds_of(self.study, self.contenders, count), final=point)
 
     def describe(self) -> dict[str, str]:
         """The study and its trials that are compared; not how many seeds: there may be more of them later."""

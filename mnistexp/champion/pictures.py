@@ -56,14 +56,6 @@ def style(name: str, side: int) -> Style:
     return Style(side, box, box, squeezed=False, middle=side / 2, thinnest=1.8 * side / 28)
 
 
-def load(path: Path, wanted: Style) -> Floats:
-    """A file's digit, bright on dark, [side, side] in [0, 1]. Raises: DataError if there is none in it."""
-    try:
-        return normalised(strokes(read(path)), wanted)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
-
-
 # ------------------------------------------------------------------------------------------------- reading
 
 

@@ -122,7 +122,7 @@ def _network(config: Config, run_id: str, folder: Path) -> Network:
 
 def _champion(config: Config, folder: Path) -> Network:
     """The champion for the data set; for `auto`, MNIST's if there is one."""
-    uri, name = resolved_uri(config.tracking), config.data.name
+    uri, name = resolved_uri(config.tracking), registry.model_name(config.data.name, config.data.root)
     if name == "auto":
         known = registry.Registry(uri)
         name = next((each for each in ("mnist", "digits") if known.champion(each)), "mnist")

@@ -9,7 +9,7 @@ from mnistexp.analysis import Standing, accuracy_of
 from mnistexp.champion import confirm_text
 from mnistexp.champion.confirmation import Confirmation
 from mnistexp.history import Trial
-from mnistexp.phrases import accuracy, counted, duration, p_value
+from mnistexp.phrases import accuracy, counted, duration, p_number, p_value
 from mnistexp.reports import figures
 from mnistexp.reports.document import Block, Code, Note, Paragraph, Section, Strong, Table, Text, paragraph
 from mnistexp.reports.drawing import picture
@@ -170,7 +170,7 @@ def _what_test(found: Standing) -> Paragraph:
     return paragraph(
         "So each rival was set beside the best on the same images: only those that one of the two got right and the "
         "other wrong tell them apart (McNemar's exact test), and as any two trials could have come out on top, the "
-        f"test is corrected for all {counted(pairs, 'pair')} (Holm). ",
+        f"test is corrected for {f'all {pairs:,} pairs' if pairs > 1 else 'that'} (Holm). ",
         Strong(f"{_alike(found)}."),
     )
 
@@ -222,8 +222,8 @@ def _rivals_table(found: Standing) -> Table:
             accuracy(accuracy_of(versus.trial)),
             str(versus.test.better),
             str(versus.test.worse),
-            p_value(versus.test.p_value).removeprefix("p ").removeprefix("= "),
-            p_value(versus.test.adjusted).removeprefix("p ").removeprefix("= "),
+            p_number(versus.test.p_value),
+            p_number(versus.test.adjusted),
             "worse" if versus.test.distinguishable else "can't tell",
         )
         for versus in found.rivals[:ROWS]
@@ -290,12 +290,15 @@ def envelope(material: Material) -> Section:
     """How often the test split was looked at, and that nothing was ordered by it."""
     looks, found = material.history.test_looks, material.confirmation
     total = looks + (found.test_looks if found else 0)
+    if not total:
+        none = Strong("This study has never looked at the test split")
+        return Section("envelope", "The sealed envelope", (paragraph(none, ", so nothing was ordered by it."),))
     told: list[Text] = [
         Strong(f"This study has looked at the test split {_times(total)}"),
         f": {counted(looks, 'trial')} of the sweep, each once, after its training had ended",
     ]
     if found:
-        told.append(f"; {counted(found.test_looks, 'network')} of the confirmation, after the choice was made")
+        told.append(f"; {counted(found.test_looks, 'network')} of its confirmations, after the choice was made")
     told.append(
         ". Nothing was ordered by what it saw: the sampler, the pruner, the best trial, every table here and the "
         "confirmation's choice go by validation alone."
@@ -308,4 +311,4 @@ def envelope(material: Material) -> Section:
 
 
 def _times(count: int) -> str:
-    return {0: "never", 1: "once", 2: "twice"}.get(count, f"{count:,} times")
+    return {1: "once", 2: "twice"}.get(count, f"{count:,} times")

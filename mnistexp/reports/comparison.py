@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from mnistexp import analysis
 from mnistexp.analysis import By, Winner, accuracy_of
 from mnistexp.history import History, Trial
-from mnistexp.phrases import accuracy, counted, duration, listed, p_value
+from mnistexp.phrases import accuracy, counted, duration, listed, p_number
 from mnistexp.reports import figures
 from mnistexp.reports.answers import config_name
 from mnistexp.reports.document import Block, Document, Note, Paragraph, Section, Strong, Table, paragraph
@@ -42,8 +42,12 @@ def _answer(histories: Sequence[History], found: Sequence[Winner] | None) -> tup
     said = paragraph("The best config of all is from ", Strong(first.name), f": {_score(best)}.")
     alike = [each.study for each in found if each.test and not each.test.distinguishable]
     worse = [each.study for each in found if each.test and each.test.distinguishable]
-    sentences = [f"The winner of {listed(alike)} can't be told apart from it."] if alike else []
-    sentences += [f"It is better than the winner of {listed(worse)} by more than luck explains."] if worse else []
+    sentences = [f"The winner{'s' * (len(alike) > 1)} of {listed(alike)} can't be told apart from it."] if alike else []
+    sentences += (
+        [f"It is better than the winner{'s' * (len(worse) > 1)} of {listed(worse)} by more than luck explains."]
+        if worse
+        else []
+    )
     return said, paragraph(" ".join(sentences))
 
 
@@ -79,7 +83,7 @@ def _winners(materials: Sequence[Material], found: Sequence[Winner] | None) -> I
             continue
         interval = f"{accuracy(standing.low)} to {accuracy(standing.high)}" if standing else ""
         test = tests.get(name)
-        versus = (f"{test.better} : {test.worse}", p_value(test.adjusted).removeprefix("p = ")) if test else ("", "")
+        versus = (f"{test.better} : {test.worse}", p_number(test.adjusted)) if test else ("", "")
         rows.append((name, f"#{best.number}", config_name(best), accuracy(accuracy_of(best)), interval, *versus))
     head = ("study", "trial", "config", "accuracy", "95 % interval", "images won : lost", "p, corrected")
     if found is None:

@@ -84,15 +84,15 @@ def _class_axes(axes: Axes, names: Sequence[str]) -> None:
 
 
 @styled
-def digits(images: npt.ArrayLike, titles: Sequence[str], shape: Sequence[int] | None = None) -> Figure:
+def digits(images: npt.ArrayLike, titles: Sequence[str]) -> Figure:
     """Small pictures in rows, ink on paper, each under its title.
 
     Args:
-        images: [n, h, w], [n, h, w, channels] or flat, [n, h * w]; of any numeric type, dark where it is 0.
+        images: [n, h, w], [n, h, w, channels] or flat, [n, h * w], where a square is one and anything else a row; of
+            any numeric type, dark where it is 0.
         titles: n of them, such as "4 → 9"; "" for none.
-        shape: of a flat image; None: a square, or else one row.
     """
-    pictures = _pictures(np.asarray(images, dtype=np.float64), shape)
+    pictures = _pictures(np.asarray(images, dtype=np.float64))
     if not len(pictures):
         return sentence("There are no pictures to show.")
     rows = -(-len(pictures) // COLUMNS)
@@ -109,12 +109,12 @@ def digits(images: npt.ArrayLike, titles: Sequence[str], shape: Sequence[int] | 
     return figure
 
 
-def _pictures(images: npt.NDArray[np.float64], shape: Sequence[int] | None) -> npt.NDArray[np.float64]:
+def _pictures(images: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Images as [n, h, w]: colours are averaged."""
     if images.ndim <= 2 and len(images):
         flat = images.reshape(len(images), -1)
         side = math.isqrt(flat.shape[1])
-        images = flat.reshape(len(flat), *(shape or ((side, side) if side * side == flat.shape[1] else (1, -1))))
+        images = flat.reshape(len(flat), *((side, side) if side * side == flat.shape[1] else (1, -1)))
     while images.ndim > 3:
         images = images.mean(axis=-1)
     if images.ndim == 2:  # an image of one dimension: a strip

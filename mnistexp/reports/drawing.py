@@ -20,11 +20,9 @@ def picture(name: str, figure: Figure, alt: str, caption: str) -> Picture:
 def inline(svg: str) -> str:
     """An SVG file's drawing alone, to stand in an HTML page.
 
-    HTML needs none of its namespaces, which look like addresses; and of its ids only those that are referred to:
-    all of matplotlib's drawings call their parts axes_1, patch_2 and so on.
+    HTML needs none of its namespaces, which look like addresses; and of its ids only those that are referred to.
     """
-    drawing = svg[svg.index("<svg") :]
-    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
+    drawing = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)  # each text once more, by whoever named things
     drawing = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", drawing)
     referred = set(re.findall(r'(?:url\(|href=")#([^")]+)', drawing))
     return re.sub(r'\sid="([^"]*)"', lambda found: found[0] if found[1] in referred else "", drawing)

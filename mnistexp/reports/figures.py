@@ -121,8 +121,7 @@ def _steps(axes: Axes, ended: Sequence[Trial], by: By, divisor: float, limits: Z
 
 
 def _places(ended: Sequence[Trial], by: By) -> list[float]:
-    seconds = analysis.busy_seconds(ended)
-    return list(map(float, range(1, len(ended) + 1))) if by == "trials" else list(seconds)
+    return list(map(float, range(1, len(ended) + 1) if by == "trials" else analysis.busy_seconds(ended)))
 
 
 def _horizontal(farthest: float, by: By) -> tuple[float, str]:

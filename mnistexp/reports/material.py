@@ -87,8 +87,8 @@ def _by_importance(found: History, shares: Importances) -> tuple[str, ...]:
 
 def _usual_axes(found: History, shares: Importances) -> tuple[str, str] | None:
     """The two most important parameters that are numbers; where there is one number, or none, of any kind."""
-    keys = _by_importance(found, shares)
-    numbers = [key for key in keys if key in analysis.numeric(found)]
+    keys, numeric = _by_importance(found, shares), analysis.numeric(found)
+    numbers = [key for key in keys if key in numeric]
     first, second, *_ = [*numbers, *(key for key in keys if key not in numbers), "", ""]
     return (first, second) if second else None
 

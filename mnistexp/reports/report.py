@@ -37,7 +37,11 @@ def report(request: Request, own: Own) -> int:
             comparison.compare(materials, _footer()),
             f"compare-{'-'.join(each.history.name for each in materials)}",
         )
-    for path in _write(page, folder, name[:150], name[:150]):
+    try:
+        paths = _write(page, folder, name[:150], name[:150])
+    except OSError as error:
+        raise StoreError(f"{folder}: the report can't be written there ({error.strerror}); give out=FOLDER") from None
+    for path in paths:
         console.say(str(path))
     if len(materials) == 1:
         _log(page, composed[0], materials[0])
@@ -125,10 +129,10 @@ def _log(page: Document, config: Config, found: Material) -> None:
         return
     experiment = config.tracking.experiment or found.history.name
     with tempfile.TemporaryDirectory(prefix="mnistexp-") as scratch:
-        _write(page, Path(scratch), "report", "figures")
         try:
+            _write(page, Path(scratch), "report", "figures")
             run_id = artifacts.log_to_parent(config.tracking, experiment, found.history.id, Path(scratch), "report")
-        except StoreError as error:
+        except (OSError, StoreError) as error:
             console.note(f"not logged: {error}")
             return
     console.note(f"logged to run {run_id}, as report/" if run_id else "not logged: MLflow has no run of this study's")

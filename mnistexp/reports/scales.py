@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import numbers
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -126,7 +125,7 @@ def scale(found: Iterable[Any], log: bool | None = None) -> Scale:
     """
     there = [value for value in found if value is not None]
     different = {shown(value): _plain(value) for value in there}
-    if len(different) < 2 or not all(map(_is_number, there)) or len(different) <= min(FEW, len(there) // 2):
+    if len(different) < 2 or not all(map(analysis.is_number, there)) or len(different) <= min(FEW, len(there) // 2):
         ordered = sorted(different, key=lambda text: _order(different[text], text))
         return Scale("category", categories=tuple(ordered))
     whole = all(float(value).is_integer() for value in there)
@@ -140,15 +139,11 @@ def logarithmic(name: str, log: Collection[str] | None) -> bool | None:
     return None if log is None else any(name in (each, analysis.key_of(each)) for each in log)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
 def _order(value: Any, text: str) -> tuple[int, list[float], str]:
     """Numbers by size, then lists by length and sizes, then words by alphabet."""
-    if _is_number(value):
+    if analysis.is_number(value):
         return 0, [float(value)], text
-    if isinstance(value, list) and all(map(_is_number, value)):
+    if isinstance(value, list) and all(map(analysis.is_number, value)):
         return 1, [float(len(value)), *map(float, value)], text
     return 2, [], text
 

@@ -44,8 +44,8 @@ def _course(material: Material) -> Iterator[Block]:
         return
     last = steps[-1]
     yield paragraph(
-        f"The best was trial number {last.at:.0f} of {len(analysis.ended(found))} to end; the lead changed "
-        f"{counted(len(steps) - 1, 'time')}."
+        f"The best score was reached when {last.at:.0f} of {counted(len(analysis.ended(found)), 'trial')} had ended; "
+        f"the lead changed {counted(len(steps) - 1, 'time')}."
     )
     views: tuple[tuple[By, str, str], ...] = (
         ("trials", "best_by_trials", "trial"),
@@ -125,7 +125,8 @@ def cuts(material: Material) -> Section:
     """How the space was cut down."""
     best, found = material.best, material.standing
     if best is None or not analysis.searched(material.history):
-        return Section("space", "How the space was cut down", (Note("No trial completed."),))
+        why = "No trial completed." if best is None else "No parameter was searched."
+        return Section("space", "How the space was cut down", (Note(why),))
     alike = (best, *found.alike) if found else (best,)
     left = analysis.cuts(material.history, alike)
     in_order = sorted(left, key=lambda cut: material.keys.index(analysis.key_of(cut.name)))
@@ -208,10 +209,10 @@ def _digits(material: Material) -> Iterator[Block]:
         yield Note("Which digits were taken for which isn't in the best trial's record.")
     else:
         everyone = sum(miss.missed_by == found.trials for miss in found.misses)
+        made = f"; {everyone} of them {'is' if everyone == 1 else 'are'} made by all {found.trials} complete trials"
         yield paragraph(
             f"On the {len(dataset.validation.labels):,} validation images the best trial makes "
-            f"{counted(len(found.misses), 'mistake')}"
-            + (f"; {everyone} of them are made by all {found.trials} complete trials." if found.trials > 1 else ".")
+            f"{counted(len(found.misses), 'mistake')}{made if found.trials > 1 else ''}."
         )
         yield picture(
             "confusion",
