@@ -157,14 +157,13 @@ def _dashboard(config: Config, stores: Iterable[str]) -> str:
 
 def best(request: Request, _: Own) -> int:
     """Print a study's best config, as YAML and as one command."""
-    from mnistexp import storage
-    from mnistexp.study import load_best
+    from mnistexp import history, storage
 
     configs.refuse_search(request, "best")
     configs.refuse_hyperparameters(request, "best")
     config = configs.compose(request)
     with storage.reading(config.study.storage) as database:
-        found, config_dir = load_best(database, run.study_name(config))
+        found, config_dir = history.best(database, run.study_name(config))
     config_dir = request.config_dir or config_dir  # the user's word: the folder may have moved
     overrides = configs.rebuild(found.config, found.overrides, config_dir)
     for line in console.best_lines(found, console.train_command(overrides, config_dir)):

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mnistexp import records
 from mnistexp.errors import StoreError
 from mnistexp.records import RunRecord, State
-from mnistexp.study import BASELINE, REASON, RECORD, VERDICT
+from mnistexp.study import BASELINE, REASON, RECORD, VERDICT, Best
 
 STATES: Mapping[TrialState, State] = {
     TrialState.COMPLETE: "COMPLETE",
@@ -63,8 +63,9 @@ class History:
 
     @property
     def ranked(self) -> tuple[Trial, ...]:
-        """Complete trials, best first: by validation accuracy, then the lowest number."""
-        return tuple(sorted(self.complete, key=lambda trial: (-(trial.val_accuracy or 0.0), trial.number)))
+        """Complete trials with a finite score, best first: by validation accuracy, then the lowest number."""
+        scored = (trial for trial in self.complete if math.isfinite(trial.val_accuracy or 0.0))
+        return tuple(sorted(scored, key=lambda trial: (-(trial.val_accuracy or 0.0), trial.number)))
 
     @property
     def test_looks(self) -> int:
@@ -87,6 +88,18 @@ def load(storage: BaseStorage, name: str) -> History:
     trials = tuple(_trial(trial) for trial in study.get_trials(deepcopy=False, states=tuple(STATES)))
     its_id, verdict = (str(study.user_attrs.get(key, "")) for key in ("id", VERDICT))
     return History(name, its_id, trials, fingerprint, Path(folder) if folder else None, verdict)
+
+
+def best(storage: BaseStorage, name: str) -> tuple[Best, Path | None]:
+    """A study's best trial, and the user's config folder that it was composed with.
+
+    Raises: StoreError if there is no such study, or none of its trials completed.
+    """
+    study = load(storage, name)
+    for trial in study.ranked:
+        if trial.record is not None and trial.val_accuracy is not None:
+            return Best(trial.number, trial.val_accuracy, trial.record.overrides, trial.record.config), study.config_dir
+    raise StoreError(f"study.name={name}: no trial of it completed; run `python -m mnistexp sweep study.name={name}`")
 
 
 def study_names(storage: BaseStorage, prefix: str = "") -> list[str]:

@@ -20,7 +20,6 @@ import uuid
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -170,27 +169,6 @@ def _whole(trial: FrozenTrial, key: str) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
     raise StoreError(f"trial {trial.number} of this study was not written by mnistexp ({key}); give another study.name")
-
-
-def load_best(storage: BaseStorage, name: str) -> tuple[Best, Path | None]:
-    """A study's best trial, and the user's config folder that it was composed with.
-
-    Raises: StoreError if there is no such study, or none of its trials completed.
-    """
-    names = optuna.get_all_study_names(storage)
-    if name not in names:
-        there = (
-            f"there are {', '.join(sorted(names))}" if names else "there is none yet; run `python -m mnistexp sweep`"
-        )
-        raise StoreError(f"study.name={name}: no such study here; {there}")
-    study = optuna.load_study(study_name=name, storage=storage)
-    best = progress(study.get_trials(deepcopy=False), 0).best
-    if best is None:
-        raise StoreError(
-            f"study.name={name}: no trial of it completed; run `python -m mnistexp sweep study.name={name}`"
-        )
-    folder = study.user_attrs.get("config_dir")
-    return best, Path(folder) if folder else None
 
 
 def standing(storage: BaseStorage, prepared: Prepared, space: Space) -> Progress | None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+
+from mnistexp.storage import Database, open_for_sweep
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -40,6 +44,21 @@ def quick_folder() -> Iterator[Path]:
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
         yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database of Optuna's: making one takes a third of a second, copying it nothing."""
+    path = tmp_path_factory.mktemp("optuna") / "optuna.db"
+    open_for_sweep(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture
+def database(fresh: Path, quick_folder: Path) -> Iterator[Database]:
+    """A database of the test's own."""
+    with closing(open_for_sweep(f"sqlite:///{shutil.copy(fresh, quick_folder / 'optuna.db')}")) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -115,7 +115,7 @@ EDGES = {  # module: what of ours it may import, inside functions and for types 
     "schema sections storage words",
     # … what is typed
     "commands": "analysis config console databases errors executor history plan records results run schema "
-    "search_space show storage study sweep tracking words",
+    "search_space show storage sweep tracking words",
     "cli": "commands config confirm doctor errors predict report ui words",
 }
 

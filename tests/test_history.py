@@ -1,10 +1,5 @@
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
-
 import optuna
 import pytest
 from fakes import FakeExecutor, RecordingTracker, Step
@@ -13,25 +8,10 @@ from sweeps import by_rate, open_sweep, parts, trials_of
 from mnistexp import history
 from mnistexp.errors import StoreError
 from mnistexp.schema import RunConfig
-from mnistexp.storage import Database, open_for_sweep
+from mnistexp.storage import Database
 from mnistexp.sweep import Listener, Sweep
 
 RATES = "optimizer.learning_rate=tag(log, interval(1e-3, 1e-1))"
-
-
-@pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database of Optuna's."""
-    path = tmp_path_factory.mktemp("optuna") / "optuna.db"
-    open_for_sweep(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture
-def database(fresh: Path, quick_folder: Path) -> Iterator[Database]:
-    """A database of the test's own."""
-    with closing(open_for_sweep(f"sqlite:///{shutil.copy(fresh, quick_folder / 'optuna.db')}")) as opened:
-        yield opened
 
 
 def test_a_history_is_what_the_sweep_did(database: Database) -> None:

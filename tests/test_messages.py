@@ -368,14 +368,18 @@ def test_a_damaged_database(folder: Path) -> None:
 @pytest.fixture
 def studied(folder: Path) -> Path:
     """A folder with a study `wide` that has no trial yet."""
-    optuna.create_study(storage=f"sqlite:///{folder}/optuna.db", study_name="wide")
+    study = optuna.create_study(storage=f"sqlite:///{folder}/optuna.db", study_name="wide")
+    study.set_user_attr("fingerprint", {})
     return folder
 
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("narrow", "study.name=narrow: no such study here; there are wide"),
+        (
+            "narrow",
+            "study.name=narrow: no such study here; there are wide; run `python -m mnistexp sweep` to make one",
+        ),
         ("wide", "study.name=wide: no trial of it completed; run `python -m mnistexp sweep study.name=wide`"),
     ],
 )

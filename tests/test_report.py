@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
@@ -104,21 +103,6 @@ def check_self_contained(html: str) -> Page:
 
 
 # ------------------------------------------------------------------------------------------------- whole studies
-
-
-@pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database of Optuna's."""
-    path = tmp_path_factory.mktemp("optuna") / "optuna.db"
-    open_for_sweep(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture
-def database(fresh: Path, quick_folder: Path) -> Iterator[Database]:
-    """A database of the test's own."""
-    with closing(open_for_sweep(f"sqlite:///{shutil.copy(fresh, quick_folder / 'optuna.db')}")) as opened:
-        yield opened
 
 
 def mixed(job: int, config: RunConfig) -> list[Step]:

@@ -4,8 +4,6 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import optuna
@@ -14,32 +12,18 @@ from fakes import FakeExecutor, RecordingTracker, Step
 from optuna.trial import TrialState
 from sweeps import SMALL, by_rate, constantly, open_sweep, parts, states_of, trials_of
 
+from mnistexp import history
 from mnistexp.config import compose, parse_request, run_config
 from mnistexp.errors import ConfigError, StoreError
 from mnistexp.records import RunRecord
 from mnistexp.run import Prepared
 from mnistexp.schema import RunConfig
 from mnistexp.storage import Database, open_for_sweep
-from mnistexp.study import Progress, load_best, trial_seed
+from mnistexp.study import Progress, trial_seed
 from mnistexp.sweep import Listener, Summary, Sweep
 
 FIXED_RATE = "optimizer.learning_rate=0.1"
 PRUNING = ("study/pruner=median", "study.pruner.startup_trials=1", "study.pruner.warmup_epochs=0")
-
-
-@pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database of Optuna's: making one takes a third of a second, copying it nothing."""
-    path = tmp_path_factory.mktemp("optuna") / "optuna.db"
-    open_for_sweep(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture
-def database(fresh: Path, quick_folder: Path) -> Iterator[Database]:
-    """A database of the test's own."""
-    with closing(open_for_sweep(f"sqlite:///{shutil.copy(fresh, quick_folder / 'optuna.db')}")) as opened:
-        yield opened
 
 
 # ------------------------------------------------------------------------------------------ which trials
@@ -170,7 +154,7 @@ def test_the_best_is_complete_and_highest_and_first(database: Database) -> None:
 
     assert found is not None
     assert (found.number, found.val_accuracy) == (3, 0.8)
-    assert found == load_best(database.storage, "digits")[0]
+    assert found == history.best(database.storage, "digits")[0]
     assert run_config(compose(parse_request(found.overrides))) == found.config
 
 
@@ -198,18 +182,18 @@ def test_a_study_without_a_complete_trial_has_no_best(database: Database) -> Non
     with pytest.raises(
         StoreError, match=r"digits: no trial of it completed; run `python -m mnistexp sweep study\.name"
     ):
-        load_best(database.storage, "digits")
+        history.best(database.storage, "digits")
 
 
 def test_a_study_that_is_not_there_names_those_that_are(database: Database) -> None:
     """The best of a misspelt study is refused with the names there are."""
     with pytest.raises(StoreError, match="there is none yet"):
-        load_best(database.storage, "digit")
+        history.best(database.storage, "digit")
 
     open_sweep(database, "study.trials=1").run(FakeExecutor(by_rate))
 
-    with pytest.raises(StoreError, match=r"no such study here; there are digits$"):
-        load_best(database.storage, "digit")
+    with pytest.raises(StoreError, match=r"no such study here; there are digits;"):
+        history.best(database.storage, "digit")
 
 
 # ------------------------------------------------------------------------------------------- when it stops

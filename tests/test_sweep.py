@@ -7,8 +7,6 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +34,6 @@ from mnistexp.study import Claim
 
 class Killed(BaseException):
     """Ends this process as far as the study can see: nothing that is ours runs after it."""
-
-
-@pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database of Optuna's."""
-    path = tmp_path_factory.mktemp("optuna") / "optuna.db"
-    open_for_sweep(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture
-def database(fresh: Path, quick_folder: Path) -> Iterator[Database]:
-    """A database of the test's own."""
-    with closing(open_for_sweep(f"sqlite:///{shutil.copy(fresh, quick_folder / 'optuna.db')}")) as opened:
-        yield opened
 
 
 @pytest.fixture(autouse=True)

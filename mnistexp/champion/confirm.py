@@ -296,7 +296,7 @@ def _register(asked: Question, tested: Confirmation, logged: LoggedRun | None) -
             raise StoreError("MLflow hasn't got the tested run yet")
         free = asked.database.try_delivery(lambda: verdicts.append(_enter(asked, tested, logged)))
     except MnistexpError as error:
-        console.note(f"mnistexp: {error}. The confirmation stands; the same command registers its network later")
+        console.note(f"mnistexp: {error}. The confirmation stands; type the same command to try again")
         return error.exit_code
     if not free:
         console.note("another process is delivering to MLflow just now; the same command registers the network later")
