@@ -70,7 +70,9 @@ def confirm(request: Request, own: Own) -> int:
         study = history.load(readable, run.study_name(config))
     space, prepared = prepare(request, config, study, top, seeds)
     if len(space.contenders) < top:
-        console.note(f"study {study.name} has {len(space.contenders)} different complete configs: all of them are run")
+        console.note(
+            f"top={top}: of study {study.name} only {len(space.contenders)} completed and differ; that many are run"
+        )
     storage.check_apart(config.study.storage, _uri(config))
     database = storage.open_for_sweep(config.study.storage)
     try:
