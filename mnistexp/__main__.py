@@ -4,17 +4,18 @@
 import sys
 from collections.abc import Sequence
 
-from mnistexp.stopping import stop_alike
+from mnistexp.stopping import leave_at_once, stop_alike
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; a Ctrl-C while it is still being imported ends it as quietly as one later."""
+    stop_alike(leave_at_once)
+    from mnistexp.cli import main as run
+
     stop_alike()
     try:
-        from mnistexp.cli import main as run
-
         return run(argv)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # before the command line could take care of it
         print("mnistexp: interrupted before anything began", file=sys.stderr)
         return 130
 

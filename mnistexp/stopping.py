@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -16,11 +18,20 @@ def raise_interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def stop_alike() -> None:
-    """Have every signal that ends a process raise KeyboardInterrupt, but for those that the user ignores (nohup)."""
+def leave_at_once(_number: int, _frame: FrameType | None) -> None:
+    """A signal's handler while modules are imported, when nothing has begun.
+
+    Not KeyboardInterrupt: an import runs callbacks of Python's own, which swallow what is raised in them.
+    """
+    os.write(2, b"mnistexp: interrupted before anything began\n")
+    os._exit(130)
+
+
+def stop_alike(handler: Callable[[int, FrameType | None], None] = raise_interrupt) -> None:
+    """Have every signal that ends a process be handled alike, but for those that the user ignores (nohup)."""
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, raise_interrupt)
+            signal.signal(number, handler)
 
 
 class StopRequest:
