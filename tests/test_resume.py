@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sweeps import check_invariants, finish, open_sweep, trials_of
 
-from mnistexp import study
+from mnistexp import history, study
 from mnistexp.drivers import COUNT, PREFIX
 from mnistexp.errors import MnistexpError
 from mnistexp.schema import RunConfig
@@ -130,7 +130,7 @@ def changed(found: Any, path: list[int], junk: Any) -> Any:
 def resumed(database: Database) -> None:
     """Type `sweep`, then `best`, on whatever is there."""
     finish(database, RecordingTracker(), TRIALS)
-    study.load_best(database.storage, "digits")
+    history.best(database.storage, "digits")
 
 
 def outcome(call: Callable[[Database], None], database: Database) -> str:

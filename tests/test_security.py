@@ -67,16 +67,18 @@ def test_the_dashboard_listens_on_this_machine_alone(tmp_path: Path, optuna: str
     made = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     typed = made[made.rindex(".venv/bin/python") :].split()[1:]
 
-    server = subprocess.Popen(
-        [sys.executable, *typed],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    with (tmp_path / "stderr").open("w") as stderr:
+        server = subprocess.Popen(
+            [sys.executable, *typed],
+            cwd=tmp_path,
+            env={**clean, "PYTHONPATH": str(REPOSITORY)},
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+        )
     assert server.stdout is not None
     try:
-        server.stdout.readline()  # it answers now
+        assert server.stdout.readline(), (tmp_path / "stderr").read_text()  # it answers now, or has died
         addresses = _listeners(server.pid, port)
         statuses = [_status(port, "/", host) for host in (f"127.0.0.1:{port}", f"localhost:{port}", "evil.example")]
         assistant = _status(port, "/ajax-api/3.0/mlflow/assistant/config", f"127.0.0.1:{port}")

@@ -21,7 +21,7 @@ FLAGS = ("--disable-gpu", "--disable-dev-shm-usage", "--disable-background-netwo
 SIZE = {"width": 1280, "height": 800}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """A folder where somebody has searched on the bundled digits, reported, and confirmed."""
     folder = Folder(tmp_path_factory.mktemp("swept"))
@@ -31,14 +31,14 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def dashboard(swept: Folder) -> Iterator[str]:
     """The address of MLflow's pages, as `mnistexp ui` serves them."""
     with swept.serving("data=digits", "--port", "0") as address:
         yield address
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not the session's: while it is open an event loop runs in this thread, for all tests
 def chromium() -> Iterator[Browser]:
     """A real browser: Playwright's own, or one that is installed."""
     with sync_playwright() as playwright:
