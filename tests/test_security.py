@@ -158,8 +158,9 @@ def dangers(source: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
 def test_no_module_can_run_what_it_reads(path: Path) -> None:
-    """No module of ours unpickles, evaluates, instantiates from a config, starts a shell or opens a port itself."""
-    assert list(dangers(path.read_text(encoding="utf-8"))) == []
+    """No module of ours unpickles, evaluates, instantiates from a config or starts a shell; ui alone opens a port."""
+    allowed = ["bind"] if path.stem == "ui" else []  # for this machine alone: see the dashboard's test above
+    assert list(dangers(path.read_text(encoding="utf-8"))) == allowed
 
 
 @pytest.mark.parametrize(
