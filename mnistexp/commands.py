@@ -22,7 +22,7 @@ from mnistexp.records import RunRecord
 from mnistexp.results import EpochScores
 from mnistexp.run import Prepared
 from mnistexp.schema import Config, RunConfig
-from mnistexp.tracking import Tracker, open_tracker, resolved_uri
+from mnistexp.tracking import Tracker, address, open_tracker
 from mnistexp.words import Own
 
 if TYPE_CHECKING:
@@ -142,14 +142,9 @@ def _history(database: Database, name: str) -> History | None:
     return None
 
 
-def _uri(config: Config) -> str:
-    """MLflow's address; empty where nothing is logged."""
-    return "" if config.tracking.name == "none" else resolved_uri(config.tracking)
-
-
 def _dashboard(config: Config, stores: Iterable[str]) -> str:
     """What to type to see the runs; empty where none is logged."""
-    uri = _uri(config)
+    uri = address(config.tracking)
     if not uri:
         return ""
     return shown(uri) if uri.startswith("http") else shlex.join(["python", "-m", "mnistexp", "ui", *stores])

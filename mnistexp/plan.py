@@ -14,7 +14,7 @@ from mnistexp.run import Prepared, Session
 from mnistexp.schema import Config
 from mnistexp.search_space import Node, SearchSpace
 from mnistexp.study import Claim, Progress, Refused, SharedStudy, standing
-from mnistexp.tracking import resolved_uri
+from mnistexp.tracking import address
 
 SHOWN = 5
 """First trials that are printed."""
@@ -58,7 +58,7 @@ def checked(request: Request) -> tuple[Request, SearchSpace]:
     space = search_space.build(request)
     config = space.root.template.config()
     strategy.check_study(config, space)
-    storage.check_apart(config.study.storage, "" if config.tracking.name == "none" else resolved_uri(config.tracking))
+    storage.check_apart(config.study.storage, address(config.tracking))
     if warning := storage.network_warning(config.study.storage):
         console.note(f"warning: {warning}")
     return request, space

@@ -229,9 +229,17 @@ class Session:
         **outcome: Any,
     ) -> RunRecord:
         """The record of a study's trial that ends now; `tags` say which study's."""
-        whose = {**tags, "kind": "trial", "trial": str(number)}
-        name = run_name(config, number)
+        whose = {**tags, "kind": "trial", "trial": str(number), **self.trial_tags(config)}
+        name = self.trial_name(number, config)
         return self.record("trial", config, overrides, started, state, name=name, tags=whose, **outcome)
+
+    def trial_name(self, number: int, config: RunConfig) -> str:
+        """What a trial's run is called."""
+        return run_name(config, number)
+
+    def trial_tags(self, config: RunConfig) -> Mapping[str, str]:
+        """What else a trial's run says of itself."""
+        return {}
 
     def tags(self) -> dict[str, str]:
         """The provenance that a person looks for first."""

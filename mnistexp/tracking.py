@@ -326,6 +326,11 @@ def resolved_uri(config: TrackingConfig) -> str:
     return uri
 
 
+def address(config: TrackingConfig) -> str:
+    """Where runs are logged; empty where none is."""
+    return "" if config.name == "none" else resolved_uri(config)
+
+
 def check_reachable(uri: str) -> None:
     """Look whether a store answers before MLflow does, which retries for minutes. Raises: StoreError."""
     path = sqlite_path(uri)

@@ -29,7 +29,7 @@ from mnistexp.significance import hits_matrix
 from mnistexp.storage import Database
 from mnistexp.study import Progress, keep_verdict
 from mnistexp.sweep import Listener, Summary, Sweep
-from mnistexp.tracking import Ending, Tracker, open_tracker, resolved_uri
+from mnistexp.tracking import Ending, Tracker, address, open_tracker
 from mnistexp.words import Own
 
 Start = Callable[[Prepared, int], Executor]
@@ -73,17 +73,13 @@ def confirm(request: Request, own: Own) -> int:
         console.note(
             f"top={top}: of study {study.name} only {len(space.contenders)} completed and differ; that many are run"
         )
-    storage.check_apart(config.study.storage, _uri(config))
+    storage.check_apart(config.study.storage, address(config.tracking))
     database = storage.open_for_sweep(config.study.storage)
     try:
         tracker = open_tracker(prepared.config.tracking, prepared.experiment)
         return answer(Question(study, space, prepared, run.session(prepared), database, tracker, own))
     finally:
         database.close()
-
-
-def _uri(config: Config) -> str:
-    return "" if config.tracking.name == "none" else resolved_uri(config.tracking)
 
 
 # --------------------------------------------------------------------------------------------- what is asked
@@ -323,7 +319,7 @@ def _enter(asked: Question, tested: Confirmation, logged: LoggedRun) -> str:
         test_accuracy=tested.test.accuracy,
         chosen_from=len(tested.rivals),
     )
-    where = registry.Registry(_uri(asked.config))
+    where = registry.Registry(address(asked.config.tracking))
     known = partial(registry.hits_of, asked.config.tracking, images=chosen.images)
     name = registry.model_name(dataset.name, dataset.source)
     return registry.enter(where, name, candidate, known, partial(_export, dataset, logged))

@@ -6,13 +6,11 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from mnistexp import run
 from mnistexp.config import identity, signature
 from mnistexp.distributions import Scalar, Suggester
 from mnistexp.history import History, Trial
-from mnistexp.records import RunRecord, State
 from mnistexp.run import Session
 from mnistexp.schema import Config, RunConfig
 from mnistexp.search_space import Draw
@@ -178,20 +176,12 @@ class ConfirmSession(Session):
     def tags(self) -> dict[str, str]:
         return {**super().tags(), "confirms": self.study, **self.final}
 
-    def trial(
-        self,
-        number: int,
-        config: RunConfig,
-        overrides: tuple[str, ...],
-        started: float,
-        state: State,
-        tags: Mapping[str, str],
-        **outcome: Any,
-    ) -> RunRecord:
-        record = super().trial(number, config, overrides, started, state, tags, **outcome)
+    def trial_name(self, number: int, config: RunConfig) -> str:
+        return self.title(config)
+
+    def trial_tags(self, config: RunConfig) -> Mapping[str, str]:
         rival, repeat = self.labels[signature(config)]
-        told = {**record.tags, "rival": str(rival), "repeat": str(repeat)}
-        return replace(record, name=self.title(config), tags=told)
+        return {"rival": str(rival), "repeat": str(repeat)}
 
     def title(self, config: RunConfig) -> str:
         """A name that reads well in a table: '#17 again 2: adam lr=0.0031 relu 300 b=128'."""

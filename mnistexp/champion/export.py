@@ -9,18 +9,11 @@ parent registers that.
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
 from mnistexp.champion import inference
-from mnistexp.errors import MnistexpError
-from mnistexp.schema import RunConfig, Settings
 
 if TYPE_CHECKING:
     import keras
@@ -28,14 +21,9 @@ if TYPE_CHECKING:
 REQUIREMENTS = ("mlflow", "keras", "tensorflow", "numpy")
 
 
-class Order(Settings):
+class Order(inference.Stored):
     """What to make a model of."""
 
-    config: RunConfig
-    weights: str  # a .weights.h5 file
-    weights_hash: str
-    features: int = Field(ge=1)
-    classes: int = Field(ge=2)
     example: list[list[float]]  # images as the network gets them, in [0, 1]
     metadata: dict[str, str]
     folder: str  # not there yet
@@ -45,17 +33,10 @@ class Order(Settings):
 
 def main() -> None:
     """Answer one order."""
-    sink, sys.stdout = sys.stdout, sys.stderr  # libraries print what they like
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    try:
-        write(Order.model_validate_json(sys.stdin.read()))
-        answer = {"folder": "made"}
-    except MnistexpError as error:
-        answer = {"error": str(error)}
-    print(json.dumps(answer), file=sink)
+    inference.answer(lambda text: write(Order.model_validate_json(text)))
 
 
-def write(order: Order) -> None:
+def write(order: Order) -> dict[str, str]:
     """Write MLflow's folder of one model. Raises: StoreError if the weights aren't those of the record."""
     import mlflow.keras
     import numpy as np
@@ -75,14 +56,14 @@ def write(order: Order) -> None:
         pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
         metadata=order.metadata,
     )
+    return {"folder": order.folder}
 
 
 def served_network(order: Order) -> keras.Sequential:
     """The network with its weights, and probabilities in the end: float32 [N, features] to [N, classes]."""
     import keras
 
-    weights = Path(order.weights)
-    network = inference.network(order.config, weights, order.weights_hash, order.features, order.classes)
+    network = inference.network(order)
     return keras.Sequential([keras.Input((order.features,)), *network.layers, keras.layers.Softmax()])
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,27 +24,36 @@ if TYPE_CHECKING:
     import keras
 
 
-class Question(Settings):
-    """A network and what it is shown."""
+class Stored(Settings):
+    """A network as a run's record and its weights say it is."""
 
     config: RunConfig
     weights: str  # a .weights.h5 file
-    weights_hash: str
+    weights_hash: str  # what the run's record says of them
     features: int = Field(ge=1)
     classes: int = Field(ge=2)
+
+
+class Question(Stored):
+    """A network and what it is shown."""
+
     images: list[list[float]]  # [N, features] in [0, 1]
 
 
 def main() -> None:
     """Answer one question."""
+    answer(lambda text: {"probabilities": probabilities(Question.model_validate_json(text))})
+
+
+def answer(work: Callable[[str], Mapping[str, Any]]) -> None:
+    """Do what stdin asks for, and write what comes of it, or why nothing does, as one JSON object to stdout."""
     sink, sys.stdout = sys.stdout, sys.stderr  # libraries print what they like
     os.environ["KERAS_BACKEND"] = "tensorflow"
     try:
-        question = Question.model_validate_json(sys.stdin.read())
-        answer: dict[str, Any] = {"probabilities": probabilities(question)}
+        found = work(sys.stdin.read())
     except MnistexpError as error:
-        answer = {"error": str(error)}
-    print(json.dumps(answer), file=sink)
+        found = {"error": str(error)}
+    print(json.dumps(found), file=sink)
 
 
 def probabilities(question: Question) -> list[list[float]]:
@@ -51,30 +61,24 @@ def probabilities(question: Question) -> list[list[float]]:
     import keras
     import numpy as np
 
-    asked = network(question.config, Path(question.weights), question.weights_hash, question.features, question.classes)
-    logits = asked(np.asarray(question.images, np.float32), training=False)
+    logits = network(question)(np.asarray(question.images, np.float32), training=False)
     return np.asarray(keras.ops.softmax(logits), np.float64).tolist()  # type: ignore[no-any-return]
 
 
-def network(config: RunConfig, weights: Path, weights_hash: str, features: int, classes: int) -> keras.Sequential:
-    """A config's network with a run's weights: [N, features] to logits [N, classes].
-
-    Args:
-        weights_hash: what the run's record says of them.
-
-    Raises: StoreError if the file holds other weights.
-    """
+def network(stored: Stored) -> keras.Sequential:
+    """A network with its weights: [N, features] to logits [N, classes]. Raises: StoreError if the file holds others."""
     from mnistexp import trainer
     from mnistexp.model import build_model
 
-    model = build_model(config.model, features, classes)
+    weights = Path(stored.weights)
+    model = build_model(stored.config.model, stored.features, stored.classes)
     try:
         model.load_weights(weights)
     except (OSError, ValueError, KeyError):  # Keras's own message is twenty lines, most of them numbers
-        layers = "-".join(map(str, (features, *config.model.hidden_units, classes)))
+        layers = "-".join(map(str, (stored.features, *stored.config.model.hidden_units, stored.classes)))
         raise StoreError(f"{weights.name}: holds no weights of a network of {layers}, as its run says it is") from None
     variables: list[Any] = model.trainable_variables
-    if trainer.weights_hash([variable.numpy() for variable in variables]) != weights_hash:
+    if trainer.weights_hash([variable.numpy() for variable in variables]) != stored.weights_hash:
         raise StoreError(f"{weights.name}: holds other weights than the run's record says (by their hash)")
     return model
 
