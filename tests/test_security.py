@@ -63,7 +63,7 @@ def test_the_dashboard_listens_on_this_machine_alone(tmp_path: Path, optuna: str
     MlflowTracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "digits")
     open_for_sweep(f"sqlite:///{tmp_path / 'optuna.db'}").close()
     port = _free_port()
-    command = ["make", "-n", "ui", f"PORT={port}", f"ARGS={optuna}"]
+    command = ["make", "--dry-run", "--no-print-directory", "ui", f"PORT={port}", f"ARGS={optuna}"]
     made = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     typed = made[made.rindex(".venv/bin/python") :].split()[1:]
 
