@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mnistexp import __version__
+from mnistexp import __version__, own
 from mnistexp.config import Request, config_groups, flatten, parse_request, template
 from mnistexp.errors import INTERRUPTED, MnistexpError
 from mnistexp.words import Own, split_own
@@ -26,6 +26,7 @@ class Command:
     keys: tuple[str, ...] = ()  # its own KEY=VALUE words, which are not the config's
     names: str = ""  # what its words without `=` are; "" if it has none
     flags: tuple[tuple[str, bool | int | str, str], ...] = ()  # name, default (False: a switch), help
+    trains: bool = True  # or loads data: it may need functions of the user's
 
 
 LOUDNESS = (
@@ -51,8 +52,8 @@ COMMANDS = {
     ),
     "report": Command(
         "write a study's report, one HTML file and Markdown, and log it; two studies: side by side",
-        "mnist heatmap=optimizer.learning_rate,model.dropout",
-        keys=("heatmap", "out"),
+        "mnist by=model.activation heatmap=optimizer.learning_rate,model.dropout",
+        keys=("heatmap", "by", "sections", "out"),
         names="STUDY",
     ),
     "confirm": Command(
@@ -76,6 +77,7 @@ COMMANDS = {
             ("--host", "127.0.0.1", "for whom it listens: it has no password, so for this machine alone"),
             ("--no-browser", False, "print the address and open no browser"),
         ),
+        trains=False,
     ),
     "doctor": Command("say what is here, and whether each part works"),
 }
@@ -106,13 +108,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     command = COMMANDS[arguments.command]
     flags = {name: getattr(arguments, name.strip("-").replace("-", "_")) for name, *_ in command.flags}
-    own, overrides = split_own(arguments.overrides, command.keys, bool(command.names))
+    words, overrides = split_own(arguments.overrides, command.keys, bool(command.names))
+    path = getattr(arguments, "code", None)
+    own.use(own.read(path) if path else None)
     request = parse_request(overrides, arguments.config_dir)
     if arguments.cfg:
         from mnistexp.commands import show_config
 
         return show_config(request)
-    return _function(arguments.command)(request, replace(own, flags=flags))
+    return _function(arguments.command)(request, replace(words, flags=flags))
 
 
 def _function(name: str) -> Callable[[Request, Own], int]:
@@ -173,6 +177,8 @@ def _parser() -> argparse.ArgumentParser:
             metavar="DIR",
             help="a folder of your own config groups",
         )
+        if about.trains:
+            command.add_argument("--code", type=Path, metavar="FILE", help="a Python file with functions of your own")
     _autocomplete(parser)
     return parser
 
@@ -187,9 +193,9 @@ def _metavar(about: Command) -> str:
 
 
 def _words_help(about: Command) -> str:
-    own = [f"{about.names}…"] if about.names else []
-    own += [f"{key}=…" for key in about.keys]
-    return ", ".join([*own, "Hydra overrides: GROUP=OPTION, KEY=VALUE"])
+    words = [f"{about.names}…"] if about.names else []
+    words += [f"{key}=…" for key in about.keys]
+    return ", ".join([*words, "Hydra overrides: GROUP=OPTION, KEY=VALUE"])
 
 
 def _groups_text() -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from mnistexp import config as configs
-from mnistexp import console, run
+from mnistexp import console, own, run
 from mnistexp.config import Request
 from mnistexp.databases import shown
 from mnistexp.errors import INTERRUPTED, StoreError, TrainingError, without_passwords
@@ -88,18 +88,18 @@ def _epoch_shower(config: RunConfig, kept: list[EpochScores]) -> Callable[[Epoch
     return show
 
 
-def sweep(request: Request, own: Own) -> int:
+def sweep(request: Request, asked: Own) -> int:
     """Run a study, or go on with it. Any number of these commands may do so at once."""
     from mnistexp.plan import checked, plan, warn
 
-    if own.flags.get("--plan"):
+    if asked.flags.get("--plan"):
         return plan(request)
     from mnistexp import search_space, show, storage
     from mnistexp.sweep import Sweep
 
     request, space = checked(request)
     config = space.root.template.config()
-    view = show.choose(own.flags, config.study.timeout)
+    view = show.choose(asked.flags, config.study.timeout)
     prepared = run.prepare(request)
     console.warn_fallback(prepared)
     database = storage.open_for_sweep(config.study.storage)  # before any worker, or a second driver, can race for it
@@ -121,15 +121,15 @@ def sweep(request: Request, own: Own) -> int:
         executor.close()
         database.close()
     stores = [shown(text) for text in request.overrides if text.startswith(("study.storage=", "tracking"))]
-    _say_summary(summary, session.name, history, stores, _dashboard(config, stores))
+    _say_summary(summary, session.name, history, [*stores, *own.words()], _dashboard(config, stores))
     return INTERRUPTED if summary.interrupted else int(summary.progress.best is None)
 
 
-def _say_summary(summary: Summary, name: str, history: History | None, stores: Iterable[str], dashboard: str) -> None:
+def _say_summary(summary: Summary, name: str, history: History | None, where: Iterable[str], dashboard: str) -> None:
     from mnistexp import analysis
 
     standing = analysis.standing(history, resamples=1) if history else None  # the winner's luck is the report's
-    for line in console.summary_lines(summary, name, history, standing, stores, dashboard):
+    for line in console.summary_lines(summary, name, history, standing, where, dashboard):
         console.say(line)
 
 
@@ -160,20 +160,22 @@ def best(request: Request, _: Own) -> int:
     with storage.reading(config.study.storage) as database:
         found, config_dir = history.best(database, run.study_name(config))
     config_dir = request.config_dir or config_dir  # the user's word: the folder may have moved
+    own.require_for(found.config)
     overrides = configs.rebuild(found.config, found.overrides, config_dir)
-    for line in console.best_lines(found, console.train_command(overrides, config_dir)):
+    for line in console.best_lines(found, console.train_command(overrides, config_dir, own.words())):
         console.say(line)
     return 0
 
 
-def rerun(request: Request, own: Own) -> int:
+def rerun(request: Request, asked: Own) -> int:
     """Train a logged run again (a study's best, or `run=ID`), log it, and compare."""
     configs.refuse_search(request, "rerun")
     configs.refuse_hyperparameters(request, "rerun")
-    config, run_id = configs.compose(request), own.keys.get("run", "")
+    config, run_id = configs.compose(request), asked.keys.get("run", "")
     name = run.study_name(config)
     tracker = open_tracker(config.tracking, config.tracking.experiment or name, create=False, run_id=run_id)
     before = run.find_logged(tracker, name, run_id)
+    own.require_for(before.config)
     device = config.trainer.device if "trainer.device" in request.fixed else None
     recorded = run.rerun_config(before, config.data.root, device)
     prepared = run.prepare_recorded(config, recorded)
@@ -186,8 +188,7 @@ def rerun(request: Request, own: Own) -> int:
         environment=run.recorded_environment(before),
     )
     try:
-        started = time.time()
-        last, sealed = before.metrics["epochs"], "test_accuracy" not in before.metrics
+        started, last, sealed = time.time(), before.metrics["epochs"], "test_accuracy" not in before.metrics
         result = run.train(executor, recorded, _epoch_shower(recorded, []), stop_after=last, test=not sealed)
     finally:
         executor.close()
@@ -204,5 +205,5 @@ def rerun(request: Request, own: Own) -> int:
     comparison = run.compare(before, record)
     for line in console.comparison_lines(comparison):
         console.say(line)
-    tracker.log(record)
+    tracker.log(record, files=run.code_file())
     return 0 if comparison.identical else 1

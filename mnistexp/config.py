@@ -26,10 +26,11 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mnistexp import options
+from mnistexp import options, own
+from mnistexp.checking import check
 from mnistexp.errors import ConfigError
 from mnistexp.overrides import override_text, parse_override, value_text
-from mnistexp.schema import Config, RunConfig, shown, suggestion, validated
+from mnistexp.schema import Config, Mlp, RunConfig, shown, suggestion
 
 PACKAGE = Path(__file__).parent
 ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
@@ -227,7 +228,8 @@ def refuse_search(request: Request, command: str) -> None:
 
 def refuse_hyperparameters(request: Request, command: str) -> None:
     """What is recorded is run or shown as it was; another value would be passed over in silence."""
-    given = [key for key in request.fixed if key.partition(".")[0] in ("model", "optimizer", "trainer", "seed")]
+    trained = ("model", "optimizer", "augmentation", "trainer", "seed")
+    given = [key for key in request.fixed if key.partition(".")[0] in trained]
     if command in ("rerun", "confirm"):
         given = [key for key in given if key != "trainer.device"]  # the recorded one may be missing here
     if given:
@@ -268,7 +270,7 @@ class Template:
         raise_all(_forbidden_interpolations(plain))
         if any("${" in str(value) for key, value in flatten(plain).items() if key != "search"):
             plain = _resolved(plain)
-        return check(plain)
+        return check(_with_code(plain))
 
 
 def compose(request: Request) -> Config:
@@ -287,7 +289,7 @@ def template(request: Request) -> Template:
         faults: list[str] = []
     except ConfigError:  # Hydra stops at the first unknown key: find them all, and go on with the others
         plain, options, faults = _without_unknown_keys(request)
-    plain["search"] = _merged_search(plain["search"], request)
+    plain["search"] = _merged_search(plain, request)
     composed = Template(plain, options)
     raise_all([*faults, *faults_of(composed.config)])
     return composed
@@ -397,41 +399,27 @@ def _forbidden_interpolations(plain: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _merged_search(composed: Mapping[str, Any] | None, request: Request) -> dict[str, Any]:
+def _with_code(plain: dict[str, Any]) -> dict[str, Any]:
+    """The config with the hash of the user's file in the nodes that its functions make: part of what they are."""
+    for node in ("data", "model"):
+        if isinstance(plain[node], dict) and plain[node].get("name") == "own":
+            if (given := plain[node].get("code")) is not None:
+                raise ConfigError(f"{node}.code={shown(given)}: is the hash of --code FILE and filled in; leave it out")
+            plain = {**plain, node: {**plain[node], "code": own.sha256()}}
+    return plain
+
+
+def _merged_search(plain: Mapping[str, Any], request: Request) -> dict[str, Any]:
     """The options' space, less what the user gave a plain value, plus what the user distributes."""
+    composed, model = plain["search"], plain["model"]
     if not isinstance(composed, Mapping | None):
         raise ConfigError(f"search={shown(composed)}: an option file must have KEY: DISTRIBUTION there")
     space = {str(key): value for key, value in (composed or {}).items() if key not in request.fixed}
+    if isinstance(model, dict) and model.get("name") == "own":  # search=default has the perceptron's, which aren't its
+        others = {f"model.{key}" for key in Mlp.model_fields}
+        space = {key: value for key, value in space.items() if key not in others}
     space.update(request.search)
     return {key: distribution for key, distribution in space.items() if distribution is not None}
-
-
-# --------------------------------------------------------------------------------------------- checking
-
-
-def check(plain: Mapping[str, Any]) -> Config:
-    """Check a plain config against the schema. Raises: ConfigError with every fault."""
-    config = validated(plain)
-    raise_all(_combination_faults(config))
-    return config
-
-
-def _combination_faults(config: Config) -> list[str]:
-    """What no single setting shows."""
-    faults = []
-    if config.optimizer.warmup_epochs > config.trainer.epochs:
-        faults.append(
-            f"optimizer.warmup_epochs={config.optimizer.warmup_epochs}: longer than the training; "
-            f"at most trainer.epochs={config.trainer.epochs}"
-        )
-    if config.model.dropout > 0 and not config.model.hidden_units:
-        faults.append(f"model.dropout={config.model.dropout}: there is no hidden layer to drop from; give 0")
-    for key, address in (("data.root", config.data.root), ("study.storage", config.study.storage)):
-        if "\0" in (address or ""):
-            faults.append(f"{key}={shown(address)}: has a character of code 0, which no path has")
-    if config.data.name == "npz" and config.data.root is None:
-        faults.append("data=npz: needs your file; give data.root=FILE.npz with x_train, y_train, x_test, y_test")
-    return faults
 
 
 # ------------------------------------------------------------------------------ plain values, identity

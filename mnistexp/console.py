@@ -89,7 +89,7 @@ def summary_lines(
     name: str,
     history: History | None,
     standing: Standing | None,
-    stores: Iterable[str],
+    where: Iterable[str],
     dashboard: str,
 ) -> Iterable[str]:
     """How a sweep ended, and what to type next.
@@ -97,7 +97,7 @@ def summary_lines(
     Args:
         history: the study's; None where it can't be told.
         standing: of its best; None where nothing can be tested.
-        stores: the overrides that say where this study and its runs are, if the user gave any.
+        where: the words that say where this study, its runs and its code are, if the user gave any.
         dashboard: what to type to see the runs; empty if none is logged.
     """
     progress = summary.progress
@@ -119,7 +119,7 @@ def summary_lines(
     yield from _of_history(history, standing) if history is not None and history.ranked else ()
     yield ""
     yield from (f"  {override}" for override in progress.best.overrides)
-    yield from _what_next([f"study.name={name}", *stores], progress.complete, dashboard)
+    yield from _what_next([f"study.name={name}", *where], progress.complete, dashboard)
 
 
 def _of_history(history: History, standing: Standing | None) -> Iterable[str]:
@@ -191,9 +191,9 @@ def _what_next(words: Iterable[str], complete: int, dashboard: str) -> Iterable[
         yield f"every run, to look at  {dashboard}"
 
 
-def train_command(overrides: Iterable[str], config_dir: Path | None) -> str:
-    """The shell command that trains with these overrides."""
-    words = ["--config-dir", str(config_dir)] if config_dir else []
+def train_command(overrides: Iterable[str], config_dir: Path | None, code: Iterable[str] = ()) -> str:
+    """The shell command that trains with these overrides; `code`: the words that name the user's own file."""
+    words = [*(["--config-dir", str(config_dir)] if config_dir else []), *code]
     return shlex.join(["python", "-m", "mnistexp", "train", *words, *overrides])
 
 

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import platformdirs
 
-from mnistexp import idx, npz
+from mnistexp import idx, npz, own
 from mnistexp.errors import DataError
-from mnistexp.schema import DataConfig, DigitsData, IdxData, IdxFile, NpzData
+from mnistexp.schema import DataConfig, DigitsData, IdxData, IdxFile, NpzData, OwnData
 
 Array = npt.NDArray[Any]
 
@@ -32,7 +32,7 @@ _WAYS_OUT = (
 class Split:
     """Images and their labels."""
 
-    images: Array  # uint8, or float32 where the user's .npz holds floats; [N, features]
+    images: Array  # uint8, or float32 where the user's own are floats; [N, features]
     labels: npt.NDArray[np.int32]  # [N], from 0 to classes - 1
 
 
@@ -46,9 +46,9 @@ class Dataset:
     test: Split
     classes: int
     image_shape: tuple[int, ...]  # of one image before it was flattened, e.g. (28, 28)
-    scale: float  # images times this lie in [0, 1]; floats from an .npz are taken as they are: 1.0
+    scale: float  # images times this lie in [0, 1]; the user's own floats are taken as they are: 1.0
     fingerprint: str  # 32 hex digits; another array, shape, dtype, scale or split is another fingerprint
-    source: str  # the folder or file it was read from, or "scikit-learn"
+    source: str  # the folder or file that it was read from, the function that made it, or "scikit-learn"
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def load(config: DataConfig) -> Dataset:
 
     Raises:
         DataError: it is missing and can't be downloaded, is damaged, or can't be split as asked.
+        ConfigError: it is made by a function of the user's, which isn't there or fails.
         ValueError: the name is still `auto`; see `resolve_auto`.
     """
     match config:
@@ -73,6 +74,8 @@ def load(config: DataConfig) -> Dataset:
             return _load_digits(config)
         case NpzData():
             return _load_npz(config)
+        case OwnData():
+            return _load_own(config)
         case _:
             assert_never(config)
 
@@ -107,7 +110,7 @@ def find(config: DataConfig) -> Path | None:
 
 
 def _find(config: DataConfig) -> Path | None:
-    if isinstance(config, DigitsData):
+    if isinstance(config, DigitsData | OwnData):
         return None
     if isinstance(config, NpzData):
         path = Path(config.root or "").expanduser()
@@ -229,15 +232,24 @@ def _load_npz(config: NpzData) -> Dataset:
     path = find(config)
     if path is None:
         raise DataError(f"data.root={config.root} is no file: give data.root=FILE.npz.")
-    arrays = npz.read(path)
+    return _of_arrays("npz", npz.read(path), config, str(path))
+
+
+def _load_own(config: OwnData) -> Dataset:
+    where = f"{config.function}() of {own.require(config).name}"
+    found = own.call(config.function, settings=config.keywords)
+    return _of_arrays(config.function, npz.made(found, where), config, where)
+
+
+def _of_arrays(name: str, arrays: dict[str, Array], config: NpzData | OwnData, source: str) -> Dataset:
     train, test = _npz_split(arrays, "train"), _npz_split(arrays, "test")
     if "x_validation" in arrays:
         validation = _npz_split(arrays, "validation")
     else:
-        train, validation = _divide(train, config, str(path))
+        train, validation = _divide(train, config, source)
     classes = 1 + int(max(split.labels.max() for split in (train, validation, test)))
     scale = 1 / 255 if train.images.dtype == np.uint8 else 1.0
-    return _dataset("npz", (train, validation, test), classes, arrays["x_train"].shape[1:], scale, str(path))
+    return _dataset(name, (train, validation, test), classes, arrays["x_train"].shape[1:], scale, source)
 
 
 def _npz_split(arrays: dict[str, Array], role: str) -> Split:

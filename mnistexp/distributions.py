@@ -34,11 +34,12 @@ class Float:
     high: float
     step: float | None = None
     log: bool = False
+    count: int | None = None  # >= 2: how many points stand for all of them in a grid; None: there is no end of them
 
     def __str__(self) -> str:
-        return (
-            f"{self.low:g} to {self.high:g}{', logarithmic' * self.log}{f', every {self.step:g}' if self.step else ''}"
-        )
+        points = f", {self.count} points" if self.count and self.step is None else ""
+        every = f", every {self.step:g}" if self.step else ""
+        return f"{self.low:g} to {self.high:g}{', logarithmic' * self.log}{every}{points}"
 
     def suggest(self, trial: Suggester, name: str) -> float:
         value = trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
@@ -48,14 +49,20 @@ class Float:
         return _is_number(value) and self.low <= value <= self.high and value in (self.points() or (value,))
 
     def points(self) -> tuple[float, ...] | None:
-        """All values in order, or None where there are infinitely many."""
+        """All values in order, or those that stand for them; None where there are infinitely many."""
         if self.step is None:
-            return None
+            return None if self.count is None else (self.low, *self._between(self.count), self.high)
         return tuple(map(self._point, range(round((self.high - self.low) / self.step) + 1)))
 
     def _point(self, i: int) -> float:
         """The i-th value, counted in decimals: 0.3, where 0.1 + 2 * 0.1 would be 0.30000000000000004."""
         return float(Decimal(repr(self.low)) + i * Decimal(repr(self.step)))
+
+    def _between(self, count: int) -> tuple[float, ...]:
+        """The points but for the ends; to twelve digits, so that 0.1 between 0.01 and 1 is 0.1."""
+        low, high = (math.log(end) if self.log else end for end in (self.low, self.high))
+        found = (low + (high - low) * i / (count - 1) for i in range(1, count - 1))
+        return tuple(float(f"{math.exp(value) if self.log else value:.12g}") for value in found)
 
     def probes(self) -> tuple[float, ...]:
         """The values that show whether the schema takes them all."""

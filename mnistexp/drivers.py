@@ -19,9 +19,9 @@ from typing import Any, Protocol
 
 import psutil
 
+from mnistexp.attributes import DriverEntry, kept
 from mnistexp.databases import host
 from mnistexp.errors import StoreError
-from mnistexp.schema import DriverEntry, kept
 
 PREFIX = "driver:"
 COUNT = "drivers"  # how many there ever were: the next one's number

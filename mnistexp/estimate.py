@@ -16,7 +16,7 @@ from mnistexp.executor import Executor, worker_count
 from mnistexp.machine import visible_gpus
 from mnistexp.results import EpochScores
 from mnistexp.run import Prepared
-from mnistexp.schema import Config, RunConfig
+from mnistexp.schema import Config, OwnModel, RunConfig
 
 EPOCHS = 3
 """Timed in each training: the first contains the compilation."""
@@ -163,13 +163,28 @@ def shape(config: RunConfig, prepared: Prepared) -> Shape:
         name: value > 0 if isinstance(value, float) else value
         for name, value in config.optimizer.model_dump(exclude={"learning_rate", "warmup_epochs", "schedule"}).items()
     }
-    network = config.model.model_dump_json(include={"hidden_units", "activation"})
-    program = (trainer.batch_size, network, config.model.dropout > 0, tuple(knobs.items()))
+    program = (trainer.batch_size, *_network(config), tuple(knobs.items()))
     return Shape(float(parameters(config, dataset) * steps), epochs, fewest, program)
 
 
+def _network(config: RunConfig) -> tuple[object, ...]:
+    """What of a network decides how it is compiled."""
+    model = config.model
+    if isinstance(model, OwnModel):
+        return (model.model_dump_json(),)
+    structure = {"hidden_units", "activation", "batch_normalization"}
+    return model.model_dump_json(include=structure), model.dropout > 0, model.input_dropout > 0
+
+
 def parameters(config: RunConfig, dataset: Dataset) -> int:
-    """Weights and biases of a training's network."""
+    """Weights and biases of a training's network.
+
+    Of the user's own it isn't known before it is built, which takes TensorFlow: its whole numbers stand for it, units
+    and blocks perhaps. So the smallest and the largest are those that are timed, and only what lies between is guessed.
+    """
+    if isinstance(config.model, OwnModel):
+        values = [value for value in config.model.settings.values() if type(value) in (int, tuple)]
+        return math.prod(max(1, sum(value) if isinstance(value, tuple) else value) for value in values)
     sizes = [math.prod(dataset.image_shape), *config.model.hidden_units, dataset.classes]
     return sum((inputs + 1) * outputs for inputs, outputs in itertools.pairwise(sizes))
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from mnistexp import own
 from mnistexp.executor import Deliver, Link, Supervisor, worker_count
 from mnistexp.machine import visible_gpus
 from mnistexp.schema import DataConfig
@@ -39,7 +40,8 @@ class LocalExecutor(Supervisor):
     ) -> None:
         super().__init__(at_most=at_most, fingerprint=fingerprint, max_memory=max_memory)
         self._threads, self._asked = threads, workers
-        self._hello = {"data": data.model_dump(mode="json"), "threads": threads, "device": device}
+        hello = {"data": data.model_dump(mode="json"), "threads": threads, "device": device, "code": own.plain()}
+        self._hello: Mapping[str, Any] = hello
         self._gpus = visible_gpus() if device != "cpu" else []
         self._environment = environment or {}
         self._fill()

@@ -6,7 +6,9 @@ random is drawn statelessly from the run's seed, so that nothing which ran befor
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -14,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from mnistexp.schema import ModelConfig, OptimizerConfig
+from mnistexp import own
+from mnistexp.errors import ConfigError
+from mnistexp.schema import Mlp, ModelConfig, OptimizerConfig
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -24,50 +28,95 @@ _SCHEDULE_FIELDS = {"name", "learning_rate", "schedule", "warmup_epochs"}
 # ------------------------------------------------------------------------------------------ network
 
 
-def build_model(config: ModelConfig, features: int, classes: int) -> keras.Sequential:
-    """A multilayer perceptron of standard Keras layers: [N, features] to logits [N, classes].
+def build_model(config: ModelConfig, features: int, classes: int) -> keras.Model:
+    """A network of standard Keras layers: [N, features] to logits [N, classes].
 
     Its weights are Keras's own draws; `initialise` replaces them by the run's.
+
+    Raises: ConfigError if the user's own function gives no such network.
     """
+    if isinstance(config, Mlp):
+        return _mlp(config, features, classes)
+    made = own.call(config.function, features, classes, settings=config.settings)
+    _check(made, config.function, features, classes)
+    return made
+
+
+def _mlp(config: Mlp, features: int, classes: int) -> keras.Sequential:
+    """A multilayer perceptron: Dense, BatchNormalization, activation, Dropout."""
     layers: list[Any] = [keras.Input((features,))]
+    if config.input_dropout > 0:
+        layers.append(keras.layers.Dropout(config.input_dropout, name=INPUT_DROPOUT))
     for units in config.hidden_units:
-        layers += [_dense(config, units), keras.layers.Activation(config.activation)]
+        layers.append(_dense(config, units, use_bias=not config.batch_normalization))
+        if config.batch_normalization:
+            layers.append(keras.layers.BatchNormalization(momentum=NORMALIZATION_MOMENTUM))
+        layers.append(keras.layers.Activation(config.activation))
         if config.dropout > 0:
             layers.append(keras.layers.Dropout(config.dropout))
     return keras.Sequential([*layers, _dense(config, classes)])
 
 
-def _dense(config: ModelConfig, units: int) -> Any:
+INPUT_DROPOUT = "input_dropout"
+
+NORMALIZATION_MOMENTUM = 0.9
+"""Of the moving statistics that validation uses. Keras's 0.99 needs some 500 steps before they are those of the
+layer, which is more than small data sets have in ten epochs; PyTorch has 0.9 too."""
+
+
+def _check(made: Any, function: str, features: int, classes: int) -> None:
+    """Raises: ConfigError unless a user's function gave a network of this many inputs and outputs."""
+    wanted = f"a keras.Sequential or functional keras.Model from [N, {features}] to logits [N, {classes}]"
+    if not isinstance(made, keras.Sequential) and type(made).__name__ != "Functional":
+        raise ConfigError(f"{function}: gave a {type(made).__name__}; give back {wanted}")
+    shapes = (getattr(made, "input_shape", None), getattr(made, "output_shape", None)) if made.built else "nothing yet"
+    if shapes != ((None, features), (None, classes)):
+        raise ConfigError(f"{function}: gave a network whose shapes are {shapes}; give back {wanted}")
+
+
+def _dense(config: Mlp, units: int, *, use_bias: bool = True) -> Any:
     """A fully connected layer that carries the config's initializers, so that an export retrains alike."""
     kernel, bias = _initializer(config), _bias_initializer(config)
-    return keras.layers.Dense(units, kernel_initializer=kernel, bias_initializer=bias)
+    return keras.layers.Dense(units, use_bias=use_bias, kernel_initializer=kernel, bias_initializer=bias)
 
 
-def _initializer(config: ModelConfig, seed: int | None = None) -> Any:
+def _initializer(config: Mlp, seed: int | None = None) -> Any:
     stddev = {"stddev": config.initializer_stddev} if config.initializer == "random_normal" else {}
     return keras.initializers.get({"class_name": config.initializer, "config": {"seed": seed, **stddev}})
 
 
-def _bias_initializer(config: ModelConfig, seed: int | None = None) -> Any:
+def _bias_initializer(config: Mlp, seed: int | None = None) -> Any:
     if config.bias_initializer_stddev == 0:
         return keras.initializers.Zeros()
     return keras.initializers.RandomNormal(stddev=config.bias_initializer_stddev, seed=seed)
 
 
-def initialise(model: keras.Sequential, config: ModelConfig, seed: int) -> None:
+def initialise(model: keras.Model, config: ModelConfig, seed: int) -> None:
     """Give a built network the fresh weights of a seed: the same ones whatever it held or ran before.
 
-    An initializer with an integer seed is stateless in Keras 3, so a network is re-initialised without
-    building it anew (which would cost a compilation).
+    So a network is used again without building it anew, which would cost a compilation.
     """
+    if isinstance(config, Mlp):
+        _initialise_mlp(model, config, seed)
+        return
+    # A user's layers draw as they like: the function is called once more, with every generator seeded.
+    keras.utils.set_random_seed(stateless_seeds(seed, "weights", 0)[0])
+    fresh = build_model(config, model.input_shape[1], model.output_shape[1])
+    for variable, value in zip(model.variables, fresh.variables, strict=True):
+        variable.assign(value)
+
+
+def _initialise_mlp(model: keras.Model, config: Mlp, seed: int) -> None:
+    """An initializer with an integer seed is stateless in Keras 3."""
     dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
     for depth, layer in enumerate(dense):
         kernel_seed, bias_seed = stateless_seeds(seed, "weights", depth)
         layer.kernel.assign(_initializer(config, kernel_seed)(layer.kernel.shape))
-        layer.bias.assign(_bias_initializer(config, bias_seed)(layer.bias.shape))
+        if layer.use_bias:
+            layer.bias.assign(_bias_initializer(config, bias_seed)(layer.bias.shape))
 
 
-def other_state(model: keras.Sequential) -> list[tuple[Any, Any]]:
+def other_state(model: keras.Model) -> list[tuple[Any, Any]]:
     """(variable, value) of a new network's layers that `initialise` doesn't draw: a normalisation's scale, say.
 
     Taken once, when the network is built, and given back to it before each run.
@@ -76,7 +125,7 @@ def other_state(model: keras.Sequential) -> list[tuple[Any, Any]]:
     return [(variable, variable.numpy()) for layer in others for variable in layer.variables]
 
 
-_STREAMS = {"weights": 0, "minibatches": 1, "dropout": 2}
+_STREAMS = {"weights": 0, "minibatches": 1, "dropout": 2, "augmentation": 3}
 
 
 def stateless_seeds(seed: int, stream: str, index: int) -> tuple[int, int]:
@@ -85,30 +134,61 @@ def stateless_seeds(seed: int, stream: str, index: int) -> tuple[int, int]:
     return int(words[0] >> 1), int(words[1] >> 1)
 
 
-def forward_training(model: keras.Sequential, images: tf.Tensor, rate: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """The network's training pass, with our masks where Keras has its Dropout layers.
+# ------------------------------------------------------------------------------------------ dropout
+
+
+class TrainingPass:
+    """A network's training pass, with our masks where it has Keras's Dropout layers. It shares the network's weights.
 
     Keras's own Dropout, drawn inside a compiled loop by XLA's default algorithm on a CPU, costs ten times
     the whole step (144 against 14.7 ms at 784-1000-1000-10, batch 256).
-
-    Args:
-        images: float32 [batch, features].
-        rate: float32 scalar, the share dropped; unused by a network without Dropout layers.
-        seed: int32 [2], of this run and step; each layer adds its depth.
-
-    Returns:
-        Logits, float32 [batch, classes].
     """
-    signal = images
-    for depth, layer in enumerate(model.layers):
-        if isinstance(layer, keras.layers.Dropout):
-            signal = drop(signal, rate, seed + tf.constant([0, depth]))
-        else:
-            signal = layer(signal, training=True)
-    return signal
+
+    def __init__(self, model: keras.Model) -> None:
+        places = itertools.count()
+        self._masks: list[_Mask] = []
+
+        def masked(layer: Any) -> Any:
+            place = next(places)
+            if type(layer) is not keras.layers.Dropout or layer.noise_shape is not None:
+                return layer
+            self._masks.append(_Mask(layer, place))
+            return self._masks[-1]
+
+        self._model = keras.models.clone_model(model, clone_function=masked, recursive=True)
+
+    def __call__(self, images: tf.Tensor, seed: tf.Tensor, rates: Callable[[str], tf.Tensor | None]) -> tf.Tensor:
+        """Logits, float32 [batch, classes], inside the program being traced.
+
+        Args:
+            images: float32 [batch, features].
+            seed: int32 [2], of this run and step; each layer adds its place.
+            rates: a Dropout layer's name → the share that it drops; None: the layer's own.
+        """
+        for mask in self._masks:
+            mask.draws = (seed + tf.constant([0, mask.place]), rates(mask.name))
+        return self._model(images, training=True)
 
 
-def drop(signal: tf.Tensor, rate: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+class _Mask(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
+    """Stands where the network has a Dropout layer."""
+
+    def __init__(self, layer: Any, place: int) -> None:
+        super().__init__(name=layer.name)
+        self.place = place
+        self.rate = layer.rate
+        self.draws: tuple[tf.Tensor, tf.Tensor | None] | None = None  # seed and rate, while a step is being traced
+
+    def compute_output_spec(self, signal: Any, training: bool = False) -> Any:
+        return keras.KerasTensor(signal.shape, signal.dtype)
+
+    def call(self, signal: tf.Tensor, training: bool = False) -> tf.Tensor:
+        assert self.draws is not None
+        seed, rate = self.draws
+        return drop(signal, self.rate if rate is None else rate, seed)
+
+
+def drop(signal: tf.Tensor, rate: tf.Tensor | float, seed: tf.Tensor) -> tf.Tensor:
     """Set a share `rate` of the elements to zero and scale the others by 1 / (1 - rate).
 
     Threefry by name: 22 ms an epoch for 550 masks of 100 x 300 on one core; philox takes 190. TensorFlow has
@@ -141,12 +221,13 @@ def build_optimizer(config: OptimizerConfig) -> keras.optimizers.Optimizer:
     """Keras's optimizer of that name; every field that isn't the schedule's is one of its arguments.
 
     So a new optimizer needs a YAML and a schema class, and nothing here. Weight decay is Keras's
-    decoupled one, per step and times the learning rate (Loshchilov & Hutter 2019); biases are exempt.
+    decoupled one, per step and times the learning rate (Loshchilov & Hutter 2019); biases are exempt, and
+    so are a normalisation's scale and offset.
     """
     arguments = config.model_dump(exclude=_SCHEDULE_FIELDS)
     rate = {"learning_rate": config.learning_rate}
     optimizer = keras.optimizers.get({"class_name": config.name, "config": arguments | rate})
-    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     # None skips the pass over the weights; AdamW's constructor refuses it, so it is set here.
     optimizer.weight_decay = config.weight_decay or None
     return optimizer
@@ -205,8 +286,9 @@ class Knob:
 def learning_rates(config: OptimizerConfig, first: int, stop: int, total: int, epoch_steps: int) -> Floats:
     """The learning rate at each step of [first, stop), float64.
 
-    Linear warm-up from 0 (Goyal et al. 2017), then constant, or half a cosine to 0 at the run's last step
-    (SGDR without restarts, Loshchilov & Hutter 2017). The same numbers as Keras's CosineDecay.
+    `constant` and `cosine`: linear warm-up from 0 (Goyal et al. 2017), then constant, or half a cosine to 0 at the
+    run's last step (SGDR without restarts, Loshchilov & Hutter 2017; the same numbers as Keras's CosineDecay).
+    `one_cycle`: see `_one_cycle`.
 
     Args:
         first, stop: steps since the start of the run, from 0.
@@ -214,9 +296,29 @@ def learning_rates(config: OptimizerConfig, first: int, stop: int, total: int, e
         epoch_steps: steps of one epoch, the unit of `warmup_epochs`.
     """
     steps = np.arange(first, stop, dtype=np.float64)
+    if config.schedule == "one_cycle":
+        return config.learning_rate * _one_cycle(steps, total)
     warmup = min(config.warmup_epochs * epoch_steps, float(total))
     rising = np.minimum(steps / warmup, 1.0) if warmup > 0 else np.ones_like(steps)
     if config.schedule == "constant":
         return config.learning_rate * rising
     progress = np.clip((steps - warmup) / max(total - warmup, 1.0), 0.0, 1.0)
     return config.learning_rate * rising * 0.5 * (1.0 + np.cos(math.pi * progress))
+
+
+CYCLE_RISE, CYCLE_START, CYCLE_END = 0.3, 1 / 25, 1 / 250_000
+"""The share of the run in which the rate rises, and its first and last value as shares of the peak: PyTorch's."""
+
+
+def _one_cycle(steps: Floats, total: int) -> Floats:
+    """Shares of the peak: half a cosine up, half a cosine down (Smith & Topin 2018, as PyTorch's OneCycleLR has it)."""
+    last = max(total - 1, 1)
+    top = max(CYCLE_RISE * total - 1, 1e-9)
+    up = _half_cosine(CYCLE_START, 1.0, np.clip(steps / top, 0, 1))
+    down = _half_cosine(1.0, CYCLE_END, np.clip((steps - top) / max(last - top, 1e-9), 0, 1))
+    return np.where(steps <= top, up, down)
+
+
+def _half_cosine(start: float, end: float, progress: Floats) -> Floats:
+    way: Floats = end + (start - end) * 0.5 * (1.0 + np.cos(math.pi * progress))
+    return way

@@ -1,9 +1,10 @@
-"""The user's own arrays: read an .npz file without unpickling, and check that it can be trained on."""
+"""The user's own arrays: read an .npz file without unpickling, and check that they can be trained on."""
 
 from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +43,38 @@ def read(path: Path) -> dict[str, Array]:
     Raises:
         DataError: the file or an array is anything else, or the file could be a bomb.
     """
-    arrays = _read(path)
+    return checked(_read(path), str(path))
+
+
+def checked(arrays: Mapping[str, Array], where: str) -> dict[str, Array]:
+    """Check the arrays of a data set; see `read`.
+
+    Args:
+        where: they come from, for a message.
+    """
     wanted = _REQUIRED + _OPTIONAL if arrays.keys() & set(_OPTIONAL) else _REQUIRED
     if missing := [name for name in wanted if name not in arrays]:
         raise DataError(
-            f"{path} lacks {', '.join(missing)}. It needs {', '.join(_REQUIRED)}; "
+            f"{where} lacks {', '.join(missing)}. It needs {', '.join(_REQUIRED)}; "
             f"{' and '.join(_OPTIONAL)} come together or not at all."
         )
     for name, array in arrays.items():
         if fault := _fault(name, array, arrays):
-            raise DataError(f"{path}: {name} {fault}.")
-    return arrays
+            raise DataError(f"{where}: {name} {fault}.")
+    return dict(arrays)
+
+
+def made(found: object, where: str) -> dict[str, Array]:
+    """Check what a function of the user's made as a data set; see `read`."""
+    named = f"a dict of arrays named {', '.join(_REQUIRED)}"
+    if not isinstance(found, dict):
+        raise DataError(f"{where} gave a {type(found).__name__}; wanted is {named}.")
+    if strangers := [name for name in found if name not in _REQUIRED + _OPTIONAL]:
+        raise DataError(f"{where} gave {strangers[0]!r}; wanted is {named}, and perhaps {', '.join(_OPTIONAL)}.")
+    for name, array in found.items():
+        if type(array) is not np.ndarray:  # a masked array's mask, a frame's index would be lost in silence
+            raise DataError(f"{where}: {name} is a {type(array).__name__}; wanted is a NumPy array, numpy.asarray(…).")
+    return checked(found, where)
 
 
 def _read(path: Path) -> dict[str, Array]:
@@ -111,7 +133,7 @@ def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
         raise DataError(f"{member.filename} announces {announced} bytes and holds {held}")
 
 
-def _fault(name: str, array: Array, arrays: dict[str, Array]) -> str | None:
+def _fault(name: str, array: Array, arrays: Mapping[str, Array]) -> str | None:
     """Say what is wrong with an array, if anything, in words that go on after its name."""
     axis, role = name.split("_")
     if axis == "x":

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
+from mnistexp import own
 from mnistexp.records import LoggedRun
 from mnistexp.schema import StudyConfig
 from mnistexp.study import Progress
@@ -82,13 +83,14 @@ def _short(value: str) -> str:
 
 
 def _next(name: str, progress: Progress) -> Iterable[str]:
-    study = shlex.quote(f"study.name={name}")
+    where = f" {shlex.join(own.words())}" if own.words() else ""
+    study = shlex.quote(f"study.name={name}") + where
     yield "\n---\n\nWhat to type next:\n"
-    yield f"    python -m mnistexp report {shlex.quote(name)}"
+    yield f"    python -m mnistexp report {shlex.quote(name)}{where}"
     yield f"    python -m mnistexp confirm {study}"
     if progress.best:
         yield f"    python -m mnistexp rerun {study}"
-        yield from (f"    {line}" for line in _folded("python -m mnistexp train", progress.best.overrides))
+        yield from (f"    {line}" for line in _folded(f"python -m mnistexp train{where}", progress.best.overrides))
 
 
 def _folded(command: str, words: Sequence[str]) -> list[str]:

@@ -28,7 +28,7 @@ def misleading(space: SearchSpace, config: Config, images: int) -> tuple[str, ..
         *_lengths(searched, config),
         *_rates(space),
         *_batches(searched.get("trainer.batch_size", ()), images),
-        *_seeds(searched),
+        *_seeds(searched, config),
         *_single(space),
         *_grid(space, config),
     )
@@ -132,11 +132,12 @@ def _batches(distributions: Sequence[Distribution], images: int) -> Iterator[str
         )
 
 
-def _seeds(searched: Mapping[str, Sequence[Distribution]]) -> Iterator[str]:
-    if "seed" in searched and len(searched) > 1:
+def _seeds(searched: Mapping[str, Sequence[Distribution]], config: Config) -> Iterator[str]:
+    """A grid repeats every config with the same seeds, and `report by=KEY` compares the means: that is as it should."""
+    if "seed" in searched and len(searched) > 1 and config.study.sampler.name != "grid":
         yield (
             "seed is searched together with hyperparameters: what wins is the luckiest seed as much as the best "
-            "config; leave it out, and `confirm` repeats the best configs with fresh seeds"
+            "config; leave it out, and `confirm` repeats the best configs with fresh seeds, or give study/sampler=grid"
         )
 
 

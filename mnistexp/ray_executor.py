@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from mnistexp import data_file
+from mnistexp import data_file, own
 from mnistexp.data import Dataset
 from mnistexp.errors import WorkerError
 from mnistexp.executor import Death, Deliver, Link, Message, Supervisor
@@ -235,7 +235,8 @@ class RayExecutor(Supervisor):
             raise WorkerError("trainer.device=gpu: give executor.gpus_per_trial=1, or the share of one for each worker")
         self._closed = False
         self._settings, self._environment = settings, dict(environment or {})
-        self._hello = {"data": data.model_dump(mode="json"), "threads": threads, "device": device}
+        hello = {"data": data.model_dump(mode="json"), "threads": threads, "device": device, "code": own.plain()}
+        self._hello: Mapping[str, Any] = hello
         self._users = {name: os.environ[name] for name in USERS_FLAGS if name in os.environ}
         self._cluster = Cluster(settings.address, _bytes(dataset))
         self._ray = self._cluster.ray

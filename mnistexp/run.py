@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mnistexp import config as config_module
-from mnistexp import data, machine
+from mnistexp import data, machine, own
 from mnistexp.config import Request
 from mnistexp.data import Dataset
 from mnistexp.errors import ConfigError, StoreError, TrainingError
@@ -22,7 +22,7 @@ from mnistexp.local_executor import LocalExecutor
 from mnistexp.ray_executor import RayExecutor
 from mnistexp.records import Kind, LoggedRun, RunRecord, State
 from mnistexp.results import EpochScores, RunResult
-from mnistexp.schema import Config, IdxData, RayExecutorConfig, RunConfig, Sgd
+from mnistexp.schema import Config, IdxData, OwnData, OwnModel, RayExecutorConfig, RunConfig, Sgd, shown
 from mnistexp.tracking import Tracker
 
 ENVIRONMENT = ("TF_ENABLE_ONEDNN_OPTS", "XLA_FLAGS")
@@ -75,8 +75,10 @@ def prepare(request: Request) -> Prepared:
         fallback = choice.reason if choice.name == "digits" else ""
         request = request.plus([f"data={choice.name}"])
         composed = config_module.compose(request)
+    if "model" not in composed.search:  # else one of those that are drawn may need it
+        own.refuse_unused(composed)
     dataset = data.load(composed.data)
-    check_batch(composed, dataset)
+    check_fit(composed, dataset)
     return Prepared(request, composed, dataset, fallback)
 
 
@@ -100,13 +102,16 @@ def study_name(config: Config) -> str:
     """The name of the study that this config means: given, or else the data set's."""
     if config.study.name:
         return config.study.name
+    if isinstance(config.data, OwnData):
+        return config.data.function
     if config.data.name != "auto":
         return config.data.name
     return "mnist" if data.find(config.data) else "digits"
 
 
-def check_batch(config: Config, dataset: Dataset) -> None:
-    """Raises: ConfigError if one minibatch needs more images than there are."""
+def check_fit(config: Config, dataset: Dataset) -> None:
+    """Raises: ConfigError if a minibatch needs more images than there are, or what are no images are to be warped."""
+    config.augmentation.check(dataset.image_shape)
     images = len(dataset.train.labels)
     if config.trainer.batch_size > images:
         raise ConfigError(
@@ -256,7 +261,13 @@ class Session:
         files = {"provenance.json": json.dumps({**self.provenance, **(facts or {})}, indent=1)}
         if self.source.get("patch"):
             files["source.patch"] = str(self.source["patch"])
-        return files
+        return files | code_file()
+
+
+def code_file() -> dict[str, str]:
+    """The user's file of functions, as a record keeps it: for a person to read, and to give with --code again."""
+    code = own.code()
+    return {"code.py": code.text} if code else {}
 
 
 def session(prepared: Prepared) -> Session:
@@ -274,16 +285,34 @@ def session(prepared: Prepared) -> Session:
 def run_name(config: RunConfig, number: int | None = None) -> str:
     """A name that reads well in a table: '007 adam lr=0.0031 relu 300 b=128'."""
     model = config.model
-    parts = [
-        "" if number is None else f"{number:03d}",
-        optimizer_name(config),
-        f"lr={config.optimizer.learning_rate:.2g}",
-        model.activation,
-        "-".join(map(str, model.hidden_units)) or "no hidden layer",
-        f"b={config.trainer.batch_size}",
-        f"drop={model.dropout:.2g}" if model.dropout else "",
-    ]
-    return " ".join(filter(None, parts))
+    parts = ["" if number is None else f"{number:03d}", optimizer_name(config)]
+    parts += [f"lr={config.optimizer.learning_rate:.2g}"]
+    if config.optimizer.schedule != "constant":
+        parts += [config.optimizer.schedule]
+    if isinstance(model, OwnModel):
+        parts += [model.function, *(f"{key}={_brief(value)}" for key, value in model.settings.items())]
+    else:
+        parts += [model.activation, "-".join(map(str, model.hidden_units)) or "no hidden layer"]
+        parts += ["norm"] if model.batch_normalization else []
+    parts += [f"b={config.trainer.batch_size}"]
+    return " ".join(filter(None, [*parts, *_regularisers(config)]))
+
+
+def _regularisers(config: RunConfig) -> Iterator[str]:
+    """What keeps a training from learning its images by heart, where there is any."""
+    model = config.model
+    drops = () if isinstance(model, OwnModel) else (("in-drop", model.input_dropout), ("drop", model.dropout))
+    for name, value in (*drops, ("smooth", config.trainer.label_smoothing), ("ema", config.trainer.ema_momentum)):
+        if value:
+            yield f"{name}={value:.3g}" if name == "ema" else f"{name}={value:.2g}"
+    if config.augmentation.elastic or config.augmentation.affine:
+        yield "elastic" if config.augmentation.elastic else "affine"
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, tuple):
+        return "-".join(map(str, value))
+    return f"{value:.2g}" if isinstance(value, float) else shown(value)[:20]
 
 
 def optimizer_name(config: RunConfig) -> str:

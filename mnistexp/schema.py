@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -28,6 +27,7 @@ def _no_folder(name: str) -> str:
 Name = Annotated[str, Field(pattern=NAME_PATTERN), AfterValidator(_no_folder)]
 """Names of studies and experiments: no slash, newline or `..` games, since they end up in paths and URLs."""
 
+SETTING_PATTERN = r"^[A-Za-z]\w{0,63}$"
 FILE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 MIRROR_PATTERN = r"^https?://[^/@\s]+(/\S*)?$"
 Mirror = Annotated[str, Field(pattern=MIRROR_PATTERN)]
@@ -41,6 +41,44 @@ class Settings(BaseModel):
     """The base of every node: frozen, no unknown keys, no silent conversions, no inf or NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+# --------------------------------------------------------------------------- functions of the user's own
+
+
+class OwnCode(Settings):
+    """The user's file of functions: see own.py."""
+
+    name: str  # as it was named on the command line
+    text: str
+
+
+def _setting(value: object) -> object:
+    if isinstance(value, list | tuple) and len(value) <= 64 and all(type(item) is int for item in value):
+        return tuple(value)
+    if isinstance(value, bool | int | float) and abs(value) <= 2**53:  # neither NaN nor infinite
+        return value
+    if isinstance(value, str) and len(value) <= 1000:
+        return value
+    raise ValueError("must be a number, true or false, a text or a list of whole numbers")
+
+
+Setting = Annotated[Any, AfterValidator(_setting)]
+SettingName = Annotated[str, Field(pattern=SETTING_PATTERN)]
+
+
+class _Own(Settings):
+    """What names a function of the user's file. Its arguments and settings are looked at before it is called."""
+
+    name: str
+    function: str = Field(pattern=SETTING_PATTERN, description="its name in the file that --code names")
+    settings: dict[SettingName, Setting] = Field(max_length=64, description="its keyword arguments")
+    code: str | None = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the file; filled in by composing")
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """What the function is given by name."""
+        return dict(self.settings)
 
 
 # ---------------------------------------------------------------------------------------------- data
@@ -98,7 +136,19 @@ class NpzData(_Data):
     name: Literal["npz"]
 
 
-DataConfig = Annotated[IdxData | DigitsData | NpzData, Field(discriminator="name")]
+class OwnData(_Own, _Data):
+    """The user's own arrays, made by a function of the user's file: (**settings) to what an .npz file would hold."""
+
+    ARGUMENTS: ClassVar[int] = 0
+    name: Literal["own"]
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """What the function is given by name: `root` too, which is no setting: it says only where the data lie."""
+        return {**self.settings, **({"root": self.root} if self.root is not None else {})}
+
+
+DataConfig = Annotated[IdxData | DigitsData | NpzData | OwnData, Field(discriminator="name")]
 
 
 # --------------------------------------------------------------------------------------------- model
@@ -109,7 +159,7 @@ Initializer = Literal[
 ]
 
 
-class ModelConfig(Settings):
+class Mlp(Settings):
     """A multilayer perceptron. Names are Keras's."""
 
     name: Literal["mlp"]
@@ -117,10 +167,22 @@ class ModelConfig(Settings):
         strict=False, max_length=64, description="units of each hidden layer, in order; [] is softmax regression"
     )
     activation: Activation = Field(description="of every hidden layer")
+    batch_normalization: bool = Field(description="of each hidden layer, before its activation; its biases go")
+    input_dropout: Fraction = Field(description="share of the network's inputs dropped in training")
     dropout: Fraction = Field(description="share of each hidden layer's outputs dropped in training")
     initializer: Initializer = Field(description="of the weight matrices")
     initializer_stddev: Positive = Field(description="standard deviation; used by random_normal alone")
     bias_initializer_stddev: float = Field(ge=0, description="biases start at normal(0, this); 0: at zero")
+
+
+class OwnModel(_Own):
+    """A network that a function of the user's file builds: (features, classes, **settings) to a Keras model."""
+
+    ARGUMENTS: ClassVar[int] = 2
+    name: Literal["own"]
+
+
+ModelConfig = Annotated[Mlp | OwnModel, Field(discriminator="name")]
 
 
 # ----------------------------------------------------------------------------------------- optimizer
@@ -129,8 +191,12 @@ class ModelConfig(Settings):
 class _Optimizer(Settings):
     name: str  # Keras's registry finds the class by it
     learning_rate: Annotated[float, Field(gt=0, le=1000)] = Field(description="the peak, where there is a schedule")
-    schedule: Literal["constant", "cosine"] = Field(description="after the warm-up; cosine ends at 0")
-    warmup_epochs: float = Field(ge=0, description="the learning rate rises linearly from 0 for this long")
+    schedule: Literal["constant", "cosine", "one_cycle"] = Field(
+        description="after the warm-up; cosine ends at 0; one_cycle has a warm-up of its own, 30 % of the run"
+    )
+    warmup_epochs: float = Field(
+        ge=0, description="the learning rate rises linearly from 0 for this long; unused by one_cycle"
+    )
     weight_decay: Fraction = Field(description="decoupled, per step, times the learning rate; biases are exempt")
 
 
@@ -177,6 +243,42 @@ class Lion(_Optimizer):
 OptimizerConfig = Annotated[Sgd | Adam | RmsProp | Lion, Field(discriminator="name")]
 
 
+# -------------------------------------------------------------------------------------- augmentation
+
+
+class AugmentationConfig(Settings):
+    """Random warps of every training image, anew in each epoch. Each number is the most that is drawn; 0: none."""
+
+    shift: float = Field(ge=0, le=1000, description="pixels, down or up and left or right")
+    rotate: float = Field(ge=0, le=45, description="degrees, either way")
+    scale: Fraction = Field(description="share by which height and width each grow or shrink")
+    shear: float = Field(ge=0, le=45, description="degrees by which upright lines lean, either way")
+    elastic_alpha: float = Field(
+        ge=0, le=1000, description="pixels: what the smoothed random field is multiplied by (Simard et al. 2003)"
+    )
+    elastic_sigma: Annotated[float, Field(gt=0, le=1000)] = Field(
+        description="pixels: standard deviation of the Gaussian that smoothes the field"
+    )
+
+    @property
+    def affine(self) -> bool:
+        """Whether images are shifted, rotated, scaled or sheared."""
+        return max(self.shift, self.rotate, self.scale, self.shear) > 0
+
+    @property
+    def elastic(self) -> bool:
+        """Whether images are bent."""
+        return self.elastic_alpha > 0
+
+    def check(self, image_shape: Sequence[int]) -> None:
+        """Raises: ConfigError if examples of this shape, which are no images, are to be warped."""
+        if (self.affine or self.elastic) and (len(image_shape) not in (2, 3) or min(image_shape) < 1):
+            raise ConfigError(
+                f"augmentation: needs images of [height, width] or [height, width, channels], and these examples have "
+                f"the shape {list(image_shape)}; give augmentation=none"
+            )
+
+
 # ------------------------------------------------------------------------------------------- trainer
 
 
@@ -188,7 +290,10 @@ class TrainerConfig(Settings):
     batch_size: int = Field(ge=1, description="images per step; an epoch's incomplete last batch is left out")
     patience: int | None = Field(ge=1, description="stop after this many epochs without a better one; null: never")
     restore_best_weights: bool = Field(description="keep the best epoch's weights by validation, else the last's")
-    label_smoothing: Fraction
+    label_smoothing: Fraction = Field(description="share of each target that is spread evenly over all classes")
+    ema_momentum: Fraction = Field(
+        description="validate and keep a moving average of the weights, with this momentum per step; 0: none"
+    )
     device: Literal["auto", "cpu", "gpu"]
     threads: int = Field(ge=1, le=1024, description="CPU threads of one training; part of what fixes its bits")
     timeout: Positive | None = Field(
@@ -204,6 +309,7 @@ class SamplerConfig(Settings):
 
     name: Literal["tpe", "random", "grid", "qmc", "gp", "cmaes"]
     startup_trials: int = Field(ge=1, description="random trials before tpe, gp or cmaes start to model")
+    points: Annotated[int, Field(ge=2, le=1000)] | None = Field(description="grid: how many stand for an interval")
 
 
 class PrunerConfig(Settings):
@@ -283,6 +389,7 @@ class Config(Settings):
     data: DataConfig
     model: ModelConfig
     optimizer: OptimizerConfig
+    augmentation: AugmentationConfig
     trainer: TrainerConfig
     search: dict[str, str | None] = Field(
         description="override key: distribution, in Hydra's sweep grammar; null: fixed"
@@ -299,107 +406,11 @@ class RunConfig(Settings):
     data: DataConfig
     model: ModelConfig
     optimizer: OptimizerConfig
+    augmentation: AugmentationConfig
     trainer: TrainerConfig
 
 
-# ------------------------------------------------------------------------------ what is wrong, in plain words
-
-
-def validated(plain: Mapping[str, Any]) -> Config:
-    """A plain config as a Config. Raises: ConfigError with every fault."""
-    try:
-        return Config.model_validate(plain)
-    except ValidationError as error:
-        raise ConfigError(*_sentences(error, plain)) from None
-
-
-PHRASES = {
-    "int_type": "must be a whole number",
-    "float_type": "must be a number",
-    "bool_type": "must be true or false",
-    "string_type": "must be a text",
-    "model_attributes_type": "must be a node with settings of its own",
-    "model_type": "must be a node with settings of its own",
-    "tuple_type": "must be a list, such as [300, 100]",
-    "finite_number": "must be finite",
-    NAME_PATTERN: "must be 1 to 100 letters, digits, dots, hyphens, underscores or spaces",
-    FILE_PATTERN: "must be a file's name without folders: letters, digits, dots, hyphens and underscores",
-    MIRROR_PATTERN: "must be like https://HOST/FOLDER/, without user and password",
-}
-"""pydantic's messages in plainer words, by its type of fault (or the pattern that wasn't matched)."""
-
-
-def _sentences(error: ValidationError, plain: Mapping[str, Any]) -> list[str]:
-    """One sentence a key: what was given and what is allowed. A union's members count as one key."""
-    problems: dict[str, list[str]] = {}
-    for fault in error.errors():
-        subject, problem = _problem(dict(fault), ".".join(_without_tags(fault["loc"], plain)))
-        problems.setdefault(subject, []).append(problem)
-    return [f"{subject}: {', or '.join(found)}" if subject else found[0] for subject, found in problems.items()]
-
-
-def _problem(fault: Mapping[str, Any], key: str) -> tuple[str, str]:
-    """What was given ('key=value') and what is wrong with it."""
-    given, kind, context = fault["input"], fault["type"], fault.get("ctx", {})
-    if kind == "extra_forbidden":
-        return key, "the config has no such key"
-    if kind == "union_tag_not_found":
-        key, kind = f"{key}.name", "missing"
-    if kind == "missing":
-        return key, "needs a value, and no option file gives one"
-    if kind == "value_error":
-        return "", str(context["error"])
-    if kind == "union_tag_invalid":
-        key, given = f"{key}.name", given["name"]
-    words = re.findall(r"'([^']*)'", str(context.get("expected") or context.get("expected_tags") or ""))
-    if words:
-        one_of = "one of " * (len(words) > 1)
-        return f"{key}={shown(given)}", f"must be {one_of}{', '.join(words)}{suggestion(given, words)}"
-    message = PHRASES.get(context.get("pattern", kind)) or fault["msg"].removeprefix("Input ").replace("should", "must")
-    return f"{key}={shown(given)}", message[0].lower() + message[1:]
-
-
-def _without_tags(place: Sequence[str | int], plain: Mapping[str, Any]) -> Iterator[str]:
-    """pydantic puts the chosen member of a union into the place of a fault ('optimizer.sgd.momentum'); drop it."""
-    node: Any = plain
-    for key in place:
-        if isinstance(node, list | Mapping) and (isinstance(node, list) or key in node):
-            yield str(key)
-            node = node[key]  # type: ignore[index]  # pydantic gives numbers for lists, names for nodes
-        elif isinstance(node, Mapping) and key != node.get("name"):
-            yield str(key)  # a key that is missing
-            node = None
-
-
-class TrialRecord(Settings):
-    """What a study keeps of a trial from its claim on."""
-
-    overrides: tuple[str, ...] = Field(strict=False)
-    seed: int
-    config: str  # a RunConfig as JSON
-
-
-class DriverEntry(Settings):
-    """What a study keeps of each of its drivers: see drivers.py."""
-
-    host: str
-    boot: str
-    namespace: str
-    pid: int
-    started: float  # in the system's own units, to be compared alone
-    ended: bool
-    beat: float  # seconds since 1970
-
-
-Kept = TypeVar("Kept", bound=Settings)
-
-
-def kept(model: type[Kept], value: object, what: str) -> Kept:
-    """A study's attribute as its type. Raises: StoreError if something else wrote it."""
-    try:
-        return model.model_validate(value)
-    except ValidationError:
-        raise StoreError(f"{what} was not written by this version of mnistexp; give another study.name") from None
+# --------------------------------------------------------------------------------- configs from a record
 
 
 def recorded_config(text: str) -> RunConfig:
@@ -414,11 +425,28 @@ def recorded_config(text: str) -> RunConfig:
         ) from None
 
 
+LATER: dict[str, dict[str, Any]] = {
+    "model": {"batch_normalization": False, "input_dropout": 0.0},
+    "augmentation": {
+        "shift": 0.0,
+        "rotate": 0.0,
+        "scale": 0.0,
+        "shear": 0.0,
+        "elastic_alpha": 0.0,
+        "elastic_sigma": 4.0,
+    },
+    "trainer": {"timeout": None, "ema_momentum": 0.0},
+}
+"""Settings that came after the first records, as those trainings had them."""
+
+
 def _with_later_settings(text: str) -> str:
-    """A record with the settings that came after it and change no result: trainer.timeout. Nonsense stays as it is."""
+    """A record with the settings that came after it. Nonsense stays as it is."""
     try:
         plain = json.loads(text)
-        plain["trainer"].setdefault("timeout", None)
+        for node, settings in LATER.items():
+            later = settings if node != "model" or plain[node]["name"] == "mlp" else {}
+            plain[node] = later | plain.get(node, {})
     except (ValueError, LookupError, TypeError, AttributeError):
         return text
     return json.dumps(plain)

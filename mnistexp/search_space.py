@@ -24,12 +24,12 @@ from mnistexp.config import (
     raise_all,
     template,
 )
-from mnistexp.distributions import Choice, Distribution, Scalar, Suggester, Value, label, parse_distribution
+from mnistexp.distributions import Choice, Distribution, Float, Scalar, Suggester, Value, label, parse_distribution
 from mnistexp.errors import ConfigError
 from mnistexp.overrides import override_text
 from mnistexp.schema import Config
 
-SEARCHABLE = ("model", "optimizer", "trainer")
+SEARCHABLE = ("model", "optimizer", "augmentation", "trainer")
 """Nodes that a study may search: another data set, store or executor would make its scores incomparable."""
 
 NOT_SEARCHABLE = {
@@ -174,8 +174,9 @@ class SearchSpace:
                     yield parameter
 
     def describe(self) -> dict[str, str]:
-        """Parameter name → its distribution as JSON: what a study's fingerprint records."""
-        return {p.name: json.dumps(asdict(p.distribution), sort_keys=True) for p in self.parameters()}
+        """Parameter name → its distribution as JSON: what a study's fingerprint records; not how a grid covers it."""
+        plain = {p.name: asdict(p.distribution) for p in self.parameters()}
+        return {n: json.dumps({k: v for k, v in d.items() if k != "count"}, sort_keys=True) for n, d in plain.items()}
 
     def texts(self) -> dict[str, str]:
         """Parameter name → its distribution for a reader."""
@@ -260,7 +261,7 @@ def _node(
 
 
 def _values(base: Template, faults: list[str]) -> tuple[Parameter, ...]:
-    found = []
+    found, sampler = [], base.plain["study"]["sampler"]
     for key, text in base.search.items():
         try:
             distribution = parse_distribution(key, text)
@@ -269,6 +270,8 @@ def _values(base: Template, faults: list[str]) -> tuple[Parameter, ...]:
             continue
         problems = _probe(base, key, text, distribution)
         faults += problems
+        if isinstance(distribution, Float) and sampler["name"] == "grid":
+            distribution = replace(distribution, count=sampler["points"])
         found.append(Parameter(key, key, distribution))
     return tuple(found)
 

@@ -45,7 +45,10 @@ def _sampler_faults(config: Config, space: SearchSpace) -> Iterator[str]:
         )
     if name == "grid" and space.size() is None:
         endless = ", ".join(dict.fromkeys(p.key for p in space.parameters() if p.distribution.points() is None))
-        yield f"study/sampler=grid: the space has no end; give {endless} as choice() or range(), or one value"
+        yield (
+            f"study/sampler=grid: the space has no end; give {endless} as choice() or range(), or one value, "
+            f"or study.sampler.points=5"
+        )
     if name == "grid" and (space.size() or 0) > MAX_GRID:
         yield f"study/sampler=grid: the space has {space.size()} points; a grid has at most {MAX_GRID}, so narrow it"
 

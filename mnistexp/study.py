@@ -28,14 +28,15 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from mnistexp import records
+from mnistexp import own, records
+from mnistexp.attributes import TrialRecord, kept
 from mnistexp.config import identity, run_config
 from mnistexp.drivers import Drivers
 from mnistexp.errors import ConfigError, StoreError
 from mnistexp.records import RunRecord
 from mnistexp.results import EpochScores
-from mnistexp.run import Prepared, Session, check_batch
-from mnistexp.schema import Config, RunConfig, TrialRecord, kept, recorded_config
+from mnistexp.run import Prepared, Session, check_fit
+from mnistexp.schema import Config, RunConfig, recorded_config
 from mnistexp.search_space import Draw, Space
 from mnistexp.storage import AWAY, Database
 from mnistexp.strategy import build_pruner, build_sampler
@@ -111,6 +112,7 @@ def fingerprint(space: Space, config: Config, data_fingerprint: str) -> dict[str
     return {
         **{f"search.{name}": text for name, text in space.describe().items()},
         **{key: json.dumps(base[key], sort_keys=True) for key in base},
+        **({"--code": digest} if (digest := own.sha256()) else {}),  # any trial may have a function of it
     }
 
 
@@ -123,6 +125,12 @@ def _check_same(study: Study, facts: dict[str, str]) -> None:
     if not isinstance(before, dict):
         raise StoreError(f"study.name={study.study_name}: was not made by mnistexp; give another study.name")
     changed = sorted(key for key in facts.keys() | before.keys() if facts.get(key) != before.get(key))
+    if "--code" in changed:
+        raise ConfigError(
+            f"study.name={study.study_name}: was started with {'other' if '--code' in before else 'no'} code of the "
+            f"user's own (--code); MLflow keeps what it had as the artifact code.py of its run; give that file, or "
+            f"another study.name"
+        )
     if changed:
         raise ConfigError(
             f"study.name={study.study_name}: was started with another {', '.join(changed)}; its trials can't be "
@@ -343,7 +351,7 @@ class SharedStudy:
         self._set(trial._trial_id, DRIVER, self.drivers.number)
         try:
             draw = self._draw(trial)
-            check_batch(draw.config, self._session.prepared.dataset)
+            check_fit(draw.config, self._session.prepared.dataset)
         except ConfigError as error:
             self._set(trial._trial_id, REASON, str(error))
             self._study.tell(trial.number, state=TrialState.FAIL)

@@ -21,7 +21,7 @@ import requests
 import yaml
 
 from mnistexp import records, turns, view
-from mnistexp.config import signature
+from mnistexp.config import flatten, signature
 from mnistexp.databases import REACHABLE_SECONDS, check_file, check_port, made_whole, reason, shown, sqlite_path
 from mnistexp.errors import StoreError
 from mnistexp.records import LoggedRun, RunRecord
@@ -417,9 +417,10 @@ def params(config: RunConfig) -> dict[str, str]:
     """Every hyperparameter by its override key, as text; where the data came from is in the data set input."""
     plain = config.model_dump(mode="json")
     flat = {"seed": plain["seed"], "data": plain["data"]["name"]}
-    for node in ("model", "optimizer", "trainer"):
-        flat |= {f"{node}.{key}": value for key, value in plain[node].items()}
-    flat |= {f"data.{key}": plain["data"][key] for key in ("validation_size", "split", "split_seed")}
+    for node in ("model", "optimizer", "augmentation", "trainer"):
+        flat |= flatten(plain[node], f"{node}.")
+    known = ("function", "settings", "code", "validation_size", "split", "split_seed")
+    flat |= flatten({key: plain["data"][key] for key in known if key in plain["data"]}, "data.")
     return {key: json.dumps(value) if not isinstance(value, str) else value for key, value in flat.items()}
 
 

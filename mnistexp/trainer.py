@@ -40,6 +40,11 @@ def weights_hash(weights: Weights) -> str:
     return digest.hexdigest()
 
 
+def all_weights(model: keras.Model) -> Weights:
+    """Everything that a network's answers depend on, in Keras's order: a normalisation's moving statistics too."""
+    return [np.asarray(variable.numpy()) for variable in model.weights]
+
+
 class Trainer:
     """Trains configs on one data set, which is put on the device once.
 
@@ -52,7 +57,7 @@ class Trainer:
         # Not the data set itself: the arrays that are on the device now can be freed (47 MB for MNIST).
         self._test, self._scale, self._classes = dataset.test, dataset.scale, dataset.classes
         self._clock = clock
-        self._train = DeviceSplit(dataset.train, dataset.scale)
+        self._train = DeviceSplit(dataset.train, dataset.scale, dataset.image_shape)
         self._validation = DeviceSplit(dataset.validation, dataset.scale)
         self._programs: OrderedDict[object, Program] = OrderedDict()
         self.compilations = 0  # programs built so far
@@ -61,7 +66,7 @@ class Trainer:
         """Start a training. It advances by one epoch with each `next`; stop by not asking for more.
 
         Raises:
-            ConfigError: a minibatch is larger than the training split.
+            ConfigError: a minibatch is larger than the training split, or augmentation is asked for without images.
         """
         return Fit(config, self._program(config), self._clock)
 
@@ -131,17 +136,17 @@ class Fit(Iterator[EpochScores]):
             epochs=tuple(self._epochs),
             chosen_epoch=self._chosen().epoch,
             stopped="pruned" if pruned else self._stopped() or "pruned",
-            parameters=self._program.model.count_params(),
+            parameters=self._program.parameters,
             seconds=self._finished - self._started,
             validation_hits=np.packbits(self._chosen().hits).tobytes(),
             validation_mistakes=self._chosen().mistakes.astype("<u2").tobytes(),
         )
 
     def weights(self) -> Weights:
-        """The kept epoch's weights: kernel and bias of each layer, in order."""
+        """The kept epoch's weights, in the order of `all_weights`."""
         return [tensor.numpy() for tensor in self._chosen().weights]
 
-    def model(self) -> keras.Sequential:
+    def model(self) -> keras.Model:
         """The network with the kept epoch's weights; ends the iteration, since training would go on from them."""
         self._program.load(self._chosen().weights)
         return self._program.model

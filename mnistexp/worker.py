@@ -2,7 +2,8 @@
 
 It knows no Hydra, no Optuna, no MLflow and no database, so killing one loses one trial at most.
 
-    parent  {"data": DataConfig, "threads": int, "device": "auto" | "cpu" | "gpu", "dataset": int | null}
+    parent  {"data": DataConfig, "threads": int, "device": "auto" | "cpu" | "gpu", "dataset": int | null,
+             "code": {"name", "text"} | null}
     worker  {"event": "ready", "device", "devices", "flags", "fingerprint", "versions"}
             or {"event": "broken", "error", "message"} and the end
     parent  {"config": RunConfig, "weights_path": str | null, "test": bool}
@@ -13,6 +14,8 @@ It knows no Hydra, no Optuna, no MLflow and no database, so killing one loses on
 
 `dataset` is an open file that this process inherited, with the data set in it (see data_file.py): a Ray node need
 not have the files that `data` names.
+
+`code` is the user's file of functions (see own.py), where the command line named one.
 
 `memory` is what the process holds, in bytes: XLA keeps about 8 MB of each compiled shape for life, so a
 parent that searches over shapes replaces a worker now and then.
@@ -39,11 +42,11 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 import psutil
 from pydantic import TypeAdapter
 
-from mnistexp import data, data_file
+from mnistexp import data, data_file, own
 from mnistexp.errors import ConfigError, MnistexpError, WorkerError
 from mnistexp.machine import cpu_model, worker_versions
 from mnistexp.results import FitResult, RunResult, to_json
-from mnistexp.schema import DataConfig, RunConfig, Settings
+from mnistexp.schema import DataConfig, OwnCode, OwnModel, RunConfig, Settings
 
 if TYPE_CHECKING:  # importing it costs TensorFlow: 4-6 s, and only after the environment is set
     from mnistexp.trainer import Fit, Trainer
@@ -59,6 +62,7 @@ class Setup(Settings):
     threads: int
     device: Literal["auto", "cpu", "gpu"]
     dataset: int | None = None  # the number of an open file; null: load what `data` says
+    code: OwnCode | None = None  # the user's file of functions
 
 
 class Job(Settings):
@@ -145,6 +149,7 @@ class Runner:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
+        own.use(setup.code)
         dataset = _dataset(setup)  # before TensorFlow: a damaged file shows in no time
         self._fingerprint = dataset.fingerprint
         self._device = _start_tensorflow(setup)
@@ -178,6 +183,8 @@ class Runner:
                 raise ConfigError(
                     f"this worker was started with {name}={getattr(self._setup, name)!r}, the run asks for {value!r}"
                 )
+        if isinstance(config.model, OwnModel):
+            own.require(config.model)
 
     def _finish(self, fit: Fit, result: FitResult, job: Job) -> RunResult:
         from mnistexp.trainer import weights_hash

@@ -20,6 +20,8 @@ MODEL = {
     "name": "mlp",
     "hidden_units": [32],
     "activation": "relu",
+    "batch_normalization": False,
+    "input_dropout": 0.0,
     "dropout": 0.0,
     "initializer": "glorot_uniform",
     "initializer_stddev": 0.05,
@@ -33,10 +35,12 @@ TRAINER = {
     "patience": None,
     "restore_best_weights": True,
     "label_smoothing": 0.0,
+    "ema_momentum": 0.0,
     "device": "auto",
     "threads": 1,
     "timeout": None,
 }
+PLAIN = {"shift": 0.0, "rotate": 0.0, "scale": 0.0, "shear": 0.0, "elastic_alpha": 0.0, "elastic_sigma": 4.0}
 SGD = {"name": "sgd", "momentum": 0.0, "nesterov": False}
 MOMENTUM = {"name": "sgd", "momentum": 0.9, "nesterov": False, "learning_rate": 0.02}
 NESTEROV = {"name": "sgd", "momentum": 0.9, "nesterov": True, "learning_rate": 0.02}
@@ -62,6 +66,7 @@ def run_config(
     model: dict[str, Any] | None = None,
     seed: int = 0,
     data: dict[str, Any] | None = None,
+    augmentation: dict[str, Any] | None = None,
     **trainer: Any,
 ) -> RunConfig:
     """A small run: 784-32-10, SGD, two epochs; each part takes what differs."""
@@ -70,6 +75,7 @@ def run_config(
         "data": data or mnist_data("nowhere"),
         "model": MODEL | (model or {}),
         "optimizer": SCHEDULE | (optimizer or SGD),
+        "augmentation": PLAIN | (augmentation or {}),
         "trainer": TRAINER | trainer,
     }
     return RunConfig.model_validate_json(json.dumps(plain))

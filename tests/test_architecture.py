@@ -33,20 +33,24 @@ EDGES = {  # module: what of ours it may import, inside functions and for types 
     # the child's side
     "idx": "errors schema",
     "npz": "errors",
+    "own": "errors schema",
     "download": "errors idx schema",
-    "data": "download errors idx npz schema",
+    "data": "download errors idx npz own schema",
     "data_file": "data",
-    "model": "schema",
-    "program": "data errors model schema",
+    "augmentation": "schema",
+    "model": "errors own schema",
+    "program": "augmentation data errors model schema",
     "trainer": "data errors model program results schema",
-    "worker": "data data_file errors machine results schema trainer",
+    "worker": "data data_file errors machine own results schema trainer",
     # the parent's side: configs and spaces
     "overrides": "errors schema",
     "options": "errors",
-    "config": "errors options overrides schema",
+    "checking": "errors own schema",
+    "config": "checking errors options overrides own schema",
     "distributions": "errors overrides",
     "search_space": "config distributions errors overrides schema",
     "strategy": "errors schema search_space",
+    "attributes": "errors schema",
     # … records and where they are kept
     "databases": "errors",
     "turns": "errors",
@@ -54,17 +58,17 @@ EDGES = {  # module: what of ours it may import, inside functions and for types 
     "view": "",
     "tracking": "config databases errors records results schema turns view",
     "storage": "databases errors turns",
-    "drivers": "databases errors schema",
+    "drivers": "attributes databases errors",
     # … workers
     "executor": "errors machine results schema",
     "worker_process": "executor machine",
-    "local_executor": "executor machine schema worker_process",
-    "ray_executor": "data data_file errors executor machine schema worker_process",
+    "local_executor": "executor machine own schema worker_process",
+    "ray_executor": "data data_file errors executor machine own schema worker_process",
     # … what a command is made of
-    "run": "config data errors executor local_executor machine ray_executor records results schema tracking",
-    "study": "config drivers errors records results run schema search_space storage strategy",
+    "run": "config data errors executor local_executor machine own ray_executor records results schema tracking",
+    "study": "attributes config drivers errors own records results run schema search_space storage strategy",
     "outbox": "errors records study tracking",
-    "page": "records schema study",
+    "page": "own records schema study",
     "sweep": "errors executor outbox page records results run schema search_space stopping storage study tracking view",
     "console": "analysis config history records results run significance study sweep",
     "show": "board console errors executor live records results run schema study sweep",
@@ -78,7 +82,7 @@ EDGES = {  # module: what of ours it may import, inside functions and for types 
     "estimate": "data executor machine results run schema",
     "plan": "config console distributions estimate phrases plausibility run schema search_space storage strategy study "
     "tracking",
-    "predict": "child config console data errors idx pictures registry schema tracking words",
+    "predict": "child config console data errors idx own pictures registry schema tracking words",
     "front": "",
     "mlflow_ui": "databases errors front stopping tracking view",
     "optuna_ui": "errors storage",
@@ -88,12 +92,12 @@ EDGES = {  # module: what of ours it may import, inside functions and for types 
     "confirmation": "contenders errors history results schema significance",
     "confirm_text": "confirmation records study",
     "child": "errors worker_process",
-    "inference": "errors model schema trainer",
+    "inference": "errors model own schema trainer",
     "pictures": "errors",
     "export": "inference",
     "registry": "databases errors records schema significance tracking",
-    "confirm": "child config confirm_text confirmation console contenders data errors executor history records "
-    "registry run schema show significance storage study sweep tracking words",
+    "confirm": "child config confirm_text confirmation console contenders data errors executor history own "
+    "records registry run schema show significance storage study sweep tracking words",
     # … what a figure is made of
     "canvas": "",
     "points": "canvas history",
@@ -101,22 +105,25 @@ EDGES = {  # module: what of ours it may import, inside functions and for types 
     "space_figures": "analysis canvas history points scales",
     "data_figures": "canvas",
     "rival_figures": "analysis canvas confirmation",
-    "figures": "analysis canvas data_figures history points rival_figures scales space_figures",
+    "groups": "analysis config errors history schema significance",
+    "group_figures": "analysis canvas groups points scales",
+    "figures": "analysis canvas data_figures group_figures history points rival_figures scales space_figures",
     # … what a report is made of
     "phrases": "",
     "document": "",
     "drawing": "document figures",
-    "material": "analysis confirmation data errors history schema",
+    "material": "analysis confirmation data errors groups history own schema",
     "answers": "analysis confirm_text confirmation document drawing figures history material phrases run",
+    "group_text": "analysis document drawing figures groups material phrases",
     "sections": "analysis data document drawing errors figures material phrases records",
     "comparison": "analysis answers document drawing figures history material phrases",
     "artifacts": "databases errors schema tracking",
-    "report": "answers artifacts comparison config console databases document errors material overrides phrases run "
-    "schema sections storage words",
+    "report": "answers artifacts comparison config console databases document errors group_text material overrides "
+    "phrases run schema sections storage words",
     # … what is typed
-    "commands": "analysis config console databases errors executor history plan records results run schema "
+    "commands": "analysis config console databases errors executor history own plan records results run schema "
     "search_space show storage sweep tracking words",
-    "cli": "commands config confirm doctor errors predict report ui words",
+    "cli": "commands config confirm doctor errors own predict report ui words",
 }
 
 LIBRARIES = {  # foreign library: where it may be imported
@@ -128,23 +135,23 @@ LIBRARIES = {  # foreign library: where it may be imported
     "jinja2": "document",
     "joblib": "machine",
     "keras": "export inference model program trainer worker",
-    "matplotlib": "canvas data_figures drawing figures points rival_figures space_figures",
+    "matplotlib": "canvas data_figures drawing figures group_figures points rival_figures space_figures",
     "mlflow": "artifacts export mlflow_ui registry tracking",
-    "numpy": "analysis canvas data data_figures data_file export idx inference "
+    "numpy": "analysis augmentation canvas data data_figures data_file export group_figures groups idx inference "
     "model npz pictures program sections significance space_figures trainer",
     "omegaconf": "config",
     "optuna": "confirmation history material storage strategy study",
     "optuna_dashboard": "optuna_ui",
     "platformdirs": "data doctor outbox worker_process",
     "psutil": "databases drivers worker",
-    "pydantic": "inference schema worker",
+    "pydantic": "attributes checking inference schema worker",
     "ray": "ray_executor",
     "requests": "download tracking",
     "rich": "download live",
     "scipy": "significance",
     "sklearn": "data",
     "sqlalchemy": "artifacts mlflow_ui registry storage tracking turns",
-    "tensorflow": "model program trainer worker",
+    "tensorflow": "augmentation model program trainer worker",
     "urllib3": "download",
     "uvicorn": "mlflow_ui",
     "yaml": "commands console options tracking",
@@ -160,7 +167,7 @@ PARENT = (
     "mnistexp.tracking",
     "mnistexp.study",
 )
-CHILD = ("tensorflow", "keras", "mnistexp.model", "mnistexp.program", "mnistexp.trainer")
+CHILD = ("tensorflow", "keras", "mnistexp.augmentation", "mnistexp.model", "mnistexp.program", "mnistexp.trainer")
 
 LONGEST_FUNCTION = 40  # lines, docstring included
 LONGEST_FILE = 490

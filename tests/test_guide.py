@@ -54,7 +54,7 @@ def follow(folder: Path, name: str, kind: str, block: str) -> str:
         ("A data set", "Best of study wine: trial"),
         ("A search space", "Best of study wide: trial"),
         ("An optimizer", "optimizer=adamax"),
-        ("A model", "model.layer_norm=true"),
+        ("A model", "bit-identical"),
     ],
 )
 def test_a_reader_who_follows_the_guide_literally_gets_there(clone: Path, part: str, said: str) -> None:

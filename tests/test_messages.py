@@ -20,8 +20,10 @@ import pytest
 
 import mnistexp
 from mnistexp.cli import main
+from mnistexp.config import config_groups
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
+EXPERIMENTS = ", ".join(config_groups()["experiments"])
 READ = ("MNISTEXP_DATA", "MLFLOW_TRACKING_URI")
 
 
@@ -151,7 +153,7 @@ def test_a_mistake_gets_one_sentence(folder: Path, mnist_folder: Path, arguments
     ("arguments", "sentence"),
     [
         ("train optimizer.name=adam", "optimizer.name=adam: write optimizer=adam, which brings its other settings too"),
-        ("train experiments=null", "experiments=null: must be one of blog_2017/baseline, blog_2017/ten_seeds"),
+        ("train experiments=null", f"experiments=null: must be one of {EXPERIMENTS}"),
         (
             "train +model.depth=3",
             "+model.depth=3: the config takes no new, removed or moved keys; write KEY=VALUE with a key it has",
@@ -201,7 +203,8 @@ def test_a_mistake_gets_one_sentence(folder: Path, mnist_folder: Path, arguments
         ("rerun data=mnist run=abc", "{folder}/mlflow.db: no runs are logged here; run `mnistexp sweep` first"),
         (
             "sweep {sparse} study/sampler=grid model.dropout=interval(0,0.5)",
-            "study/sampler=grid: the space has no end; give model.dropout as choice() or range(), or one value",
+            "study/sampler=grid: the space has no end; give model.dropout as choice() or range(), or one value, or "
+            "study.sampler.points=5",
         ),
         (
             "sweep {sparse} model.activation=relu,tanh",

@@ -81,11 +81,11 @@ def test_initial_spread_is_the_configs() -> None:
 
 def test_streams_of_one_seed_are_independent() -> None:
     """Weights, minibatches and dropout, and their indices, never share a seed."""
-    streams = ("weights", "minibatches", "dropout")
+    streams = ("weights", "minibatches", "dropout", "augmentation")
 
     seeds = {models.stateless_seeds(1, stream, index) for stream in streams for index in range(1000)}
 
-    assert len(seeds) == 3000
+    assert len(seeds) == 4000
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
@@ -123,10 +123,52 @@ def _before_last(network: keras.Sequential, signal: tf.Tensor, rate: tf.Tensor, 
 
 
 def _training(network: keras.Sequential, signal: tf.Tensor, rate: tf.Tensor, seed: tf.Tensor) -> np.ndarray:
+    training_pass = models.TrainingPass(network)
+
     def forward() -> tf.Tensor:
-        return models.forward_training(network, signal, rate, seed)
+        return training_pass(tf.constant(signal), seed, lambda _: rate)
 
     return tf.function(forward, jit_compile=True, autograph=False)().numpy()
+
+
+def test_each_dropout_layer_drops_its_own_share() -> None:
+    """Inputs and hidden outputs have shares of their own; where none is given, the layer's is taken."""
+    config = runs.run_config(model={"hidden_units": [400], "input_dropout": 0.5, "dropout": 0.1}).model
+    network = keras.Sequential(models.build_model(config, 400, 10).layers[:1])
+    masks = models.TrainingPass(models.build_model(config, 400, 10))._masks
+
+    kept = _training(network, tf.ones([100, 400]), None, tf.constant([1, 0])) > 0
+
+    assert [(mask.name, mask.rate) for mask in masks] == [(models.INPUT_DROPOUT, 0.5), (masks[1].name, 0.1)]
+    assert kept.mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_dropout_inside_a_users_network_is_masked_too() -> None:
+    """In a functional network, and in one within it, no Keras Dropout is left that would draw by itself."""
+    inner = keras.Sequential([keras.Input((20,)), keras.layers.Dense(20), keras.layers.Dropout(0.5)])
+    inputs = keras.Input((20,))
+    network = keras.Model(inputs, keras.layers.Dropout(0.3)(keras.layers.add([inputs, inner(inputs)])))
+
+    first, again, other = (_training(network, IMAGES, None, tf.constant([seed, 0])) for seed in (1, 1, 2))
+
+    assert len(models.TrainingPass(network)._masks) == 2
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("units", [[8], [8, 4]])
+def test_batch_normalization_stands_before_each_activation(units: list[int]) -> None:
+    """Dense without a bias that would be taken out again, BatchNormalization, activation; none before the logits."""
+    config = runs.run_config(model={"hidden_units": units, "batch_normalization": True}).model
+
+    network = models.build_model(config, 20, 10)
+
+    names = [type(layer).__name__ for layer in network.layers]
+    assert names == ["Dense", "BatchNormalization", "Activation"] * len(units) + ["Dense"]
+    assert [layer.use_bias for layer in network.layers if isinstance(layer, keras.layers.Dense)] == [
+        *(False for _ in units),
+        True,
+    ]
 
 
 def test_inference_knows_no_dropout() -> None:
@@ -163,6 +205,21 @@ def test_cosine_is_keras_own(warmup_epochs: float) -> None:
     rates = models.learning_rates(config, 0, 50, 50, 10)
 
     np.testing.assert_allclose(rates, [float(reference(step)) for step in range(50)], atol=1e-6)
+
+
+@pytest.mark.parametrize(("total", "top"), [(10, 2), (100, 29), (1000, 299)])
+def test_one_cycle_rises_to_its_peak_and_falls_to_almost_nothing(total: int, top: int) -> None:
+    """It starts at peak / 25, is at its peak after 30 % of the run, ends at peak / 250,000, and turns once."""
+    config = runs.run_config(runs.SGD | {"schedule": "one_cycle", "learning_rate": 0.5}).optimizer
+
+    rates = models.learning_rates(config, 0, total, total, 10)
+
+    assert rates[[0, top, -1]] == pytest.approx([0.5 / 25, 0.5, 0.5 / 250_000])
+    assert (np.diff(rates[: top + 1]) > 0).all()
+    assert (np.diff(rates[top:]) < 0).all()
+    # PyTorch's OneCycleLR(max_lr=0.5, total_steps=10): start + (end - start) (1 - cos(pi s)) / 2, s = 1/2 at step 1.
+    if total == 10:
+        assert rates[1] == pytest.approx((0.02 + 0.5) / 2)
 
 
 def test_a_constant_rate_is_exact_and_pieces_join() -> None:

@@ -56,6 +56,8 @@ def small(*overrides: str) -> list[str]:
         ("data=mnist", "optimizer.learning_rate=choice(0.01,0.02)"),
         ("data=mnist", "search=none", "optimizer.learning_rate=0.1", "seed=range(0,10)", "study.trials=10",
          "study/sampler=grid", "study/pruner=none"),
+        ("data=mnist", "search=none", "optimizer.learning_rate=choice(0.05,0.1)", "seed=range(0,3)", "study.trials=6",
+         "study/sampler=grid", "study/pruner=none"),  # a grid repeats each config, and `report by=` compares means
         ("data=mnist", "trainer.epochs=choice(5,10)", "study/pruner=none"),
     ],
 )  # fmt: skip
@@ -76,7 +78,7 @@ def test_a_sensible_space_is_not_warned_of(overrides: tuple[str, ...]) -> None:
          r"beyond what suits adam \(0.0001 to 0.01\): trials there.*each optimizer brings its own range"),
         (["trainer.batch_size=choice(64,1000)"], r"up to 1,000 of 1,137 training images: one step.*at most 113"),
         (["trainer.batch_size=choice(64,2000)"], "up to 2,000, and there are 1,137 .*fail before they begin; give"),
-        (["seed=range(0,4)"], "seed is searched together with hyperparameters.*`confirm` repeats"),
+        (["seed=range(0,4)"], "seed is searched together with hyperparameters.*`confirm` repeats .*study/sampler=grid"),
         (["model.dropout=choice(0.1)"], "model.dropout has one value to draw.*give model.dropout=0.1 outright"),
         (["optimizer=choice(adam)"], "optimizer has one value to draw.*give optimizer=adam outright"),
         ([*FINITE, "study/sampler=grid", "study.trials=5"],

@@ -184,6 +184,14 @@ def test_a_session_looks_at_this_machine() -> None:
         (("optimizer=nesterov", "model.hidden_units=[500,200]"), "nesterov lr=0.05 relu 500-200 b=128"),
         (("optimizer=sgd", "model.hidden_units=[]"), "sgd lr=0.1 relu no hidden layer b=128"),
         (("optimizer=adam", "model.dropout=0.25"), "adam lr=0.001 relu 300 b=128 drop=0.25"),
+        (
+            ("optimizer=sgd", "optimizer.schedule=cosine", "model.batch_normalization=true", "augmentation=elastic"),
+            "sgd lr=0.1 cosine relu 300 norm b=128 elastic",
+        ),
+        (
+            ("optimizer=sgd", "model.input_dropout=0.1", "trainer.ema_momentum=0.999", "augmentation.shift=1.0"),
+            "sgd lr=0.1 relu 300 b=128 in-drop=0.1 ema=0.999 affine",
+        ),
     ],
 )
 def test_names_read_well(overrides: tuple[str, ...], name: str) -> None:

@@ -8,9 +8,10 @@ import pytest
 import runs
 from pydantic import ValidationError
 
+from mnistexp.checking import validated
 from mnistexp.config import compose, parse_request
 from mnistexp.errors import ConfigError, StoreError
-from mnistexp.schema import Config, RunConfig, Settings, recorded_config, validated
+from mnistexp.schema import Config, RunConfig, Settings, recorded_config
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,7 @@ EDGES = [  # key, lowest and highest that are taken, what lies just outside
     ("data.split_seed", [0, 2**32 - 1], [-1, 2**32]),
     ("model.hidden_units", [[], [1], [65536], [1] * 64], [[0], [65537], [1] * 65]),
     ("model.dropout", [0.0, math.nextafter(1, 0)], [-1e-300, 1.0]),
+    ("model.input_dropout", [0.0, math.nextafter(1, 0)], [-1e-300, 1.0]),
     ("model.initializer_stddev", [5e-324], [0.0]),
     ("model.bias_initializer_stddev", [0.0], [-5e-324]),
     ("optimizer.learning_rate", [5e-324, 1000.0], [0.0, -0.1, 1000.1]),
@@ -56,6 +58,13 @@ EDGES = [  # key, lowest and highest that are taken, what lies just outside
     ("trainer.batch_size", [1], [0, -32]),
     ("trainer.patience", [None, 1], [0]),
     ("trainer.label_smoothing", [0.0, 0.999], [1.0]),
+    ("trainer.ema_momentum", [0.0, 0.9999], [1.0, -0.1]),
+    ("augmentation.shift", [0.0, 1000.0], [-0.1, 1001.0]),
+    ("augmentation.rotate", [0.0, 45.0], [-1.0, 45.1]),
+    ("augmentation.scale", [0.0, 0.9], [-0.1, 1.0]),
+    ("augmentation.shear", [0.0, 45.0], [-1.0, 45.1]),
+    ("augmentation.elastic_alpha", [0.0, 1000.0], [-1.0]),
+    ("augmentation.elastic_sigma", [0.1, 1000.0], [0.0]),
     ("trainer.threads", [1, 1024], [0, 1025]),
     ("study.trials", [1], [0]),
     ("study.timeout", [None, 0.1], [0.0]),
@@ -209,10 +218,11 @@ def descendants(node: type[Settings]) -> set[type[Settings]]:
     )
 
 
-def test_a_record_from_before_the_timeout_is_read() -> None:
-    """trainer.timeout changes no result, so a record without it is whole; one without anything else is not."""
+def test_an_older_record_is_read() -> None:
+    """A record from before some setting means what it did then: without it; one without anything else is refused."""
     old = json.loads(runs.run_config(runs.ADAM).model_dump_json())
-    del old["trainer"]["timeout"]
+    del old["trainer"]["timeout"], old["trainer"]["ema_momentum"]
+    del old["model"]["batch_normalization"], old["model"]["input_dropout"], old["augmentation"]
 
     assert recorded_config(json.dumps(old)) == runs.run_config(runs.ADAM)
     del old["trainer"]["threads"]

@@ -194,6 +194,21 @@ def test_the_size_is_the_number_of_points(overrides: tuple[str, ...], size: int 
         assert len(points) == len(set(points)) == size
 
 
+def test_in_a_grid_so_many_points_stand_for_an_interval() -> None:
+    """Evenly spread over each optimizer's own range, over its logarithms where it has them, both ends included."""
+    grid = ("study/sampler=grid", "study.sampler.points=3")
+    found = space("search=none", "optimizer=choice(sgd,lion)", "model.dropout=interval(0,0.5)", *grid)
+    rates = {"sgd": [0.01, 0.1, 1.0], "lion": [3e-5, 3e-4, 3e-3]}
+
+    assert [tuple(point.values()) for point in found.points()] == [
+        (name, *drawn) for name in rates for drawn in itertools.product(rates[name], [0.0, 0.25, 0.5])
+    ]
+    assert found.size() == 18
+    assert "count" not in "".join(found.describe().values())  # the fingerprint is that of the intervals
+    assert space("optimizer=sgd", "search=none", "optimizer.learning_rate=0.1", "model.dropout=interval(0,0.5)",
+                 *grid).covers_baseline()  # fmt: skip
+
+
 def test_every_point_can_be_drawn() -> None:
     """An enqueued point is drawn as it stands, lists and float steps included, and stored unchanged."""
     found = space(
@@ -201,6 +216,9 @@ def test_every_point_can_be_drawn() -> None:
         "optimizer=choice(sgd,adam)",
         "model.hidden_units=choice([20],[])",
         "optimizer.weight_decay=range(0.1,0.5,0.1)",
+        "trainer.label_smoothing=interval(0,0.3)",
+        "study/sampler=grid",
+        "study.sampler.points=4",
     )
     study, drawn = optuna.create_study(), []
 
@@ -210,8 +228,10 @@ def test_every_point_can_be_drawn() -> None:
         drawn.append(found.suggest(trial, seed=0).config)
         assert trial.params == point
 
-    values = {(c.optimizer.name, c.model.hidden_units, c.optimizer.weight_decay) for c in drawn}
-    assert values == set(itertools.product(["sgd", "adam"], [(20,), ()], [0.1, 0.2, 0.3, 0.4]))
+    values = {
+        (c.optimizer.name, c.model.hidden_units, c.optimizer.weight_decay, c.trainer.label_smoothing) for c in drawn
+    }
+    assert values == set(itertools.product(["sgd", "adam"], [(20,), ()], [0.1, 0.2, 0.3, 0.4], [0.0, 0.1, 0.2, 0.3]))
 
 
 def test_a_float_range_is_drawn_in_decimals() -> None:
@@ -242,7 +262,7 @@ def test_a_float_range_is_drawn_in_decimals() -> None:
         ("trainer.batch_size=tag(log,interval(16,256))", "for whole numbers write int(interval(…)) or range(…)"),
         ("trainer.device=cpu,gpu", "can't be searched: all of a study's trials run on the same kind of device"),
         ("trainer.threads=1,2", "can't be searched: a worker's threads are fixed when it starts"),
-        ("data=mnist,digits", "search.data: can't be searched; a study searches model, optimizer, trainer and seed"),
+        ("data=mnist,digits", "search.data: can't be searched; a study searches model, optimizer, augmentation, trainer and seed"),
         ("data.validation_size=1,2", "search.data.validation_size: can't be searched"),
         ("study.trials=1,2", "search.study.trials: can't be searched"),
         ("study/sampler=tpe,random", "search.study/sampler: can't be searched"),

@@ -159,8 +159,20 @@ def dangers(source: str) -> Iterator[str]:
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
 def test_no_module_can_run_what_it_reads(path: Path) -> None:
     """No module of ours unpickles, evaluates, instantiates from a config or starts a shell; ui alone opens a port."""
-    allowed = ["bind"] if path.stem == "ui" else []  # for this machine alone: see the dashboard's test above
+    # ui: for this machine alone, see the dashboard's test above. own: the user's --code file, see the next test.
+    allowed = {"ui": ["bind"], "own": ["exec"]}.get(path.stem, [])
     assert list(dangers(path.read_text(encoding="utf-8"))) == allowed
+
+
+def test_the_users_own_code_comes_from_the_command_line_alone() -> None:
+    """Only the command line reads a file of code; only it, and the children that it hands that to, have it run."""
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+    using = {
+        name: {stem for stem, text in sources.items() if re.search(rf"\bown\.{name}\(", text)}
+        for name in ("read", "use")
+    }
+
+    assert using == {"read": {"cli"}, "use": {"cli", "worker", "inference"}}
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,7 @@ def test_a_grid_needs_an_end() -> None:
         check_study(*parts(*INFINITE, "study/sampler=grid"))
 
     check_study(*parts(*FINITE, "study/sampler=grid", "study.trials=2"))
+    check_study(*parts(*INFINITE, "study/sampler=grid", "study.sampler.points=3", "study.trials=2"))
 
 
 # ------------------------------------------------------------------------------------------------ budget

@@ -112,6 +112,75 @@ def _keras_rate(config: RunConfig) -> Any:
     )
 
 
+def test_batch_normalization_is_keras_own(trainer: Trainer, mnist: Dataset) -> None:
+    """Trained with it, and validated by its moving statistics, a network is what an eager Keras loop makes of it."""
+    normalised = {"batch_normalization": True, "hidden_units": [32, 16]}
+    config = runs.run_config(runs.MOMENTUM, normalised, seed=3, label_smoothing=0.1)
+
+    fit = _finished(trainer, config)
+
+    network, expected = _plain_keras(config, keras.optimizers.SGD(0.02, momentum=0.9), mnist)
+    for scores, reference in zip(fit.result().epochs, expected, strict=True):
+        np.testing.assert_allclose([scores.loss, scores.val_loss], reference[:2], rtol=1e-3)
+    np.testing.assert_allclose(fit.weights()[3], network.get_weights()[3], rtol=0.01, atol=1e-3)  # a moving mean
+
+
+def test_averaged_weights_are_the_average_of_the_steps(trainer: Trainer, mnist: Dataset) -> None:
+    """What is validated and kept is the moving average of what an eager loop's weights were after each step."""
+    config = runs.run_config(runs.SGD, {"batch_normalization": True}, epochs=1, ema_momentum=0.9)
+    network = models.build_model(config.model, 784, 10)
+    models.initialise(network, config.model, config.seed)
+    optimizer, averages = keras.optimizers.SGD(0.1), network.get_weights()
+
+    fit = _finished(trainer, config)
+
+    for step, rows in enumerate(permutation(TRAIN, 0, 0).reshape(-1, 100), start=1):
+        with tf.GradientTape() as tape:
+            logits = network(mnist.train.images[rows].astype(np.float32) / 255, training=True)
+            loss = tf.reduce_mean(models.training_losses(tf.constant(mnist.train.labels[rows]), logits, 0.0))
+        optimizer.apply(tape.gradient(loss, network.trainable_variables), network.trainable_variables)
+        kept = min(0.9, (1 + step) / (10 + step))
+        averages = [kept * old + (1 - kept) * new for old, new in zip(averages, network.get_weights(), strict=True)]
+    for ours, reference in zip(fit.weights(), averages, strict=True):
+        np.testing.assert_allclose(ours, reference, rtol=0.02, atol=2e-4)
+    network.set_weights(fit.weights())
+    assert _keras_scores(network, mnist.validation)[0] == pytest.approx(fit.result().chosen.val_loss, rel=1e-5)
+
+
+def test_training_goes_on_from_the_weights_and_not_from_their_average(trainer: Trainer) -> None:
+    """Averaging changes what is validated, and nothing of the training itself."""
+    plain, averaged = (
+        _finished(trainer, runs.run_config(runs.MOMENTUM, epochs=3, ema_momentum=momentum)).result().epochs
+        for momentum in (0.0, 0.99)
+    )
+
+    assert [scores.loss for scores in plain] == pytest.approx([scores.loss for scores in averaged], rel=1e-5)
+    assert not {scores.val_loss for scores in plain} & {scores.val_loss for scores in averaged}
+
+
+WARPS = {"shift": 2.0, "rotate": 10.0, "scale": 0.1, "shear": 5.0, "elastic_alpha": 20.0}
+EVERYTHING = {"batch_normalization": True, "input_dropout": 0.1, "dropout": 0.2}
+
+
+def test_warped_images_are_harder_to_learn(trainer: Trainer) -> None:
+    """With augmentation the training loss rises, since no epoch shows an image twice alike."""
+    plain, warped = (
+        _finished(trainer, runs.run_config(runs.ADAM, {}, augmentation=warps, epochs=4)).result().epochs[-1]
+        for warps in ({}, WARPS)
+    )
+
+    assert warped.loss > plain.loss * 1.2
+    assert warped.val_accuracy > 0.75
+
+
+def test_augmentation_needs_images(mnist: Dataset) -> None:
+    """A table of measurements can't be rotated."""
+    table = Trainer(replace(mnist, image_shape=(784,)))
+
+    with pytest.raises(ConfigError, match=r"these examples have the shape \[784\]; give augmentation=none"):
+        table.fit(runs.run_config(augmentation=WARPS))
+
+
 def _plain_keras(config: RunConfig, optimizer: Any, mnist: Dataset) -> tuple[Any, list[tuple[float, ...]]]:
     """The same run in eager Keras, per epoch: loss, validation loss, accuracy, validation accuracy."""
     network = models.build_model(config.model, 784, 10)
@@ -182,6 +251,17 @@ def test_same_config_same_bits_whatever_ran_before(trainer: Trainer, mnist: Data
     assert _trail(_finished(trainer, config.model_copy(update={"seed": 7}))) != first
 
 
+def test_masks_warps_statistics_and_averages_are_fixed_by_the_seed(trainer: Trainer, mnist: Dataset) -> None:
+    """With all of them at once, a run's bits still don't depend on what ran before."""
+    config = runs.run_config(runs.ADAM, EVERYTHING, seed=5, augmentation=WARPS, ema_momentum=0.9)
+    first = _trail(_finished(trainer, config))
+
+    _finished(trainer, config.model_copy(update={"seed": 6}))
+
+    assert _trail(_finished(trainer, config)) == first
+    assert _trail(_finished(Trainer(mnist), config)) == first
+
+
 def test_a_second_run_of_a_shape_compiles_nothing(trainer: Trainer) -> None:
     """Seeds, rates, knobs, schedule, smoothing, epochs and steps are arguments of a program, not part of it."""
     model = {"dropout": 0.1, "hidden_units": [16]}
@@ -195,6 +275,31 @@ def test_a_second_run_of_a_shape_compiles_nothing(trainer: Trainer) -> None:
     assert trainer.compilations == before
     _finished(trainer, runs.run_config(runs.ADAM | other, model, batch_size=50, epochs=1))
     assert trainer.compilations == before + 1
+
+
+def test_strengths_of_regularisation_are_arguments_of_a_program(trainer: Trainer) -> None:
+    """A sweep over masks, warps and averages compiles once, and each number, changed alone, changes the weights."""
+    changes: list[dict[str, dict[str, Any]]] = [{}]
+    changes += [{"model": {name: 0.4}} for name in ("input_dropout", "dropout")]
+    changes += [{"augmentation": {name: value / 2}} for name, value in (WARPS | {"elastic_sigma": 4.0}).items()]
+    changes += [{"trainer": {"ema_momentum": 0.5}}]
+    before = trainer.compilations
+
+    fits = [
+        _finished(
+            trainer,
+            runs.run_config(
+                runs.SGD,
+                EVERYTHING | change.get("model", {}),
+                augmentation=WARPS | change.get("augmentation", {}),
+                **({"epochs": 1, "ema_momentum": 0.9} | change.get("trainer", {})),
+            ),
+        )
+        for change in changes
+    ]
+
+    assert trainer.compilations <= before + 1
+    assert len({weights_hash(fit.weights()) for fit in fits}) == len(changes)
 
 
 def test_knobs_change_what_a_program_does(trainer: Trainer) -> None:

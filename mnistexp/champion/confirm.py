@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from mnistexp import config as configs
-from mnistexp import console, history, run, show, storage
+from mnistexp import console, history, own, run, show, storage
 from mnistexp.champion import child, confirm_text, confirmation, contenders, registry
 from mnistexp.champion.confirmation import Confirmation
 from mnistexp.champion.contenders import Point, Reruns
@@ -51,7 +51,7 @@ class Question:
     session: Session
     database: Database
     tracker: Tracker
-    own: Own
+    words: Own
     start: Start = start_workers
 
     @property
@@ -60,9 +60,9 @@ class Question:
         return self.prepared.config
 
 
-def confirm(request: Request, own: Own) -> int:
+def confirm(request: Request, words: Own) -> int:
     """Run a study's best configs again with fresh seeds, rank them, test the best once, and register it."""
-    top, seeds = own.whole("top", 5), own.whole("seeds", 5, least=2)
+    top, seeds = words.whole("top", 5), words.whole("seeds", 5, least=2)
     configs.refuse_search(request, "confirm")
     configs.refuse_hyperparameters(request, "confirm")
     config = configs.compose(request)
@@ -77,7 +77,7 @@ def confirm(request: Request, own: Own) -> int:
     database = storage.open_for_sweep(config.study.storage)
     try:
         tracker = open_tracker(prepared.config.tracking, prepared.experiment)
-        return answer(Question(study, space, prepared, run.session(prepared), database, tracker, own))
+        return answer(Question(study, space, prepared, run.session(prepared), database, tracker, words))
     finally:
         database.close()
 
@@ -92,6 +92,7 @@ def prepare(request: Request, config: Config, study: History, top: int, seeds: i
     found = contenders.of_study(study, top)
     if not found:
         raise StoreError(f"study.name={study.name}: no trial of it completed; run `python -m mnistexp sweep` first")
+    own.require_for(*(each.config for each in found))
     device = config.trainer.device if "trainer.device" in request.fixed else None
     prepared = run.prepare_recorded(config, run.here(found[0].config, config.data.root, device))
     _check_data(study, prepared)
@@ -117,10 +118,10 @@ def _own_study(config: Config, study: History, name: str, trials: int) -> Config
     """The config of a study that runs a list of points, each to its end."""
     sampler = config.study.sampler.model_copy(update={"name": "grid"})
     pruner = config.study.pruner.model_copy(update={"name": "none"})
-    own = {"name": name, "trials": trials, "target": None, "sampler": sampler, "pruner": pruner}
+    changed = {"name": name, "trials": trials, "target": None, "sampler": sampler, "pruner": pruner}
     where = {"experiment": config.tracking.experiment or study.name, "save_weights": False}
     return config.model_copy(
-        update={"study": config.study.model_copy(update=own), "tracking": config.tracking.model_copy(update=where)}
+        update={"study": config.study.model_copy(update=changed), "tracking": config.tracking.model_copy(update=where)}
     )
 
 
@@ -155,7 +156,7 @@ def _found(asked: Question) -> Confirmation | None:
 def _run_all(asked: Question) -> tuple[Sweep, Summary]:
     """Every contender with every seed; no run looks at the test split."""
     session = contenders.session(asked.session, asked.space)
-    view = show.choose(asked.own.flags, asked.config.study.timeout, session.title)
+    view = show.choose(asked.words.flags, asked.config.study.timeout, session.title)
     executor = asked.start(asked.prepared, asked.config.study.trials)
     try:
         sweep = Sweep(
@@ -234,7 +235,7 @@ def _test(asked: Question, sweep: Sweep, point: Point) -> tuple[LoggedRun | None
     try:
         listener = show.Quiet().listener
         last = Sweep(asked.database, session, space, asked.tracker, listener, parent=sweep.open_parent)
-        if last.progress.done < last.progress.total and not asked.own.flags.get("-q"):
+        if last.progress.done < last.progress.total and not asked.words.flags.get("-q"):
             number = asked.space.contenders[point.rival].number
             console.note(f"training #{number} with its best seed once more, to be tested")
         summary = last.run(executor)
@@ -247,9 +248,9 @@ def _last_study(asked: Question, name: str) -> Config:
     """The config of the study of the one tested run; one that failed may be tried again."""
     tried = _final(asked, name)
     failed = sum(trial.state != "COMPLETE" for trial in tried.trials) if tried else 0
-    own = asked.config.study.model_copy(update={"name": name, "trials": failed + 1})
+    study = asked.config.study.model_copy(update={"name": name, "trials": failed + 1})
     kept = asked.config.tracking.model_copy(update={"save_weights": asked.config.tracking.name != "none"})
-    return asked.config.model_copy(update={"study": own, "tracking": kept})
+    return asked.config.model_copy(update={"study": study, "tracking": kept})
 
 
 def _say(sentence: str) -> None:
@@ -331,6 +332,7 @@ def _export(dataset: Dataset, logged: LoggedRun, weights: Path, folder: Path, mo
     shape = list(dataset.image_shape)
     order = {
         "config": logged.config.model_dump(mode="json"),
+        "code": own.plain(),
         "weights": str(weights),
         "weights_hash": logged.weights_hash,
         "features": features,

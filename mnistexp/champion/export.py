@@ -59,12 +59,13 @@ def write(order: Order) -> dict[str, str]:
     return {"folder": order.folder}
 
 
-def served_network(order: Order) -> keras.Sequential:
+def served_network(order: Order) -> keras.Model:
     """The network with its weights, and probabilities in the end: float32 [N, features] to [N, classes]."""
     import keras
 
     network = inference.network(order)
-    return keras.Sequential([keras.Input((order.features,)), *network.layers, keras.layers.Softmax()])
+    layers = network.layers if isinstance(network, keras.Sequential) else [network]
+    return keras.Sequential([keras.Input((order.features,)), *layers, keras.layers.Softmax()])
 
 
 if __name__ == "__main__":

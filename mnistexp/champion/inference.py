@@ -1,6 +1,7 @@
 """The child process that asks a network about images. `python -m mnistexp.champion.inference`.
 
-The network is rebuilt from its checked config and given weights alone: nothing that could hold code is loaded.
+The network is rebuilt from its checked config and given weights alone: nothing that could hold code is loaded. One
+that a function of the user's builds needs that file too, which the user names on the command line, and no record.
 
     parent  Question, as one JSON object on stdin
     child   {"probabilities": [[float, …], …]}, or {"error"}: one sentence
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from mnistexp import own
 from mnistexp.errors import MnistexpError, StoreError
-from mnistexp.schema import RunConfig, Settings
+from mnistexp.schema import OwnCode, OwnModel, RunConfig, Settings
 
 if TYPE_CHECKING:
     import keras
@@ -28,6 +30,7 @@ class Stored(Settings):
     """A network as a run's record and its weights say it is."""
 
     config: RunConfig
+    code: OwnCode | None = None  # the user's file of functions
     weights: str  # a .weights.h5 file
     weights_hash: str  # what the run's record says of them
     features: int = Field(ge=1)
@@ -65,22 +68,36 @@ def probabilities(question: Question) -> list[list[float]]:
     return np.asarray(keras.ops.softmax(logits), np.float64).tolist()  # type: ignore[no-any-return]
 
 
-def network(stored: Stored) -> keras.Sequential:
-    """A network with its weights: [N, features] to logits [N, classes]. Raises: StoreError if the file holds others."""
+def network(stored: Stored) -> keras.Model:
+    """A network with its weights: [N, features] to logits [N, classes].
+
+    Raises: StoreError if the file holds others; ConfigError if the network is a function's, and another file is given.
+    """
     from mnistexp import trainer
     from mnistexp.model import build_model
 
     weights = Path(stored.weights)
+    own.use(stored.code)
+    if isinstance(stored.config.model, OwnModel):
+        own.require(stored.config.model)
     model = build_model(stored.config.model, stored.features, stored.classes)
     try:
         model.load_weights(weights)
     except (OSError, ValueError, KeyError):  # Keras's own message is twenty lines, most of them numbers
-        layers = "-".join(map(str, (stored.features, *stored.config.model.hidden_units, stored.classes)))
-        raise StoreError(f"{weights.name}: holds no weights of a network of {layers}, as its run says it is") from None
-    variables: list[Any] = model.trainable_variables
-    if trainer.weights_hash([variable.numpy() for variable in variables]) != stored.weights_hash:
+        raise StoreError(
+            f"{weights.name}: holds no weights of a network of {_layers(stored)}, as its run says it is"
+        ) from None
+    if trainer.weights_hash(trainer.all_weights(model)) != stored.weights_hash:
         raise StoreError(f"{weights.name}: holds other weights than the run's record says (by their hash)")
     return model
+
+
+def _layers(stored: Stored) -> str:
+    """A network for a reader."""
+    model = stored.config.model
+    if isinstance(model, OwnModel):
+        return f"{model.function}({stored.features}, {stored.classes})"
+    return "-".join(map(str, (stored.features, *model.hidden_units, stored.classes)))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mnistexp import config as configs
-from mnistexp import console, data, idx
+from mnistexp import console, data, idx, own
 from mnistexp.champion import child, pictures, registry
 from mnistexp.champion.pictures import Floats
 from mnistexp.config import Request
 from mnistexp.errors import ConfigError, DataError, StoreError
-from mnistexp.schema import Config, DataConfig, DigitsData, IdxData, RunConfig, shown
+from mnistexp.schema import Config, DataConfig, DigitsData, IdxData, OwnData, OwnModel, RunConfig, shown
 from mnistexp.tracking import open_tracker, resolved_uri
 from mnistexp.words import Own
 
@@ -37,17 +37,18 @@ class Network:
     classes: int
 
 
-def predict(request: Request, own: Own) -> int:
+def predict(request: Request, words: Own) -> int:
     """Say which digit is in each picture. Raises: ConfigError in the end for those that can't be read."""
-    if not own.names:
+    if not words.names:
         raise ConfigError("predict needs pictures, such as `python -m mnistexp predict three.png`")
     configs.refuse_search(request, "predict")
     configs.refuse_hyperparameters(request, "predict")
     config = configs.compose(request)
-    found, faults = _strokes(own.names)
+    found, faults = _strokes(words.names)
     if found:
         with TemporaryDirectory(prefix="mnistexp-") as folder:
-            network = _network(config, own.keys.get("run", ""), Path(folder))
+            network = _network(config, words.keys.get("run", ""), Path(folder))
+            own.refuse_unused(network.config)
             console.note(f"asked: {network.title}")
             answers = ask(network, list(found.values()))
         for line in lines(list(found), answers):
@@ -79,7 +80,10 @@ def ask(network: Network, strokes: Sequence[Floats]) -> list[list[float]]:
 
 def probabilities(network: Network, images: Sequence[Sequence[float]]) -> list[list[float]]:
     """A network's probabilities for images in [0, 1], [N, features] to [N, classes]. Raises: StoreError."""
+    if isinstance(network.config.model, OwnModel):
+        own.require(network.config.model)
     question = {
+        "code": own.plain(),
         "config": network.config.model_dump(mode="json"),
         "weights": str(network.weights),
         "weights_hash": network.weights_hash,
@@ -122,7 +126,7 @@ def _network(config: Config, run_id: str, folder: Path) -> Network:
 
 def _champion(config: Config, folder: Path) -> Network:
     """The champion for the data set; for `auto`, MNIST's if there is one."""
-    uri, name = resolved_uri(config.tracking), registry.model_name(config.data.name, config.data.root)
+    uri, name = resolved_uri(config.tracking), registry.model_name(_data_name(config.data), config.data.root)
     if name == "auto":
         known = registry.Registry(uri)
         name = next((each for each in ("mnist", "digits") if known.champion(each)), "mnist")
@@ -131,6 +135,11 @@ def _champion(config: Config, folder: Path) -> Network:
     title = f"the champion for {name}, version {found.version}"
     title += f" (run {found.run_id}{f', validation accuracy {score:.4f}' if score is not None else ''})"
     return Network(title, found.config, found.weights, found.weights_hash, found.image_shape, found.classes)
+
+
+def _data_name(config: DataConfig) -> str:
+    """What a data set's champions are registered under: that of a user's own, by the name of its function."""
+    return config.function if isinstance(config, OwnData) else config.name
 
 
 def _of_run(config: Config, run_id: str, folder: Path) -> Network:
@@ -154,6 +163,6 @@ def _shape(config: DataConfig) -> tuple[tuple[int, ...], int]:
             return idx.IMAGE_SHAPE, idx.CLASSES
         case DigitsData():
             return (8, 8), 10
-        case _:  # the user's own: only the file knows
+        case _:  # the user's own: only the file, or the function, knows
             dataset = data.load(config)
             return dataset.image_shape, dataset.classes

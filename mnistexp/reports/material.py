@@ -9,14 +9,16 @@ from pathlib import Path
 
 from optuna.storages import BaseStorage
 
-from mnistexp import analysis, data, history
+from mnistexp import analysis, data, history, own
 from mnistexp.analysis import Mistakes, Standing
 from mnistexp.champion import confirmation
 from mnistexp.champion.confirmation import Confirmation
 from mnistexp.data import Dataset
 from mnistexp.errors import ConfigError, DataError
 from mnistexp.history import History, Importances, Trial
-from mnistexp.schema import DataConfig, DigitsData, suggestion
+from mnistexp.reports import groups
+from mnistexp.reports.groups import Groups
+from mnistexp.schema import DataConfig, DigitsData, OwnData, suggestion
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +33,7 @@ class Material:
     missing: str  # why there is no data set
     axes: tuple[str, str] | None  # of the heat map; None: less than two parameters were searched
     stores: tuple[str, ...] = ()  # the overrides that say where the study and its runs are, without passwords
+    groups: Groups | None = None  # by one key's values, if that was asked for
 
     @property
     def best(self) -> Trial | None:
@@ -39,7 +42,8 @@ class Material:
 
     def command(self, name: str) -> str:
         """A command about this study, as one types it."""
-        return shlex.join(["python", "-m", "mnistexp", name, f"study.name={self.history.name}", *self.stores])
+        where = (f"study.name={self.history.name}", *self.stores, *own.words())
+        return shlex.join(["python", "-m", "mnistexp", name, *where])
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -55,17 +59,24 @@ class Material:
 
 
 def gather(
-    storage: BaseStorage, name: str, root: str | None = None, heatmap: str = "", stores: Sequence[str] = ()
+    storage: BaseStorage,
+    name: str,
+    root: str | None = None,
+    heatmap: str = "",
+    by: str = "",
+    stores: Sequence[str] = (),
 ) -> Material:
     """Read a study, and its data set if that is on this machine; nothing is downloaded.
 
     Args:
         root: where the user says that the data are.
         heatmap: two parameters, `X,Y`; empty: the two most important numbers.
+        by: a parameter whose values are to be compared over seeds; empty: none.
 
     Raises: StoreError if there is no such study, ConfigError if it has no such parameters.
     """
     found = history.load(storage, name)
+    told = groups.by(found, by) if by else None
     shares = history.importances(storage, name)
     dataset, missing = _data_of(found, root)
     return Material(
@@ -77,6 +88,7 @@ def gather(
         missing=missing,
         axes=_chosen_axes(found, heatmap) if heatmap else _usual_axes(found, shares),
         stores=tuple(stores),
+        groups=told,
     )
 
 
@@ -111,12 +123,13 @@ def _data_of(found: History, root: str | None) -> tuple[Dataset | None, str]:
     record = next((trial.record for trial in found.trials if trial.record), None)
     if record is None:
         return None, "no trial was trained"
+    own.refuse_unused(*(trial.record.config for trial in found.trials if trial.record))
     config = _here(record.config.data, root)
     try:
-        if not isinstance(config, DigitsData) and data.find(config) is None:  # load() would download it
+        if not isinstance(config, DigitsData | OwnData) and data.find(config) is None:  # load() would download it
             return None, f"the data set {record.data_name} isn't on this machine; give data.root=FOLDER"
         dataset = data.load(config)
-    except DataError as error:
+    except (ConfigError, DataError) as error:  # ConfigError: its function is in a file of the user's
         return None, str(error)
     if dataset.fingerprint != record.data_fingerprint:
         return None, f"the data set {record.data_name} on this machine isn't the one that the study was trained on"

@@ -330,7 +330,8 @@ def _facts(material: Material, ran: list[RunRecord]) -> Iterator[tuple[str | Cod
     splits = f"; {sizes[0]:,} training, {sizes[1]:,} validation, {sizes[2]:,} test images" if sizes else ""
     yield "data", f"{ran[0].data_name}{splits}"
     yield "data fingerprint", Code(ran[0].data_fingerprint)
-    yield "seeds", f"the study's {found.fingerprint.get('seed', '?')}; each trial has its own from it, in its record"
+    derived = f"the study's {found.fingerprint.get('seed', '?')}; each trial has its own from it, in its record"
+    yield "seeds", analysis.searched(found).get("seed", derived)
     begun, ended = min(record.started for record in ran), max(record.ended for record in ran)
     yield "run", f"{_day(begun)} to {_day(ended)}"
     yield from _shared([record.provenance for record in ran]).items()
