@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 # Not scipy.stats: the same numbers to 11 digits, checked in the tests, but a second more for the import.
-from scipy.special import bdtr, ndtri, stdtrit
+from scipy.special import bdtr, ndtri, stdtr, stdtrit
 
 Bools = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
@@ -289,6 +289,51 @@ def mean_interval(values: Sequence[float] | Floats, level: float = 0.95) -> Inte
     error = float(numbers.std(ddof=1)) / math.sqrt(len(numbers))
     half = float(stdtrit(len(numbers) - 1, (1 + level) / 2)) * error
     return Interval(mean, mean - half, mean + half)
+
+
+def paired_t(differences: Sequence[float] | Floats) -> float:
+    """Student's t test of whether paired differences, e.g. two configs' accuracies seed by seed, are 0 on average.
+
+    Args:
+        differences: [n], finite, n >= 2.
+
+    Returns:
+        The two-sided p-value; where all differences are alike, 1 if they are 0, else 0.
+
+    Raises:
+        ValueError: outside these ranges.
+    """
+    numbers = _finite("differences", differences, 1)
+    _at_least("the number of differences", len(numbers), 2)
+    return _two_sided(float(numbers.mean()), float(numbers.var(ddof=1)) / len(numbers), len(numbers) - 1)
+
+
+def welch_t(first: Sequence[float] | Floats, second: Sequence[float] | Floats) -> float:
+    """Welch's t test (1947) of whether two independent samples, whose variances may differ, have one mean.
+
+    Args:
+        first, second: [n] each, finite, n >= 2.
+
+    Returns:
+        The two-sided p-value; where neither sample varies, 1 if they are alike, else 0.
+
+    Raises:
+        ValueError: outside these ranges.
+    """
+    samples = [_finite("first", first, 1), _finite("second", second, 1)]
+    for each in samples:
+        _at_least("the number of values", len(each), 2)
+    parts = [float(each.var(ddof=1)) / len(each) for each in samples]
+    weights = sum(part**2 / (len(each) - 1) for part, each in zip(parts, samples, strict=True))
+    degrees = sum(parts) ** 2 / weights if weights > 0 else 1.0
+    return _two_sided(float(samples[0].mean() - samples[1].mean()), sum(parts), degrees)
+
+
+def _two_sided(difference: float, variance: float, degrees: float) -> float:
+    """Of a mean with this variance, by Student's t."""
+    if variance <= 0:
+        return 1.0 if difference == 0 else 0.0
+    return min(1.0, 2 * float(stdtr(degrees, -abs(difference) / math.sqrt(variance))))
 
 
 def crossed(scores: npt.NDArray[np.generic], level: float = 0.95) -> NoiseParts:

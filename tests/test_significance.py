@@ -26,8 +26,10 @@ from mnistexp.significance import (
     holm,
     mcnemar,
     mean_interval,
+    paired_t,
     proportion_interval,
     selection_optimism,
+    welch_t,
 )
 
 Bools = npt.NDArray[np.bool_]
@@ -300,6 +302,35 @@ def test_the_mean_interval_covers(seeds: int) -> None:
     assert least(0.95, trials) <= covered <= most(0.95, trials)
 
 
+# ------------------------------------------------------------------------------------------------------ t tests
+
+accuracies = st.lists(st.floats(0, 1), min_size=2, max_size=12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=12))
+def test_the_paired_test_is_students(pairs: list[tuple[float, float]]) -> None:
+    """It equals SciPy's; where all differences are alike, it is sure."""
+    first, second = np.array(pairs).T
+    differences = first - second
+
+    if np.ptp(differences) > 1e-6:
+        assert paired_t(differences) == pytest.approx(float(stats.ttest_rel(first, second).pvalue), rel=1e-6, abs=1e-12)
+    assert paired_t([0.0] * len(pairs)) == 1
+    assert paired_t([0.25] * len(pairs)) == 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(accuracies, accuracies)
+def test_the_test_of_two_samples_is_welchs(first: list[float], second: list[float]) -> None:
+    """It equals SciPy's; where neither sample varies, it is sure."""
+    if min(np.ptp(first), np.ptp(second)) > 1e-6:
+        reference = float(stats.ttest_ind(first, second, equal_var=False).pvalue)
+        assert welch_t(first, second) == pytest.approx(reference, rel=1e-6, abs=1e-12)
+    assert welch_t([0.5, 0.5], [0.5, 0.5, 0.5]) == 1
+    assert welch_t([0.5, 0.5], [0.25, 0.25]) == 0
+
+
 # ------------------------------------------------------------------------------------------------------ crossed
 
 
@@ -485,6 +516,8 @@ RNG = np.random.default_rng(0)
         (lambda: mean_interval([0.5]), "the number of values is 1; it must be at least 2"),
         (lambda: mean_interval([0.5, np.nan]), "values must be finite numbers"),
         (lambda: mean_interval([0.5, 0.6], level=1), "level is 1;"),
+        (lambda: paired_t([0.1]), "the number of differences is 1; it must be at least 2"),
+        (lambda: welch_t([0.1, 0.2], [0.1]), "the number of values is 1; it must be at least 2"),
         (lambda: crossed(HITS[:1]), "the number of seeds is 1; it must be at least 2"),
         (lambda: crossed(HITS[:, :1]), "the number of images is 1; it must be at least 2"),
         (lambda: crossed(HITS[0]), r"scores must be finite numbers in 2 dimensions; it has shape \[3\]"),

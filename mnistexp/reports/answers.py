@@ -303,9 +303,12 @@ def envelope(material: Material) -> Section:
         ". Nothing was ordered by what it saw: the sampler, the pruner, the best trial, every table here and the "
         "confirmation's choice go by validation alone."
     )
+    stands = "only the chosen trial's test accuracy stands"
+    if material.groups is not None:
+        stands += f", and beside each value of {material.groups.key} the mean one of its chosen config,"
     why = paragraph(
-        "That is why only the chosen trial's test accuracy stands in this report. The others are in MLflow; whoever "
-        "picks the highest of them has tuned on the test split, and its score is then as lucky as the sweep's winner."
+        f"That is why {stands} in this report. The others are in MLflow; whoever picks the highest of them has tuned "
+        "on the test split, and its score is then as lucky as the sweep's winner."
     )
     return Section("envelope", "The sealed envelope", (Paragraph(tuple(told)), why))
 

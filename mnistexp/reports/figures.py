@@ -38,6 +38,7 @@ from mnistexp.reports.canvas import (
     zoom,
 )
 from mnistexp.reports.data_figures import confusion, digits
+from mnistexp.reports.group_figures import by_number, by_value
 from mnistexp.reports.points import MANY, accuracy, complete, legend_of, limits_of, scatter
 from mnistexp.reports.rival_figures import confirmed, noise, rivals
 from mnistexp.reports.space_figures import heatmap, parallel, slices
@@ -45,6 +46,8 @@ from mnistexp.reports.space_figures import heatmap, parallel, slices
 __all__ = [
     "best_so_far",
     "best_so_far_compared",
+    "by_number",
+    "by_value",
     "confirmed",
     "confusion",
     "curves",

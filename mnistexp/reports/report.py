@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mnistexp import __version__, console, run, storage
@@ -14,24 +15,41 @@ from mnistexp.errors import ConfigError, StoreError
 from mnistexp.overrides import override_text
 from mnistexp.phrases import counted
 from mnistexp.reports import answers as words
-from mnistexp.reports import artifacts, comparison, document, material
+from mnistexp.reports import artifacts, comparison, document, group_text, material
 from mnistexp.reports import sections as parts
-from mnistexp.reports.document import Document
+from mnistexp.reports.document import Document, Section
 from mnistexp.reports.material import Material
 from mnistexp.schema import Config
 from mnistexp.words import Own
 
 NODES = ("study", "tracking", "data")  # of the config, that a report reads
 
+SECTIONS: Mapping[str, Callable[[Material], Section]] = {  # by their ids, in the reader's order
+    "by": group_text.by_value,
+    "real": words.reality,
+    "confirmed": words.confirmed,
+    "course": parts.course,
+    "parameters": parts.parameters,
+    "space": parts.cuts,
+    "curves": parts.curves,
+    "costs": parts.prices,
+    "digits": parts.digits,
+    "top": parts.top_ten,
+    "envelope": words.envelope,
+    "ended": parts.ended_early,
+    "provenance": parts.provenance,
+}
+
 
 def report(request: Request, own: Own) -> int:
     """Write a study's report, or that of several studies side by side."""
     requests, folder = _requests(request, own), _folder(own.keys.get("out", "."))
     composed = [configs.compose(each) for each in requests]
-    materials = [_material(each, request, own.keys.get("heatmap", "")) for each in composed]
+    materials = [_material(each, request, own) for each in composed]
     if len(materials) == 1:
         (found,) = materials
-        page, name = study_report(found, _footer()), f"report-{found.history.name}"
+        page = study_report(found, _footer(), own.keys.get("sections", ""))
+        name = f"report-{found.history.name}"
     else:
         page, name = (
             comparison.compare(materials, _footer()),
@@ -59,42 +77,47 @@ def _requests(request: Request, own: Own) -> list[Request]:
         raise ConfigError(f"study.name: the study is named already ({own.names[0]}); leave one of them out")
     if len(set(own.names)) < len(own.names):
         raise ConfigError(f"{' '.join(own.names)}: a study stands there twice; name different ones")
-    if len(own.names) > 1 and "heatmap" in own.keys:
-        raise ConfigError("heatmap: is for the report of one study; leave it out, or name one study")
+    for key in ("heatmap", "by", "sections"):
+        if len(own.names) > 1 and key in own.keys:
+            raise ConfigError(f"{key}: is for the report of one study; leave it out, or name one study")
     return [request.plus([override_text("study.name", name)]) for name in own.names]
 
 
-def _material(config: Config, request: Request, heatmap: str) -> Material:
+def _material(config: Config, request: Request, own: Own) -> Material:
     stores = [shown(text) for text in request.overrides if text.startswith(("study.storage=", "tracking"))]
     with storage.reading(config.study.storage) as database:
-        return material.gather(database, run.study_name(config), config.data.root, heatmap, stores)
+        name, asked = run.study_name(config), {key: own.keys.get(key, "") for key in ("heatmap", "by")}
+        return material.gather(database, name, config.data.root, **asked, stores=stores)
 
 
 def _footer() -> str:
     return f"Written by mnistexp {__version__} on {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}."
 
 
-def study_report(found: Material, footer: str) -> Document:
-    """All that is told of one study, in the reader's order."""
+def study_report(found: Material, footer: str, wanted: str = "") -> Document:
+    """All that is told of one study, in the reader's order.
+
+    Args:
+        wanted: ids of sections, with commas between them, which alone are written; empty: all.
+
+    Raises: ConfigError if there are no such sections.
+    """
     history = found.history
     record = next((trial.record for trial in history.trials if trial.record), None)
     about = f"Which hyperparameters are best on {record.data_name}, by validation accuracy?" if record else ""
     done = f"{counted(len(history.trials), 'trial')}, {len(history.complete)} of them complete."
-    sections = (
-        words.reality(found),
-        words.confirmed(found),
-        parts.course(found),
-        parts.parameters(found),
-        parts.cuts(found),
-        parts.curves(found),
-        parts.prices(found),
-        parts.digits(found),
-        parts.top_ten(found),
-        words.envelope(found),
-        parts.ended_early(found),
-        parts.provenance(found),
-    )
-    return Document(f"Study {history.name}", f"{about} {done}".strip(), words.answer(found), sections, footer)
+    sections = tuple(SECTIONS[name](found) for name in _wanted(found, wanted))
+    answer = (*group_text.answer(found), *words.answer(found), *group_text.hint(found))
+    return Document(f"Study {history.name}", f"{about} {done}".strip(), answer, sections, footer)
+
+
+def _wanted(found: Material, text: str) -> list[str]:
+    """Ids of sections, in the reader's order."""
+    there = [name for name in SECTIONS if name != "by" or found.groups]
+    names = [name.strip() for name in text.split(",")] if text else there
+    if unknown := [name for name in names if name not in there]:
+        raise ConfigError(f"sections={text}: the report has no section {unknown[0]!r}; it has {', '.join(there)}")
+    return [name for name in there if name in names]
 
 
 # ---------------------------------------------------------------------------------------------------- writing

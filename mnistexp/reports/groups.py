@@ -1,0 +1,237 @@
+"""A study by one of its hyperparameters: for each value its best config over seeds, and which of those really differ.
+
+Pure: a History goes in, values come out. Configs are chosen and ordered by mean validation accuracy; the test
+accuracies of the same trainings are only carried along.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mnistexp import analysis, significance
+from mnistexp.analysis import ALPHA
+from mnistexp.config import identity
+from mnistexp.errors import ConfigError
+from mnistexp.history import History, Trial
+from mnistexp.schema import suggestion
+
+SEED = "seed"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One config's accuracies over its seeds."""
+
+    values: tuple[float, ...]  # a value for each seed, in order of the seeds
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return math.fsum(self.values) / len(self.values)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Student's 95 % interval for new seeds; None of one seed alone."""
+        if len(self.values) < 2:
+            return None
+        found = significance.mean_interval(self.values, 1 - ALPHA)
+        return found.low, found.high
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Complete trials that are equal but for the seed."""
+
+    trials: Mapping[int, Trial]  # seed → trial, in order of the seeds
+    settings: Mapping[str, Any]  # the other searched keys' values
+
+    @property
+    def validation(self) -> Score:
+        """Their validation accuracies."""
+        return Score(tuple(map(analysis.accuracy_of, self.trials.values())))
+
+    @property
+    def test(self) -> Score | None:
+        """Their test accuracies; None unless each was tested."""
+        results = [trial.record.result for trial in self.trials.values() if trial.record]
+        found = [each.test_accuracy for each in results if each is not None and each.test_accuracy is not None]
+        return Score(tuple(found)) if len(found) == len(self.trials) else None
+
+    def mean_cost(self, cost: analysis.Cost) -> float:
+        """What a training of it costs on average."""
+        return math.fsum(analysis.cost_of(trial, cost) for trial in self.trials.values()) / len(self.trials)
+
+    @property
+    def order(self) -> tuple[float, int]:
+        """What sorts them best first: the mean, then the lowest trial."""
+        return -self.validation.mean, min(trial.number for trial in self.trials.values())
+
+
+@dataclass(frozen=True)
+class Behind:
+    """A value's best config beside the best of all."""
+
+    difference: float  # the best one's mean validation accuracy less this one's, of the seeds that were compared
+    paired: int  # seeds that both have, and that the test went by; 0: Welch's test of all seeds of each
+    p_value: float
+    adjusted: float  # corrected for all pairs of values that could be tested
+    distinguishable: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """One value of the key."""
+
+    value: Any
+    configs: tuple[Repeated, ...]  # those that compete, best first: at least one
+    fewer: tuple[Repeated, ...]  # those with fewer seeds than the fullest: they don't compete
+    pruned: int
+    failed: int
+    behind: Behind | None = None  # None: it is the best, or can't be tested for lack of seeds
+
+    @property
+    def best(self) -> Repeated:
+        """Its best config by mean validation accuracy."""
+        return self.configs[0]
+
+    @property
+    def every(self) -> tuple[Repeated, ...]:
+        """All of its configs with a complete trial."""
+        return (*self.configs, *self.fewer)
+
+    def at_end(self, key: str) -> bool:
+        """Whether its best config has the lowest or highest of three or more values of a number that were tried."""
+        tried = {each.settings[key] for each in self.every if analysis.is_number(each.settings.get(key))}
+        return len(tried) > 2 and self.best.settings.get(key) in (min(tried), max(tried))
+
+
+@dataclass(frozen=True)
+class Groups:
+    """A study by the values of one searched key."""
+
+    key: str
+    others: tuple[str, ...]  # what else was searched, but for the seed
+    groups: tuple[Group, ...]  # best first
+    empty: Mapping[str, tuple[int, int]]  # values of which no trial completed, as shown → pruned, failed
+    without: int  # trials that have no value of it: the config that a sweep starts from may lie outside of the space
+
+    @property
+    def repeated(self) -> bool:
+        """Whether any value's best config has more than one seed."""
+        return any(len(group.best.trials) > 1 for group in self.groups)
+
+    @property
+    def number(self) -> str:
+        """The one other key that was searched, if its values are numbers: what means can be drawn over. Else empty."""
+        found = [each.settings.get(key) for key in self.others for group in self.groups for each in group.every]
+        numbers = [value for value in found if analysis.is_number(value)]
+        return self.others[0] if len(self.others) == 1 and len(set(numbers)) > 1 and numbers == found else ""
+
+
+def keys(history: History) -> tuple[str, ...]:
+    """What a study can be told by: what it searched, but for seeds."""
+    return tuple(key for key in analysis.keys(history) if key != SEED)
+
+
+def checked(history: History, key: str) -> str:
+    """A key that the study can be told by. Raises: ConfigError with those that there are."""
+    known = keys(history)
+    if key in known:
+        return key
+    searched = f"it searched {', '.join(known)}" if known else "it searched no hyperparameter"
+    if key == SEED:
+        raise ConfigError(f"by=seed: seeds are what each value's mean is taken over; {searched}, so name one of those")
+    raise ConfigError(f"by={key}: the study didn't search it; {searched}{suggestion(key, known)}")
+
+
+def by(history: History, key: str) -> Groups:
+    """Sort a study's trials by their values of a key. Raises: ConfigError if it didn't search that."""
+    key = checked(history, key)
+    others = tuple(each for each in keys(history) if each != key)
+    scored = {trial.number for trial in history.ranked}
+    found: dict[str, list[Trial]] = {}
+    values: dict[str, Any] = {}
+    for trial in history.trials:
+        value = analysis.settings(trial, [key]).get(key)
+        if value is not None:
+            values.setdefault(repr(value), value)  # floats that differ may look alike as they are shown
+            found.setdefault(repr(value), []).append(trial)
+    groups, empty = [], {}
+    for text, trials in found.items():
+        pruned, failed = (sum(trial.state == state for trial in trials) for state in ("PRUNED", "FAILED"))
+        configs = _configs([trial for trial in trials if trial.number in scored], others)
+        if configs:
+            competing, fewer = _competing(configs, repeated=SEED in analysis.keys(history))
+            groups.append(Group(values[text], competing, fewer, pruned, failed))
+        else:
+            empty[analysis.shown(values[text])] = (pruned, failed)
+    without = len(history.trials) - sum(map(len, found.values()))
+    return Groups(key, others, _tested(sorted(groups, key=lambda group: group.best.order)), empty, without)
+
+
+def _configs(trials: Iterable[Trial], others: Sequence[str]) -> list[Repeated]:
+    """Trials that are equal but for the seed, together; the first of those that are equal altogether."""
+    found: dict[str, dict[int, Trial]] = {}
+    for trial in sorted(trials, key=lambda each: each.number):
+        assert trial.record is not None
+        config = trial.record.config
+        same = json.dumps(identity(config) | {SEED: None}, sort_keys=True)
+        found.setdefault(same, {}).setdefault(config.seed, trial)
+    return [
+        Repeated(dict(sorted(seeds.items())), analysis.settings(next(iter(seeds.values())), others))
+        for seeds in found.values()
+    ]
+
+
+def _competing(configs: Sequence[Repeated], *, repeated: bool) -> tuple[tuple[Repeated, ...], tuple[Repeated, ...]]:
+    """Those that may be a value's best, best first, and those that may not.
+
+    Where seeds were searched, a config that has fewer than the fullest was interrupted, or failed with some seeds:
+    its mean is that of the seeds that went well, or luck. Elsewhere a second seed is chance.
+    """
+    ranked = sorted(configs, key=lambda each: each.order)
+    most = max((len(each.trials) for each in ranked), default=0) if repeated else 0
+    return (
+        tuple(each for each in ranked if len(each.trials) >= most),
+        tuple(each for each in ranked if len(each.trials) < most),
+    )
+
+
+# ------------------------------------------------------------------------------------------- who really differs
+
+
+def _tested(groups: Sequence[Group]) -> tuple[Group, ...]:
+    """Test each value's best config against the best of all.
+
+    Corrected (Holm) for all pairs, not for those with the best alone: it was picked by these very scores, so any pair
+    could have become the one looked at.
+    """
+    pairs = itertools.combinations(range(len(groups)), 2)
+    tests = {pair: test for pair in pairs if (test := _test(*(groups[place].best for place in pair)))}
+    adjusted = significance.holm(np.array([test.p_value for test in tests.values()], dtype=np.float64))
+    found = list(groups)
+    for ((first, second), test), corrected in zip(tests.items(), adjusted.tolist(), strict=True):
+        if first == 0:
+            behind = replace(test, adjusted=corrected, distinguishable=corrected <= ALPHA)
+            found[second] = replace(found[second], behind=behind)
+    return tuple(found)
+
+
+def _test(first: Repeated, second: Repeated) -> Behind | None:
+    """By the seeds that both have; by all seeds of each where they share less than two; None if there are too few."""
+    shared = [seed for seed in first.trials if seed in second.trials]
+    if len(shared) > 1:
+        scores = [[analysis.accuracy_of(each.trials[seed]) for seed in shared] for each in (first, second)]
+        differences = np.array(scores[0]) - np.array(scores[1])
+        return Behind(float(differences.mean()), len(shared), significance.paired_t(differences), 1.0, False)
+    if min(len(first.trials), len(second.trials)) < 2:
+        return None
+    one, other = first.validation, second.validation
+    return Behind(one.mean - other.mean, 0, significance.welch_t(one.values, other.values), 1.0, False)
