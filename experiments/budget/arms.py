@@ -1,0 +1,42 @@
+"""The arms of this experiment: what each sweep is given, and how it is drawn.
+
+The first six answer the question; the others are run and shown where they are asked for (run.py --arms).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#AA4499"  # as in mnistexp/reports/canvas.py
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to search."""
+
+    title: str
+    overrides: tuple[str, ...]
+    color: str
+    line: Any  # Matplotlib's style
+
+
+def _arm(sampler: str, pruner: str, title: str, color: str, line: str, *more: str) -> Arm:
+    return Arm(title, (f"study/sampler={sampler}", f"study/pruner={pruner}", *more), color, line)
+
+
+MAIN = {
+    "tpe.median": _arm("tpe", "median", "TPE, median pruner", BLUE, "-"),
+    "tpe.none": _arm("tpe", "none", "TPE, no pruning", BLUE, "--"),
+    "random.median": _arm("random", "median", "random, median pruner", ORANGE, "-"),
+    "random.none": _arm("random", "none", "random, no pruning", ORANGE, "--"),
+    "gp.median": _arm("gp", "median", "GP, median pruner", GREEN, "-"),
+    "gp.none": _arm("gp", "none", "GP, no pruning", GREEN, "--"),
+}
+EARLY = ("study.sampler.startup_trials=5", "study.pruner.warmup_epochs=1")
+EXTRA = {
+    "tpe.hyperband": _arm("tpe", "hyperband", "TPE, hyperband", PURPLE, "-"),
+    "tpe.median.early": _arm("tpe", "median", "TPE and median pruner, early", PURPLE, "--", *EARLY),
+}
+ARMS = MAIN | EXTRA
+DEFAULT = "tpe.median"  # what `sweep` does as it stands
