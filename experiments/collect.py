@@ -17,7 +17,7 @@ import pandas as pd
 import yaml
 
 SCORES = ["val_accuracy", "val_loss", "test_accuracy", "test_loss", "chosen_epoch", "epochs", "seconds", "parameters"]
-SETTINGS = ("model.", "optimizer.", "trainer.", "seed")
+SETTINGS = ("model.", "optimizer.", "augmentation.", "trainer.", "seed")
 
 
 def read_trials(study: str) -> pd.DataFrame:
