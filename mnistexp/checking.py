@@ -40,6 +40,11 @@ def _combination_faults(config: Config) -> list[str]:
             f"optimizer.warmup_epochs={config.optimizer.warmup_epochs}: longer than the training; "
             f"at most trainer.epochs={config.trainer.epochs}"
         )
+    if config.optimizer.schedule == "one_cycle" and config.optimizer.warmup_epochs > 0:
+        faults.append(
+            f"optimizer.warmup_epochs={config.optimizer.warmup_epochs}: optimizer.schedule=one_cycle has a warm-up of "
+            f"its own, 30 % of the run; give 0"
+        )
     if isinstance(config.model, Mlp) and config.model.dropout > 0 and not config.model.hidden_units:
         faults.append(f"model.dropout={config.model.dropout}: there is no hidden layer to drop from; give 0")
     if isinstance(config.model, Mlp) and config.model.batch_normalization and not config.model.hidden_units:

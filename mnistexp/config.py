@@ -208,9 +208,9 @@ def key_suggestion(key: str, known: Iterable[str]) -> str:
 
 def _checked_dir(config_dir: Path | None) -> Path | None:
     for path in options.files(config_dir) if config_dir else ():
-        own = path.relative_to(config_dir or path)
-        if (ROOT / "conf" / own).exists() or (own.parts[0] == "experiments" and (ROOT / own).exists()):
-            raise ConfigError(f"{path}: mnistexp's own {own} would win over it; give yours another name")
+        place = path.relative_to(config_dir or path)
+        if (ROOT / "conf" / place).exists() or (place.parts[0] == "experiments" and (ROOT / place).exists()):
+            raise ConfigError(f"{path}: mnistexp's own {place} would win over it; give yours another name")
     return config_dir
 
 

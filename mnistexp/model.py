@@ -65,13 +65,28 @@ layer, which is more than small data sets have in ten epochs; PyTorch has 0.9 to
 
 
 def _check(made: Any, function: str, features: int, classes: int) -> None:
-    """Raises: ConfigError unless a user's function gave a network of this many inputs and outputs."""
+    """Raises: ConfigError unless a user's function gave a network of plain parts, from features to logits."""
     wanted = f"a keras.Sequential or functional keras.Model from [N, {features}] to logits [N, {classes}]"
-    if not isinstance(made, keras.Sequential) and type(made).__name__ != "Functional":
-        raise ConfigError(f"{function}: gave a {type(made).__name__}; give back {wanted}")
-    shapes = (getattr(made, "input_shape", None), getattr(made, "output_shape", None)) if made.built else "nothing yet"
+    if not _is_plain(made):
+        raise ConfigError(
+            f"{function}: gave a {type(made).__name__}; give back {wanted}, and none of a class of its own"
+        )
+    shapes = (made.input_shape, made.output_shape) if made.built else "nothing yet"
     if shapes != ((None, features), (None, classes)):
         raise ConfigError(f"{function}: gave a network whose shapes are {shapes}; give back {wanted}")
+    last = made.layers[-1] if made.layers else None
+    activation = getattr(getattr(last, "activation", None), "__name__", "")
+    if isinstance(last, keras.layers.Softmax) or activation in ("softmax", "sigmoid"):
+        raise ConfigError(
+            f"{function}: ends in a {activation or 'softmax'}, and the loss applies one itself; leave it out"
+        )
+
+
+def _is_plain(model: Any) -> bool:
+    """Whether a network does what its layers do: a subclass may do something else in its own `call`."""
+    if type(model) is not keras.Sequential and type(model).__name__ != "Functional":
+        return False
+    return all(_is_plain(layer) for layer in model.layers if isinstance(layer, keras.Model))
 
 
 def _dense(config: Mlp, units: int, *, use_bias: bool = True) -> Any:
@@ -102,6 +117,8 @@ def initialise(model: keras.Model, config: ModelConfig, seed: int) -> None:
     # A user's layers draw as they like: the function is called once more, with every generator seeded.
     keras.utils.set_random_seed(stateless_seeds(seed, "weights", 0)[0])
     fresh = build_model(config, model.input_shape[1], model.output_shape[1])
+    if [each.shape for each in fresh.variables] != [each.shape for each in model.variables]:
+        raise ConfigError(f"{config.function}: builds another network each time; let its settings alone decide")
     for variable, value in zip(model.variables, fresh.variables, strict=True):
         variable.assign(value)
 
@@ -141,7 +158,9 @@ class TrainingPass:
     """A network's training pass, with our masks where it has Keras's Dropout layers. It shares the network's weights.
 
     Keras's own Dropout, drawn inside a compiled loop by XLA's default algorithm on a CPU, costs ten times
-    the whole step (144 against 14.7 ms at 784-1000-1000-10, batch 256).
+    the whole step (144 against 14.7 ms at 784-1000-1000-10, batch 256). What else draws in a user's network
+    (SpatialDropout, GaussianNoise, a Dropout inside a layer of a class of the user's) keeps Keras's generators:
+    fixed by the seed as well, but slow.
     """
 
     def __init__(self, model: keras.Model) -> None:
@@ -166,8 +185,12 @@ class TrainingPass:
             rates: a Dropout layer's name → the share that it drops; None: the layer's own.
         """
         for mask in self._masks:
-            mask.draws = (seed + tf.constant([0, mask.place]), rates(mask.name))
+            mask.expect(seed, rates(mask.name))
         return self._model(images, training=True)
+
+    def penalties(self) -> list[tf.Tensor]:
+        """What the network's own regularisers add to the loss in the pass that was just traced: float32 scalars."""
+        return list(self._model.losses)
 
 
 class _Mask(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
@@ -175,17 +198,27 @@ class _Mask(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
 
     def __init__(self, layer: Any, place: int) -> None:
         super().__init__(name=layer.name)
-        self.place = place
+        self.supports_masking = True
         self.rate = layer.rate
-        self.draws: tuple[tf.Tensor, tf.Tensor | None] | None = None  # seed and rate, while a step is being traced
+        self._place = place
+        self._calls = 0  # in this step: each draws a mask of its own
+        self._draws: tuple[tf.Tensor, tf.Tensor | None] | None = None
+
+    def expect(self, seed: tf.Tensor, rate: tf.Tensor | None) -> None:
+        """Begin a step. `rate`: None for the layer's own."""
+        self._draws, self._calls = (seed, rate), 0
 
     def compute_output_spec(self, signal: Any, training: bool = False) -> Any:
         return keras.KerasTensor(signal.shape, signal.dtype)
 
     def call(self, signal: tf.Tensor, training: bool = False) -> tf.Tensor:
-        assert self.draws is not None
-        seed, rate = self.draws
-        return drop(signal, self.rate if rate is None else rate, seed)
+        assert self._draws is not None
+        (seed, rate), again = self._draws, self._calls * MOST_LAYERS
+        self._calls += 1
+        return drop(signal, self.rate if rate is None else rate, seed + tf.constant([0, self._place + again]))
+
+
+MOST_LAYERS = 100_000  # of a network, so that a layer's second mask is no other layer's first
 
 
 def drop(signal: tf.Tensor, rate: tf.Tensor | float, seed: tf.Tensor) -> tf.Tensor:

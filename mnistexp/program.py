@@ -62,11 +62,25 @@ def _as_input(images: tf.Tensor, scale: float) -> tf.Tensor:
     return tf.cast(images, tf.float32) * scale
 
 
-def score(model: keras.Model, split: DeviceSplit) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean cross-entropy in nats (float32 scalar) and predicted classes (int32 [N]) of a network on a split."""
-    logits = model(_as_input(split.images, split.scale), training=False)
+def score(model: keras.Model, split: DeviceSplit, at_once: int | None = None) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean cross-entropy in nats (float32 scalar) and predicted classes (int32 [N]) of a network on a split.
+
+    Args:
+        at_once: images that the network sees at once; None: all. See `images_at_once`.
+    """
+    images = len(split.labels)
+    parts = []
+    for start in range(0, images, at_once or images):
+        part = split.images[start : start + (at_once or images)]
+        parts.append(model(_as_input(part, split.scale), training=False))
+    logits = tf.concat(parts, axis=0)
     loss = tf.reduce_mean(models.training_losses(split.labels, logits, 0.0))
     return loss, _predicted(logits)
+
+
+def images_at_once(config: RunConfig) -> int | None:
+    """How many images a network is scored on at once: a user's convolutions would need gigabytes for all of them."""
+    return None if isinstance(config.model, Mlp) else 1000
 
 
 def _predicted(logits: tf.Tensor) -> tf.Tensor:
@@ -113,6 +127,7 @@ class Program:
         self.epoch_steps = steps_per_epoch(len(train.labels), self._batch_size)
         self.model = models.build_model(config.model, train.images.shape[1], classes)
         self._training_pass = models.TrainingPass(self.model)
+        self._at_once = images_at_once(config)
         self._rates_open = isinstance(config.model, Mlp)  # a user's own Dropout layers keep their rates
         self._optimizer, self._state = _build_with_state(config, self.model)
         self._state += models.other_state(self.model)
@@ -153,7 +168,7 @@ class Program:
         scores = self._epoch(order, seeds, tf.constant(padded), tf.constant(len(rates)), *self._arguments)
         loss, accuracy, finite = (float(score) for score in scores.numpy())
         with self._averaged():
-            val_loss, predicted = score(self.model, self._validation)
+            val_loss, predicted = score(self.model, self._validation, self._at_once)
         hits = tf.equal(predicted, self._validation.labels)
         scores_and_hits = (loss, accuracy, float(val_loss), finite == 1, hits.numpy(), predicted.numpy())
         return Outcome(len(rates), float(rates[-1]), *scores_and_hits)
@@ -192,8 +207,10 @@ class Program:
             return
         trained = [tf.identity(weight) for weight in self.model.weights]
         self._assign(self._averages)
-        yield
-        self._assign(trained)
+        try:
+            yield
+        finally:
+            self._assign(trained)
 
     def _trace_epoch(
         self,
@@ -251,6 +268,8 @@ class Program:
         with tf.GradientTape() as tape:
             logits = self._training_pass(warped, seeds[0], rates)
             loss = tf.reduce_mean(models.training_losses(labels, logits, numbers.label_smoothing))
+            if penalties := self._training_pass.penalties():
+                loss = tf.add_n([loss, *penalties])
         self._optimizer.learning_rate = lambda: rate
         self._optimizer.apply(tape.gradient(loss, self.model.trainable_variables))
         self._trace_average(numbers.ema_momentum)
@@ -267,10 +286,14 @@ class Program:
         steps = tf.cast(self._optimizer.iterations.value, tf.float32)
         kept = tf.minimum(momentum, (1 + steps) / (10 + steps))
         for average, weight in zip(self._averages, self.model.weights, strict=True):
-            average.assign_add((1 - kept) * (weight - average))
+            if average.dtype.is_floating:
+                average.assign_add((1 - kept) * (weight - average))
+            else:  # a layer's counter
+                average.assign(weight)
 
     def _trace_finite(self) -> tf.Tensor:
-        finite = [tf.reduce_all(tf.math.is_finite(variable)) for variable in self.model.weights]
+        weights = [variable for variable in self.model.weights if tf.as_dtype(variable.dtype).is_floating]
+        finite = [tf.reduce_all(tf.math.is_finite(variable)) for variable in weights]
         return tf.cast(tf.reduce_all(finite), tf.float32)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -142,6 +142,12 @@ class OwnData(_Own, _Data):
     ARGUMENTS: ClassVar[int] = 0
     name: Literal["own"]
 
+    @model_validator(mode="after")
+    def _root_is_no_setting(self) -> OwnData:
+        if "root" in self.settings:
+            raise ValueError("data.settings.root: is data.root, which changes nothing but where the data lie")
+        return self
+
     @property
     def keywords(self) -> dict[str, Any]:
         """What the function is given by name: `root` too, which is no setting: it says only where the data lie."""
@@ -195,7 +201,7 @@ class _Optimizer(Settings):
         description="after the warm-up; cosine ends at 0; one_cycle has a warm-up of its own, 30 % of the run"
     )
     warmup_epochs: float = Field(
-        ge=0, description="the learning rate rises linearly from 0 for this long; unused by one_cycle"
+        ge=0, description="the learning rate rises linearly from 0 for this long; not with one_cycle"
     )
     weight_decay: Fraction = Field(description="decoupled, per step, times the learning rate; biases are exempt")
 
@@ -443,13 +449,18 @@ LATER: dict[str, dict[str, Any]] = {
 def _with_later_settings(text: str) -> str:
     """A record with the settings that came after it. Nonsense stays as it is."""
     try:
-        plain = json.loads(text)
-        for node, settings in LATER.items():
-            later = settings if node != "model" or plain[node]["name"] == "mlp" else {}
-            plain[node] = later | plain.get(node, {})
+        return json.dumps(completed(json.loads(text)))
     except (ValueError, LookupError, TypeError, AttributeError):
         return text
-    return json.dumps(plain)
+
+
+def completed(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded config as plain values, with the settings that came after it."""
+    found = dict(plain)
+    for node, settings in LATER.items():
+        later = settings if node != "model" or found[node]["name"] == "mlp" else {}
+        found[node] = later | found.get(node, {})
+    return found
 
 
 def shown(value: object) -> str:

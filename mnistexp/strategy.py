@@ -43,6 +43,8 @@ def _sampler_faults(config: Config, space: SearchSpace) -> Iterator[str]:
             f"study/sampler={name}: needs the package {module}; pip install 'mnistexp[{extra}]', "
             f"or take study/sampler=tpe"
         )
+    if name != "grid" and config.study.sampler.points is not None:
+        yield f"study.sampler.points={config.study.sampler.points}: is for study/sampler=grid; leave it out"
     if name == "grid" and space.size() is None:
         endless = ", ".join(dict.fromkeys(p.key for p in space.parameters() if p.distribution.points() is None))
         yield (

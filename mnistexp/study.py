@@ -36,7 +36,7 @@ from mnistexp.errors import ConfigError, StoreError
 from mnistexp.records import RunRecord
 from mnistexp.results import EpochScores
 from mnistexp.run import Prepared, Session, check_fit
-from mnistexp.schema import Config, RunConfig, recorded_config
+from mnistexp.schema import LATER, Config, RunConfig, completed, recorded_config
 from mnistexp.search_space import Draw, Space
 from mnistexp.storage import AWAY, Database
 from mnistexp.strategy import build_pruner, build_sampler
@@ -124,6 +124,7 @@ def _check_same(study: Study, facts: dict[str, str]) -> None:
         return
     if not isinstance(before, dict):
         raise StoreError(f"study.name={study.study_name}: was not made by mnistexp; give another study.name")
+    before = _as_today(before)
     changed = sorted(key for key in facts.keys() | before.keys() if facts.get(key) != before.get(key))
     if "--code" in changed:
         raise ConfigError(
@@ -136,6 +137,16 @@ def _check_same(study: Study, facts: dict[str, str]) -> None:
             f"study.name={study.study_name}: was started with another {', '.join(changed)}; its trials can't be "
             f"compared with new ones, so give another name, e.g. study.name={study.study_name}-2"
         )
+
+
+def _as_today(fingerprint: dict[str, str]) -> dict[str, str]:
+    """A fingerprint with the settings that came after it: without them its trials were what they are with them."""
+    try:
+        nodes = completed({node: json.loads(fingerprint.get(node, "{}")) for node in LATER})
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return fingerprint
+    nodes["trainer"].pop("timeout", None)  # has no effect, so it is in no fingerprint
+    return {**fingerprint, **{node: json.dumps(value, sort_keys=True) for node, value in nodes.items()}}
 
 
 def trial_seed(study_seed: int, number: int) -> int:

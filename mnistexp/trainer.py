@@ -21,7 +21,7 @@ import tensorflow as tf
 from mnistexp import model as models
 from mnistexp.data import Dataset
 from mnistexp.errors import TrainingError
-from mnistexp.program import DeviceSplit, Outcome, Program, score, shape_of
+from mnistexp.program import DeviceSplit, Outcome, Program, images_at_once, score, shape_of
 from mnistexp.results import EpochScores, FitResult, Stopped
 from mnistexp.schema import RunConfig
 
@@ -75,7 +75,7 @@ class Trainer:
 
         Not compiled: one pass over 10,000 images costs less than compiling it for each shape.
         """
-        loss, predicted = score(fit.model(), DeviceSplit(self._test, self._scale))
+        loss, predicted = score(fit.model(), DeviceSplit(self._test, self._scale), fit.images_at_once)
         return float(loss), float(np.mean(predicted.numpy() == self._test.labels))
 
     def _program(self, config: RunConfig) -> Program:
@@ -124,6 +124,11 @@ class Fit(Iterator[EpochScores]):
         self._epochs.append(scores)
         self._keep(scores, outcome)
         return scores
+
+    @property
+    def images_at_once(self) -> int | None:
+        """How many images its network is scored on at once; None: all."""
+        return images_at_once(self._config)
 
     @property
     def ended(self) -> bool:

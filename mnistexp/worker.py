@@ -46,7 +46,7 @@ from mnistexp import data, data_file, own
 from mnistexp.errors import ConfigError, MnistexpError, WorkerError
 from mnistexp.machine import cpu_model, worker_versions
 from mnistexp.results import FitResult, RunResult, to_json
-from mnistexp.schema import DataConfig, OwnCode, OwnModel, RunConfig, Settings
+from mnistexp.schema import DataConfig, OwnCode, OwnData, OwnModel, RunConfig, Settings
 
 if TYPE_CHECKING:  # importing it costs TensorFlow: 4-6 s, and only after the environment is set
     from mnistexp.trainer import Fit, Trainer
@@ -150,9 +150,13 @@ class Runner:
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         own.use(setup.code)
-        dataset = _dataset(setup)  # before TensorFlow: a damaged file shows in no time
+        if isinstance(setup.data, OwnData):  # a user's function may call TensorFlow, whose threads are set once
+            self._device = _start_tensorflow(setup)
+            dataset = _dataset(setup)
+        else:  # a damaged file shows in no time
+            dataset = _dataset(setup)
+            self._device = _start_tensorflow(setup)
         self._fingerprint = dataset.fingerprint
-        self._device = _start_tensorflow(setup)
         self._flags = _flags(setup)
         self._trainer = _trainer(dataset)
 

@@ -248,6 +248,10 @@ def test_a_study_may_be_called_as_an_option_is() -> None:
         ),
         (("model.hidden_units=[]", "model.dropout=0.5"), "there is no hidden layer to drop from; give 0"),
         (
+            ("optimizer.schedule=one_cycle", "optimizer.warmup_epochs=1.0"),
+            "optimizer.schedule=one_cycle has a warm-up of its own, 30 % of the run; give 0",
+        ),
+        (
             ("model.hidden_units=[]", "model.batch_normalization=true"),
             "there is no hidden layer to normalise; give false",
         ),

@@ -8,17 +8,20 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mnistexp import cli, data, own
+from mnistexp import cli, data, own, run, search_space
 from mnistexp.config import Request, compose, parse_request, run_config, signature
 from mnistexp.errors import ConfigError, DataError
 from mnistexp.run import run_name
 from mnistexp.schema import Config, OwnCode, recorded_config
+from mnistexp.storage import Database, open_for_sweep
+from mnistexp.study import SharedStudy
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -301,18 +304,37 @@ def test_a_record_is_made_again_by_its_own_code_alone(folder: Path) -> None:
     assert not Path("executed").exists()
 
 
-def test_a_study_is_not_gone_on_with_by_other_code(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Trials of two versions of a model are not comparable."""
-    from mnistexp import search_space, study
-
+def test_a_study_is_not_gone_on_with_by_other_code(folder: Path) -> None:
+    """Trials of two versions of a model are not comparable, nor are those of a model and of none."""
     own.use(own.read(Path("functions.py")))
-    asked = request("model=residual", "data=digits", "search=none")
-    space, config = search_space.build(asked), compose(asked)
-    facts = study.fingerprint(space, config, "data")
-    own.use(OwnCode(name="functions.py", text=f"{CODE}#"))
-    changed = study.fingerprint(space, compose(asked), "data")
+    asked = request("model=residual", "data=digits", "search=none", "model.settings.units=choice(8, 16)")
+    with closing(open_for_sweep("sqlite:///optuna.db")) as database:
+        started(database, asked)
+        started(database, asked)  # the same file goes on
 
-    assert {key for key in facts if facts[key] != changed[key]} == {"--code", "model"}
+        own.use(OwnCode(name="functions.py", text=f"{CODE}#"))
+        with pytest.raises(
+            ConfigError, match=r"was started with other code of the user's own \(--code\); MLflow keeps"
+        ):
+            started(database, asked)
+        own.use(None)
+        with pytest.raises(ConfigError, match=r"was started with other code of the user's own"):
+            started(database, request("data=digits", "search=none", "model.activation=choice(relu, tanh)"))
+
+
+def started(database: Database, asked: Request) -> None:
+    """Open a study, as a sweep does before its first trial."""
+    prepared = run.prepare(asked)
+    SharedStudy(database, run.session(prepared), search_space.build(prepared.request))
+
+
+def test_root_is_no_setting(folder: Path) -> None:
+    """Where the data lie is data.root: as a setting it would be part of what the run is."""
+    own.use(own.read(Path("functions.py")))
+    Path("mine/data/rooted.yaml").write_text(DATA.replace("images: 400", "root: here"))
+
+    with pytest.raises(ConfigError, match=r"data\.settings\.root: is data\.root"):
+        composed("data=rooted")
 
 
 def test_a_file_that_nothing_needs_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -262,7 +262,7 @@ def test_a_float_range_is_drawn_in_decimals() -> None:
         ("trainer.batch_size=tag(log,interval(16,256))", "for whole numbers write int(interval(…)) or range(…)"),
         ("trainer.device=cpu,gpu", "can't be searched: all of a study's trials run on the same kind of device"),
         ("trainer.threads=1,2", "can't be searched: a worker's threads are fixed when it starts"),
-        ("data=mnist,digits", "search.data: can't be searched; a study searches model, optimizer, augmentation, trainer and seed"),
+        ("data=mnist,digits", "search.data: can't be searched; a study searches model, optimizer, augmentation"),
         ("data.validation_size=1,2", "search.data.validation_size: can't be searched"),
         ("study.trials=1,2", "search.study.trials: can't be searched"),
         ("study/sampler=tpe,random", "search.study/sampler: can't be searched"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import signal
@@ -17,7 +18,7 @@ from mnistexp.config import compose, parse_request, run_config
 from mnistexp.errors import ConfigError, StoreError
 from mnistexp.records import RunRecord
 from mnistexp.run import Prepared
-from mnistexp.schema import RunConfig
+from mnistexp.schema import LATER, RunConfig
 from mnistexp.storage import Database, open_for_sweep
 from mnistexp.study import Progress, trial_seed
 from mnistexp.sweep import Listener, Summary, Sweep
@@ -332,6 +333,23 @@ def test_names_keep_studies_apart(database: Database) -> None:
 
     assert summary.trials == 3
     assert [len(trials_of(database, name)) for name in "ab"] == [2, 3]
+
+
+def test_a_study_from_before_a_setting_came_is_gone_on_with(database: Database) -> None:
+    """Its fingerprint lacks the setting, and its trials were what they are today without it; with it they weren't."""
+    open_sweep(database, "study.trials=1").run(FakeExecutor(by_rate))
+    study = optuna.load_study(storage=database.storage, study_name="digits")
+    old = dict(study.user_attrs["fingerprint"])
+    for node in LATER:
+        plain = {key: value for key, value in json.loads(old.pop(node)).items() if key not in LATER[node]}
+        old |= {node: json.dumps(plain, sort_keys=True)} if plain else {}
+    study.set_user_attr("fingerprint", old)
+
+    with pytest.raises(ConfigError, match="was started with another augmentation"):
+        open_sweep(database, "study.trials=2", "augmentation=affine")
+    summary = open_sweep(database, "study.trials=2").run(FakeExecutor(by_rate))
+
+    assert summary.progress.done == 2
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
