@@ -73,13 +73,14 @@ def logarithmic(history: History) -> tuple[str, ...]:
 def settings(trial: Trial, wanted: Sequence[str]) -> dict[str, Any]:
     """A trial's values of the searched keys: what was drawn, or else what its config has. Lists come as text.
 
+    null is a value, and comes as None; a key is missing only where the trial has none, as Adam has no momentum.
     The first trial is the config as it stands, which may lie outside of the space.
     """
     drawn = {key_of(name): value for name, value in trial.params.items()}
     lacking = trial.record is not None and not drawn.keys() >= set(wanted)  # else nothing is asked of its config
     config = flatten(trial.record.config.model_dump(mode="json")) if trial.record and lacking else {}
-    values = {key: drawn[key] if key in drawn else config.get(key) for key in wanted}
-    return {key: json.dumps(v) if isinstance(v, list) else v for key, v in values.items() if v is not None}
+    values = {**config, **drawn}
+    return {key: json.dumps(v) if isinstance(v := values[key], list) else v for key in wanted if key in values}
 
 
 def by_key(shares: Mapping[str, float]) -> dict[str, float]:
@@ -91,9 +92,9 @@ def by_key(shares: Mapping[str, float]) -> dict[str, float]:
 
 
 def numeric(history: History) -> tuple[str, ...]:
-    """The searched keys whose values are numbers, two different ones at least: what can be an axis."""
+    """The searched keys whose values are numbers, two different ones at least, or null: what can be an axis."""
     drawn = [settings(trial, keys(history)) for trial in history.trials]
-    found = {key: {values[key] for values in drawn if key in values} for key in keys(history)}
+    found = {key: {values.get(key) for values in drawn} - {None} for key in keys(history)}
     return tuple(key for key, values in found.items() if len(values) > 1 and all(map(is_number, values)))
 
 
@@ -252,15 +253,23 @@ def standing(history: History, resamples: int = 1000) -> Standing | None:
     return Standing(ranked[0], total, hits, low, high, optimism, rivals)
 
 
+def images_of(trial: Trial) -> int | None:
+    """How many validation images a complete trial was scored on; None if it got none right."""
+    # No config says it: a user's own file may bring its validation split.
+    fit = fit_of(trial)
+    right = int.from_bytes(fit.validation_hits, "big").bit_count() if fit else 0
+    return round(right / accuracy_of(trial)) if right and accuracy_of(trial) else None
+
+
 def hits_of(trials: Sequence[Trial]) -> Bools | None:
     """Which validation images each trial got right, [trials, images]; None if the records don't fit their scores."""
     packed = [fit.validation_hits for trial in trials if (fit := fit_of(trial))]
-    right = int.from_bytes(packed[0], "big").bit_count()
     told = np.array([accuracy_of(trial) for trial in trials])
-    if not right or not told[0]:
+    images = images_of(trials[0])
+    if images is None:
         return None
-    try:  # no config says how many images there are: a user's own file may bring its validation split
-        hits = significance.hits_matrix(packed, round(right / told[0]))
+    try:
+        hits = significance.hits_matrix(packed, images)
     except ValueError:
         return None
     return hits if np.allclose(hits.mean(axis=1), told, atol=1e-6) else None
@@ -358,7 +367,9 @@ def spread(trials: Sequence[Trial], name: str, *, ranged: bool) -> str:
 
 
 def shown(value: object) -> str:
-    """A value in a few characters: three significant digits, and a list as it is typed."""
+    """A value in a few characters: three significant digits, and a list or null as it is typed."""
+    if value is None:
+        return "null"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return json.dumps(value, separators=(",", ":")) if isinstance(value, list) else str(value)
     return str(value) if isinstance(value, int) else f"{value:.3g}"

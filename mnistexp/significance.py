@@ -269,7 +269,26 @@ def proportion_interval(successes: int, n: int, level: float = 0.95) -> tuple[fl
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
 
 
-def mean_interval(values: Sequence[float] | Floats, level: float = 0.95) -> Interval:
+def rounding(step: float) -> float:
+    """The variance that an accuracy has at least, whatever a few seeds of it look like: that of rounding.
+
+    An accuracy is a whole number of images, a multiple of `step` = 1 / images, so a few of them are often equal though
+    their seeds differ: of two equal configs' differences with 2 seeds on 5,000 images one pair in 20. Student's t,
+    shown no variance, would be certain of such a lead. What is less than a step can't be seen, so it is taken to be
+    spread evenly over one (Sheppard 1898): step**2 / 12 for an accuracy, twice that for the difference of two.
+
+    In simulations with 2, 3 and 5 seeds, and seeds' noise from 0.2 to 50 steps, tests with this floor call equals
+    different no more often than their level says, from 0.05 down to 0.0001.
+
+    Raises:
+        ValueError: step <= 0.
+    """
+    if not step > 0:
+        raise ValueError(f"step is {step}; it must be above 0")
+    return step**2 / 12
+
+
+def mean_interval(values: Sequence[float] | Floats, level: float = 0.95, floor: float = 0.0) -> Interval:
     """Student's t interval for the mean of independent values, e.g. one config's accuracies with several seeds.
 
     Of accuracies on one validation split, it is the interval for new seeds on that split: the one to rank configs
@@ -278,6 +297,7 @@ def mean_interval(values: Sequence[float] | Floats, level: float = 0.95) -> Inte
     Args:
         values: [n], finite, n >= 2.
         level: in (0, 1).
+        floor: what a value's variance is at least; see `rounding`.
 
     Raises:
         ValueError: outside these ranges: one value says nothing about the noise.
@@ -286,36 +306,38 @@ def mean_interval(values: Sequence[float] | Floats, level: float = 0.95) -> Inte
     numbers = _finite("values", values, 1)
     _at_least("the number of values", len(numbers), 2)
     mean = float(numbers.mean())
-    error = float(numbers.std(ddof=1)) / math.sqrt(len(numbers))
+    error = math.sqrt(_variance_of_mean(numbers, floor))
     half = float(stdtrit(len(numbers) - 1, (1 + level) / 2)) * error
     return Interval(mean, mean - half, mean + half)
 
 
-def paired_t(differences: Sequence[float] | Floats) -> float:
+def paired_t(differences: Sequence[float] | Floats, floor: float) -> float:
     """Student's t test of whether paired differences, e.g. two configs' accuracies seed by seed, are 0 on average.
 
     Args:
         differences: [n], finite, n >= 2.
+        floor: what a difference's variance is at least, > 0: twice `rounding` for those of two accuracies.
 
     Returns:
-        The two-sided p-value; where all differences are alike, 1 if they are 0, else 0.
+        The two-sided p-value, 1 if the mean is 0.
 
     Raises:
         ValueError: outside these ranges.
     """
     numbers = _finite("differences", differences, 1)
     _at_least("the number of differences", len(numbers), 2)
-    return _two_sided(float(numbers.mean()), float(numbers.var(ddof=1)) / len(numbers), len(numbers) - 1)
+    return _two_sided(float(numbers.mean()), _variance_of_mean(numbers, _above_0(floor)), len(numbers) - 1)
 
 
-def welch_t(first: Sequence[float] | Floats, second: Sequence[float] | Floats) -> float:
+def welch_t(first: Sequence[float] | Floats, second: Sequence[float] | Floats, floor: float) -> float:
     """Welch's t test (1947) of whether two independent samples, whose variances may differ, have one mean.
 
     Args:
         first, second: [n] each, finite, n >= 2.
+        floor: what a value's variance is at least, > 0: `rounding` for accuracies.
 
     Returns:
-        The two-sided p-value; where neither sample varies, 1 if they are alike, else 0.
+        The two-sided p-value, 1 if the means are equal.
 
     Raises:
         ValueError: outside these ranges.
@@ -323,16 +345,25 @@ def welch_t(first: Sequence[float] | Floats, second: Sequence[float] | Floats) -
     samples = [_finite("first", first, 1), _finite("second", second, 1)]
     for each in samples:
         _at_least("the number of values", len(each), 2)
-    parts = [float(each.var(ddof=1)) / len(each) for each in samples]
+    parts = [_variance_of_mean(each, _above_0(floor)) for each in samples]
     weights = sum(part**2 / (len(each) - 1) for part, each in zip(parts, samples, strict=True))
-    degrees = sum(parts) ** 2 / weights if weights > 0 else 1.0
+    degrees = sum(parts) ** 2 / weights
     return _two_sided(float(samples[0].mean() - samples[1].mean()), sum(parts), degrees)
+
+
+def _variance_of_mean(numbers: Floats, floor: float) -> float:
+    """Of [n] numbers whose variance is `floor` at least."""
+    return max(float(numbers.var(ddof=1)), floor) / len(numbers)
+
+
+def _above_0(floor: float) -> float:
+    if not floor > 0:
+        raise ValueError(f"floor is {floor}; it must be above 0: without any variance there is no test")
+    return floor
 
 
 def _two_sided(difference: float, variance: float, degrees: float) -> float:
     """Of a mean with this variance, by Student's t."""
-    if variance <= 0:
-        return 1.0 if difference == 0 else 0.0
     return min(1.0, 2 * float(stdtr(degrees, -abs(difference) / math.sqrt(variance))))
 
 

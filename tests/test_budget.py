@@ -135,12 +135,29 @@ def test_arms_are_compared_within_seeds(tmp_path: Path) -> None:
     assert f"p = {corrected:.2g} |" in row[row.rindex("p =") :]
 
 
-def test_a_lead_without_noise_is_not_called_significant() -> None:
-    """The same lead with every seed leaves nothing to test it against; equals are equal."""
-    assert answer.paired([0.002, 0.002, 0.002]).interval is None
-    assert answer.paired([0.002]).interval is None
-    equal = answer.paired([0.1 + 0.2 - 0.3, 0.0, 0.0])
-    assert (equal.p_value, equal.interval and equal.interval.high) == (1.0, 0.0)
+def test_a_lead_without_noise_is_tested_against_that_of_rounding() -> None:
+    """The same lead with every seed may be chance where it is few images; interval and p say the same."""
+    few, many = (answer.paired([images / 5000] * 3, 1 / 5000) for images in (1, 10))
+    equal = answer.paired([0.1 + 0.2 - 0.3, 0.0, 0.0], 1 / 5000)
+
+    assert few.interval is not None
+    assert few.p_value > 0.05
+    assert few.interval.low < 0
+    assert many.interval is not None
+    assert 0 < many.p_value < 0.05
+    assert many.interval.low > 0
+    assert equal.p_value == 1.0
+    assert answer.paired([0.002], 1 / 5000).interval is None
+
+
+def test_the_step_between_accuracies_is_found_in_the_trials(tmp_path: Path) -> None:
+    """Some two of many trials differ by one image, or by few; where none differ, nothing does."""
+    rng = np.random.default_rng(3)
+    sweep = course(*np.sort(rng.integers(4800, 4900, 5) / 5000))
+    more: list[Row] = [(9, "COMPLETE", 90.0, 4850 / 5000, 0.9), (10, "COMPLETE", 91.0, 4851 / 5000, 0.9)]
+
+    assert answer.load(write(tmp_path / "r", {("tpe.median", 0): [*sweep, *more]})).step == pytest.approx(1 / 5000)
+    assert answer.smallest_step([0.97, 0.97]) == 1.0
 
 
 def test_a_block_that_is_not_whole_is_left_out(tmp_path: Path) -> None:

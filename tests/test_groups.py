@@ -217,6 +217,135 @@ def test_only_the_seeds_that_both_have_are_compared() -> None:
     assert behind.p_value == pytest.approx(float(stats.ttest_rel(RELU[:3], (930, 940, 935)).pvalue))
 
 
+def test_a_value_with_fewer_seeds_than_others_is_behind_them() -> None:
+    """One lucky seed is no mean over five: neither first, nor the best of the sentence, whatever it scored."""
+    found = study(
+        *repeated(0, "relu", 0.1, RELU), *repeated(5, "tanh", 0.1, (954,)), *repeated(10, "gelu", 0.01, GELU[:3]),
+        searched=SPACE,
+    )  # fmt: skip
+    told = groups.by(found, ACTIVATION)
+    (table,) = [block for block in section(found) if isinstance(block, Table)]
+    rows = {row[0]: dict(zip(table.head, row, strict=True)) for row in table.rows}
+    head, said = answer(found), text(section(found))
+
+    assert [group.value for group in told.groups] == ["relu", "tanh", "gelu"]
+    assert [group.short for group in told.groups] == [False, True, True]
+    assert [row["seeds"] for row in rows.values()] == ["5", "1 of 5", "3 of 5"]
+    assert [row[""] for row in rows.values()] == ["best", "not tested", "can't tell"]  # the last head without a name
+    assert "relu is best** of those with 5 seeds, with optimizer.learning_rate=0.1, mean" in head
+    assert "gelu (3 of 5 seeds) can't be told apart from it. tanh (1 of 5 seeds) can't be tested against it" in head
+    assert "ordered by that mean, those with fewer seeds than others last." in said
+    assert "tanh (1 of 5 seeds) and gelu (3 of 5 seeds): no config of these has as many complete seeds" in said
+    names = ["relu", "tanh (1 of 5 seeds)", "gelu (3 of 5 seeds)"]
+    axes = axes_of(figures.by_value(told))
+    assert [label.get_text() for label in axes.get_yticklabels()] == names
+    colors = [line.get_color() for line in axes.lines if line.get_label() == "validation"]
+    assert colors == [canvas.ORANGE, canvas.BLUE, canvas.BLUE]
+    assert "validation: can't be told apart or not tested" in words(figures.by_value(told))
+    titles = [panel.get_title(loc="left") for panel in figures.by_number(told).axes]
+    assert titles == names
+
+
+def test_a_lead_by_some_of_the_seeds_says_so() -> None:
+    """The same seed by seed though the means say otherwise: the row and the sentence name the seeds they rest on."""
+    rights = (950, 940, 930, 960, 970)
+    found = study(
+        *repeated(0, "relu", 0.1, rights), *repeated(5, "tanh", 0.1, [right + 8 for right in rights[:3]]),
+        searched=SPACE,
+    )  # fmt: skip
+    behind = groups.by(found, ACTIVATION).groups[1].behind
+    (table,) = [block for block in section(found) if isinstance(block, Table)]
+    row = dict(zip(table.head, table.rows[1], strict=True))
+
+    assert behind is not None
+    assert (behind.paired, behind.partial, behind.verdict) == (3, True, "ahead")
+    assert row["behind"] == "-0.0080 (3 seeds)"
+    assert row[""] == "ahead"
+    head = answer(found)
+    assert "worse" not in head
+    assert "tanh (3 of 5 seeds) is ahead of it by more than luck explains over the seeds that both have" in head
+    assert "the two have only these in common" in text(section(found))
+    assert "validation: ahead by shared seeds" in words(figures.by_value(groups.by(found, ACTIVATION)))
+    assert "only these in common" not in text(section(three()))
+
+
+def test_values_with_as_many_but_other_seeds_are_ranked_by_all_and_tested_by_the_shared_ones() -> None:
+    """Each lost another seed: the row says that its difference is of the three that are left."""
+    found = study(
+        *repeated(0, "relu", 0.1, (950, 950, 950, 990), seeds=(0, 1, 2, 3)),
+        *repeated(5, "tanh", 0.1, (951, 953, 952, 940), seeds=(0, 1, 2, 4)),
+        searched=SPACE,
+    )
+    (table,) = [block for block in section(found) if isinstance(block, Table)]
+    row = dict(zip(table.head, table.rows[1], strict=True))
+
+    assert [each[0] for each in table.rows] == ["relu", "tanh"]
+    assert (row["seeds"], row["behind"], row[""]) == ("4", "-0.0020 (3 seeds)", "can't tell")
+
+
+def test_the_same_lead_with_each_of_two_seeds_is_no_certainty() -> None:
+    """Accuracies are whole images: two equal differences of a few are chance as likely as not."""
+    found = study(*repeated(0, "relu", 0.1, (950, 940)), *repeated(5, "tanh", 0.1, (947, 937)), searched=SPACE)
+    alone = study(
+        *repeated(0, "relu", 0.1, (950, 950)), *repeated(5, "tanh", 0.1, (949, 949), seeds=(7, 8)), searched=SPACE
+    )
+    step = 1 / IMAGES
+
+    paired, welch = (groups.by(each, ACTIVATION).groups[1].behind for each in (found, alone))
+
+    assert paired is not None
+    assert paired.p_value == pytest.approx(2 * stats.t.sf(3 * step / np.sqrt(step**2 / 6 / 2), 1))
+    assert welch is not None
+    assert welch.p_value == pytest.approx(2 * stats.t.sf(step / np.sqrt(step**2 / 12), 2))
+    assert not paired.distinguishable
+    assert not welch.distinguishable
+    assert "worse" not in answer(found)
+
+
+def test_null_is_a_value() -> None:
+    """No patience at all is one of those that were tried, and here it is the best of them."""
+    patience = "trainer.patience"
+    trials = [
+        replace(each, params={patience: value, "seed": each.params["seed"]})
+        for first, value, rights in ((0, None, (960, 961)), (5, 3, (900, 901)))
+        for each in with_patience(repeated(first, "relu", 0.1, rights), value)
+    ]
+    configured = replace(with_patience(repeated(9, "relu", 0.1, (955,), seeds=(2,)), None)[0], params={})
+    space = {f"search.{patience}": json.dumps({"values": [None, 3]}), "search.seed": SPACE["search.seed"]}
+    found = study(*trials, configured, searched=space)
+
+    told = groups.by(found, patience)
+
+    assert [group.value for group in told.groups] == [None, 3]
+    assert told.without == 0
+    assert len(told.groups[0].best.trials) == 3
+    assert "null is best" in answer(found, patience)
+    assert "without" not in text(section(found, patience))
+
+
+def with_patience(trials: Sequence[Trial], patience: int | None) -> list[Trial]:
+    """The same trials, trained with this patience."""
+    return [
+        replace(each, record=replace(each.record, config=each.record.config.model_copy(
+            update={"trainer": each.record.config.trainer.model_copy(update={"patience": patience})}
+        )))
+        for each in trials if each.record
+    ]  # fmt: skip
+
+
+def test_a_config_that_has_no_such_key_is_not_counted() -> None:
+    """Plain SGD has no beta_1; that is no value of it."""
+    beta = "optimizer.beta_1"
+    found = study(
+        *(replace(each, params={beta: 0.9, "seed": 0}) for each in repeated(0, "relu", 0.1, (950,))),
+        *(replace(each, params={"seed": 1}) for each in repeated(1, "relu", 0.1, (951,))),
+        searched={f"search.{beta}": json.dumps({"values": [0.9, 0.99]}), "search.seed": SPACE["search.seed"]},
+    )
+
+    assert groups.by(found, beta).without == 1
+    assert f"1 trial without a value of {beta}: not counted here." in text(section(found, beta))
+
+
 def test_a_config_with_fewer_seeds_than_others_of_its_value_is_not_chosen() -> None:
     """One lucky run, or those seeds that did not fail, are no mean over the seeds."""
     failed: tuple[State, ...] = ("COMPLETE", "FAILED", "COMPLETE", "FAILED", "PRUNED")
@@ -428,7 +557,7 @@ def test_a_value_that_fails_utterly_is_written_at_the_end_of_the_axis() -> None:
     axes = axes_of(figures.by_value(groups.by(found, ACTIVATION)))
 
     assert axes.get_xlim()[0] > 0.9
-    assert {"   31.00 %"} == {text.get_text() for text in axes.texts if "%" in text.get_text()}
+    assert {"  31.00 %"} == {text.get_text() for text in axes.texts if "%" in text.get_text()}
     assert len(xs(axes, "validation below")) == 1
 
 

@@ -23,10 +23,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
-from scipy import stats
 
 from mnistexp.reports.canvas import accuracy_axis, legend, sheet, styled, to_png, zoom
-from mnistexp.significance import Interval, holm, mean_interval
+from mnistexp.significance import Interval, holm, mean_interval, paired_t, rounding
 
 Floats = NDArray[np.float64]
 KEY = ["arm", "seed"]
@@ -49,8 +48,8 @@ class Difference:
     """An arm less the default, paired by seed."""
 
     values: tuple[float, ...]
-    interval: Interval | None  # 95 %, of the mean; None with one seed, or the same lead with every seed
-    p_value: float  # two-sided paired t-test; 1 where all pairs are equal
+    interval: Interval | None  # 95 %, of the mean; None with one seed
+    p_value: float  # two-sided paired t-test; 1 with one seed
 
 
 def standing(trials: pd.DataFrame, minutes: float) -> Standing:
@@ -71,6 +70,7 @@ class Sweeps:
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
     minutes: float  # of each sweep
+    step: float  # between two validation accuracies, one image
 
     def times(self) -> list[float]:
         """The minutes that the question asks for, as far as the sweeps go."""
@@ -95,18 +95,21 @@ class Sweeps:
         ours, default = (
             np.array(self.overall(each) if minutes is None else self.scores(each, minutes)) for each in (arm, DEFAULT)
         )
-        return paired(ours - default) if np.all(np.isfinite(ours - default)) else None
+        return paired(ours - default, self.step) if np.all(np.isfinite(ours - default)) else None
 
 
-def paired(values: Sequence[float] | Floats) -> Difference:
-    """The mean of differences with its interval and test."""
+def paired(values: Sequence[float] | Floats, step: float) -> Difference:
+    """The mean of differences with its interval and test; `step` is that between two accuracies."""
     found = np.round(np.asarray(values, dtype=float), 12)  # equal accuracies, not bits, are equal
     if len(found) < 2:
         return Difference(tuple(found.tolist()), None, 1.0)
-    if np.all(found == found[0]):  # no noise was seen, so there is nothing to test a lead against
-        equal = found[0] == 0
-        return Difference(tuple(found.tolist()), mean_interval(found) if equal else None, 1.0)
-    return Difference(tuple(found.tolist()), mean_interval(found), float(stats.ttest_1samp(found, 0.0).pvalue))
+    floor = 2 * rounding(step)  # of one accuracy each; a mean of several is rounded less
+    return Difference(tuple(found.tolist()), mean_interval(found, floor=floor), paired_t(found, floor))
+
+
+def smallest_step(accuracies: Sequence[float] | Floats) -> float:
+    """The least that two accuracies differ by: an image of those that they are of, or more; 1 if none differ."""
+    return float(np.diff(np.unique(np.round(accuracies, 9))).min(initial=1.0))
 
 
 def load(results: Path) -> Sweeps:
@@ -120,7 +123,8 @@ def load(results: Path) -> Sweeps:
     main = [arm for arm in MAIN if arm in {arm for arm, _ in keys}]
     seeds = tuple(seed for seed in sorted({seed for _, seed in keys}) if all((arm, seed) in keys for arm in main))
     extra = [arm for arm in EXTRA if all((arm, seed) in keys for seed in seeds)]  # half an arm would cost whole blocks
-    return Sweeps({key: by_sweep[key] for key in keys}, (*main, *extra), seeds, float(listed["minutes"].iloc[0]))
+    minutes, step = float(listed["minutes"].iloc[0]), smallest_step(trials["val_accuracy"].dropna().to_numpy(float))
+    return Sweeps({key: by_sweep[key] for key in keys}, (*main, *extra), seeds, minutes, step)
 
 
 # ------------------------------------------------------------------------------------------------- the tables

@@ -38,7 +38,7 @@ from mnistexp.reports.points import STAR
 
 ROWS = 20  # values in a figure, at most
 PANELS = 12
-PALE = "#C4C4C4"  # of the other values' lines
+PALE = "#B0B0B0"  # of the best value's line, behind the others'
 OFFSET = 0.17  # of a row: validation stands above its middle, test below
 
 
@@ -56,7 +56,7 @@ def by_value(found: Groups) -> Figure:
     axes = figure.subplots()
     for place, group in enumerate(rows):
         _row(axes, place, group, limits)
-    axes.set_yticks(range(len(rows)), [scales.shown(group.value) for group in rows])
+    axes.set_yticks(range(len(rows)), [_name(group) for group in rows])
     axes.set_ylim(len(rows) - 0.45, -0.6)
     axes.tick_params(axis="y", length=0)
     accuracy_axis(axes, "x", limits, "accuracy (%)")
@@ -64,6 +64,12 @@ def by_value(found: Groups) -> Figure:
         _settings(axes, found.others[0], rows)
     legend(figure, _legend(found, rows), columns=2)
     return figure
+
+
+def _name(group: Group) -> str:
+    """A value, and how many of the seeds it has unless it has all."""
+    seeds = f" ({len(group.best.trials)} of {group.full} seeds)" if group.short else ""
+    return f"{scales.shown(group.value)}{seeds}"
 
 
 def _scores(group: Group) -> list[Score]:
@@ -100,10 +106,13 @@ def _row(axes: Axes, place: int, group: Group, limits: Zoom) -> None:
 
 
 def _look(place: int, group: Group) -> dict[str, Any]:
-    """The best one's own colour; what can't be told apart from it, or wasn't tested, is hollow."""
+    """The best one's own colour; hollow is what can't be told apart from it, or wasn't tested, or is ahead."""
     if place == 0:
         return {"marker": "o", "color": ORANGE, "markersize": 6}
-    worse = group.behind is not None and group.behind.distinguishable
+    verdict = group.behind.verdict if group.behind else None
+    if verdict == "ahead":
+        return {"marker": "o", "color": ORANGE, "markersize": 6, "markerfacecolor": "white"}
+    worse = verdict == "worse"
     return {"marker": "o", "color": BLUE, "markersize": 6, **({} if worse else {"markerfacecolor": "white"})}
 
 
@@ -112,8 +121,9 @@ def _score(axes: Axes, y: float, score: Score, limits: Zoom, label: str, look: d
     low, mean, high = _ends(score)
     color = look["color"]
     if mean < limits.low:
-        axes.plot([limits.low], [y], marker="<", color=color, markersize=5, clip_on=False, label=f"{label} below")
-        axes.text(limits.low, y, f"   {percent(mean, 2)}", color=color, fontsize=SMALL - 1, va="center", ha="left")
+        inside = limits.low + 0.015 * (limits.high - limits.low)
+        axes.plot([inside], [y], marker="<", color=color, markersize=5, label=f"{label} below")
+        axes.text(inside, y, f"  {percent(mean, 2)}", color=color, fontsize=SMALL - 1, va="center", ha="left")
         return
     if len(score.values) > 1:
         axes.plot([max(low, limits.low), high], [y, y], color=color, linewidth=1.6, zorder=2, label=f"{label} interval")
@@ -135,16 +145,14 @@ def _settings(axes: Axes, key: str, rows: Sequence[Group]) -> None:
 
 
 def _legend(found: Groups, rows: Sequence[Group]) -> list[Artist]:
-    verdicts = {group.behind.distinguishable for group in rows if group.behind}
+    verdicts = {group.behind.verdict if group.behind else "not tested" for group in rows[1:]}
+    hollow = {"can't tell": "can't be told apart", "not tested": "not tested"}
+    unsure = " or ".join(text for verdict, text in hollow.items() if verdict in verdicts)
     entries: list[tuple[bool, str, dict[str, Any]]] = [
         (True, "validation: the best", {"marker": "o", "color": ORANGE}),
-        (True in verdicts, "validation: really worse", {"marker": "o", "color": BLUE}),
-        (False in verdicts, "validation: can't be told apart", {"marker": "o", "color": BLUE, "mfc": "white"}),
-        (
-            len(rows) > 1 and not verdicts,
-            "validation: the others, not tested",
-            {"marker": "o", "color": BLUE, "mfc": "white"},
-        ),
+        ("worse" in verdicts, "validation: really worse", {"marker": "o", "color": BLUE}),
+        (bool(unsure), f"validation: {unsure}", {"marker": "o", "color": BLUE, "mfc": "white"}),
+        ("ahead" in verdicts, "validation: ahead by shared seeds", {"marker": "o", "color": ORANGE, "mfc": "white"}),
         (any(group.best.test for group in rows), "test: the same ones", {"marker": "D", "color": GREEN}),
     ]
     sizes, line = {"o": 6, "D": 4}, "-" if found.repeated else "none"
@@ -154,8 +162,14 @@ def _legend(found: Groups, rows: Sequence[Group]) -> list[Artist]:
         if there
     ]
     handles += [dot("one seed", marker=".", color=INK, markersize=4)] if found.repeated else []
-    more = len(found.groups) - len(rows)
-    return [*handles, *([dot(f"{more} more values, each less", marker="")] if more else [])]
+    return [*handles, *_more(found, len(rows))]
+
+
+def _more(found: Groups, drawn: int) -> list[Artist]:
+    """How many values there was no room for."""
+    rest = found.groups[drawn:]
+    less = "" if any(group.short for group in rest) else ", each less"
+    return [dot(f"{len(rest)} more values{less}", marker="")] if rest else []
 
 
 # --------------------------------------------------------------------------------------- values over a number
@@ -177,8 +191,7 @@ def by_number(found: Groups) -> Figure:
         if place >= len(lines):
             axes.set_visible(False)
             continue
-        for line in lines:
-            axes.plot(*_path(line), color=PALE, linewidth=0.7, zorder=1, label="_others")
+        axes.plot(*_path(lines[0]), color=PALE, linewidth=1.2, zorder=1, label="_best")
         _panel(axes, lines[place], limits, shown[place])
         if place + columns >= len(lines):  # the lowest of its column
             axes.tick_params(labelbottom=True)
@@ -211,7 +224,7 @@ def _panel(axes: Axes, line: Sequence[tuple[float, Repeated]], limits: Zoom, gro
         if each is group.best and not under:
             look = {**STAR, "markersize": 9}
         axes.plot([x], [max(limits.low, mean)], **look, linestyle="none", zorder=4, clip_on=False, label="mean")
-    axes.set_title(scales.shown(group.value), fontsize=SMALL, loc="left", pad=3)
+    axes.set_title(_name(group), fontsize=SMALL, loc="left", pad=3)
 
 
 def _axes(panels: Sequence[Axes], lines: Sequence[Sequence[tuple[float, Repeated]]], limits: Zoom) -> None:
@@ -243,10 +256,10 @@ def _number_legend(found: Groups, limits: Zoom) -> list[Artist]:
     handles: list[Artist] = [
         Line2D([], [], color=BLUE, marker="o", markersize=4, label=text),
         dot("the value's best", **STAR, markersize=9),
-        Line2D([], [], color=PALE, linewidth=1, label="the other values"),
     ]
+    best = scales.shown(found.groups[0].value)
+    handles += [Line2D([], [], color=PALE, linewidth=1.2, label=f"for comparison: {best}")] if found.groups[1:] else []
     handles += [dot(f"below {percent(limits.low)}", marker="v", color=BLUE, markersize=4)] if limits.below else []
     if any(group.fewer for group in found.groups):
         handles.append(dot("fewer seeds", marker="o", color=BLUE, mfc="white", markersize=4))
-    more = len(found.groups) - PANELS
-    return [*handles, *([dot(f"{more} more values, each less", marker="")] if more > 0 else [])]
+    return [*handles, *_more(found, PANELS)]

@@ -46,11 +46,12 @@ def hint(material: Material) -> tuple[Paragraph, ...]:
 def _verdict(found: Groups) -> Paragraph:
     best, rivals = found.groups[0], found.groups[1:]
     score, test = best.best.validation, best.best.test
+    of, settings = f" of those with {best.full} seeds" if found.short else "", _with(best, found)
     beside = f"; mean test accuracy of the same {_told(test)}, which nothing was chosen by" if test else ""
     return paragraph(
         f"By {found.key}: ",
         Strong(f"{shown(best.value)} is best"),
-        f"{_with(best, found)}, mean validation accuracy ",
+        f"{of}{',' if of and settings else ''}{settings}, mean validation accuracy ",
         Strong(accuracy(score.mean)),
         f" ({_interval(score)}{_over(score)}){beside}.{_standing(rivals)}",
     )
@@ -77,13 +78,27 @@ def _told(score: Score) -> str:
 
 def _standing(rivals: tuple[Group, ...]) -> str:
     """Which of the other values can't be told apart from the best, and which are worse."""
-    alike = [shown(group.value) for group in rivals if group.behind and not group.behind.distinguishable]
-    worse = [shown(group.value) for group in rivals if group.behind and group.behind.distinguishable]
-    untested = [shown(group.value) for group in rivals if not group.behind]
+    alike, worse, ahead = (
+        [_named(group) for group in rivals if group.behind and group.behind.verdict == verdict]
+        for verdict in ("can't tell", "worse", "ahead")
+    )
+    untested = [_named(group) for group in rivals if not group.behind]
     said = [f" {_some(alike)} can't be told apart from it."] if alike else []
     said += [f" {_some(worse)} {'is' if len(worse) == 1 else 'are'} worse by more than luck explains."] if worse else []
+    shared = "by more than luck explains over the seeds that both have, which are not all"
+    said += [f" {_some(ahead)} {'is' if len(ahead) == 1 else 'are'} ahead of it {shared}."] if ahead else []
     said += [f" {_some(untested)} can't be tested against it: that takes two seeds of each."] if untested else []
     return "".join(said)
+
+
+def _named(group: Group) -> str:
+    """A value, and how many of the seeds it has unless it has all."""
+    return f"{shown(group.value)} ({_seeds(group)} seeds)" if group.short else shown(group.value)
+
+
+def _seeds(group: Group) -> str:
+    seeds = len(group.best.trials)
+    return f"{seeds} of {group.full}" if group.short else str(seeds)
 
 
 def _some(values: list[str]) -> str:
@@ -105,10 +120,11 @@ def _by_value(found: Groups) -> Iterator[Block]:
     if not found.groups:
         yield Note(f"No trial completed, so no value of {found.key} can be compared.")
         return
+    last = ", those with fewer seeds than others last" if found.short else ""
     yield paragraph(
         "For each value its best config, chosen by mean validation accuracy over its seeds (trials that are equal but "
-        "for the seed), and ordered by that mean. The test accuracies of the same trainings stand beside; nothing was "
-        "chosen or ordered by them."
+        f"for the seed), and ordered by that mean{last}. The test accuracies of the same trainings stand beside; "
+        "nothing was chosen or ordered by them."
     )
     if not found.repeated:
         yield Note(
@@ -132,7 +148,8 @@ def _by_value(found: Groups) -> Iterator[Block]:
             "by_number",
             figures.by_number(found),
             f"Mean validation accuracy over {found.number}, a panel for each value of {found.key}",
-            f"Mean validation accuracy of every config over {found.number}; the star is the one that was chosen.",
+            f"Mean validation accuracy of every config over {found.number}; the star is the one that was chosen, and "
+            "the grey line is that of the best value.",
         )
 
 
@@ -154,13 +171,14 @@ def _row(group: Group, others: tuple[str, ...], *, best: bool) -> tuple[str, ...
     drawn = [shown(config.settings[key]) if key in config.settings else "–" for key in others]
     versus = ("", "", "", "best" if best else "not tested")
     if behind:
-        verdict = "worse" if behind.distinguishable else "can't tell"
-        versus = (accuracy(behind.difference), p_number(behind.p_value), p_number(behind.adjusted), verdict)
+        lead = accuracy(round(behind.difference, 4) + 0.0)  # no -0.0000
+        lead += f" ({behind.paired} seeds)" if behind.partial else ""
+        versus = (lead, p_number(behind.p_value), p_number(behind.adjusted), behind.verdict)
     size, seconds = config.mean_cost("parameters"), config.mean_cost("seconds")
     return (
         shown(group.value),
         *drawn,
-        str(len(config.trials)),
+        _seeds(group),
         *_cells(config.validation),
         *(_cells(config.test) if config.test else ("–", "–")),
         *versus,
@@ -204,11 +222,17 @@ def _method(found: Groups) -> str:
     pairs = "the same seeds of both (paired t test)"
     welch = "all seeds of each (Welch's t test)"
     both = f"{pairs}, or where those are less than two, {welch}"
+    part = (
+        " Where a row says of how many seeds, the two have only these in common: behind and p are of these alone, so "
+        "behind is not the difference of the means shown, and may even be negative."
+        if any(each.partial for each in tested)
+        else ""
+    )
     how = pairs if paired == len(tested) else both if paired else welch
     return (
         f"Behind is the best one's mean less this one's, tested by {how}. Any two values could have come out on top, "
         "so the tests are corrected for all pairs of values (Holm). “Can't be told apart” doesn't mean “equal”: these "
-        "seeds are too few to say."
+        f"seeds are too few to say.{part}"
     )
 
 
@@ -220,6 +244,13 @@ def _left_out(found: Groups) -> Iterator[str]:
             f"Configs with fewer complete seeds than others of their value were not chosen from: {told}. The study is "
             "not at its end, or some of their seeds failed or were pruned."
         )
+    if found.short:
+        yield (
+            f"{_some([_named(group) for group in found.short])}: no config of "
+            f"{'it' if len(found.short) == 1 else 'these'} has as many complete seeds as others', so the mean may be "
+            "that of lucky ones, and stands behind theirs however high. The study is not at its end, or some of the "
+            "seeds failed or were pruned."
+        )
     stopped = [group for group in found.groups if group.pruned or group.failed]
     if stopped:
         told = ", ".join(_stopped(shown(group.value), group.pruned, group.failed) for group in stopped[:NAMED])
@@ -229,8 +260,8 @@ def _left_out(found: Groups) -> Iterator[str]:
         yield f"No trial completed of {told}."
     if found.without:
         yield (
-            f"{counted(found.without, 'trial')} without a value of {found.key} among those searched: not counted here, "
-            "such as the config that a sweep starts from."
+            f"{counted(found.without, 'trial')} without a value of {found.key}: not counted here. Not every config has "
+            "one, and that which a sweep starts from may lie outside of the space."
         )
 
 

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from mnistexp.history import History, Trial
 from mnistexp.schema import suggestion
 
 SEED = "seed"
+Verdict = Literal["worse", "ahead", "can't tell"]
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,17 @@ class Behind:
 
     difference: float  # the best one's mean validation accuracy less this one's, of the seeds that were compared
     paired: int  # seeds that both have, and that the test went by; 0: Welch's test of all seeds of each
+    partial: bool  # either has further seeds, so the difference is not that of their means
     p_value: float
     adjusted: float  # corrected for all pairs of values that could be tested
     distinguishable: bool
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the test says of this one. Ahead of the best it can only be by a part of the seeds."""
+        if not self.distinguishable:
+            return "can't tell"
+        return "worse" if self.difference > 0 else "ahead"
 
 
 @dataclass(frozen=True)
@@ -91,15 +100,21 @@ class Group:
 
     value: Any
     configs: tuple[Repeated, ...]  # those that compete, best first: at least one
-    fewer: tuple[Repeated, ...]  # those with fewer seeds than the fullest: they don't compete
+    fewer: tuple[Repeated, ...]  # those with fewer seeds than the fullest of them: they don't compete
     pruned: int
     failed: int
+    full: int  # the most seeds that a config of any value has; 0 where no seeds were searched
     behind: Behind | None = None  # None: it is the best, or can't be tested for lack of seeds
 
     @property
     def best(self) -> Repeated:
         """Its best config by mean validation accuracy."""
         return self.configs[0]
+
+    @property
+    def short(self) -> bool:
+        """Whether it has no config with as many seeds as another value's: its mean is of the luckier seeds, perhaps."""
+        return len(self.best.trials) < self.full
 
     @property
     def every(self) -> tuple[Repeated, ...]:
@@ -118,14 +133,19 @@ class Groups:
 
     key: str
     others: tuple[str, ...]  # what else was searched, but for the seed
-    groups: tuple[Group, ...]  # best first
+    groups: tuple[Group, ...]  # best first, and those that are short of seeds behind all others
     empty: Mapping[str, tuple[int, int]]  # values of which no trial completed, as shown → pruned, failed
-    without: int  # trials that have no value of it: the config that a sweep starts from may lie outside of the space
+    without: int  # trials that have no value of it, as Adam has no momentum; null is a value
 
     @property
     def repeated(self) -> bool:
         """Whether any value's best config has more than one seed."""
         return any(len(group.best.trials) > 1 for group in self.groups)
+
+    @property
+    def short(self) -> tuple[Group, ...]:
+        """The values with fewer seeds than others, best first."""
+        return tuple(group for group in self.groups if group.short)
 
     @property
     def number(self) -> str:
@@ -159,21 +179,24 @@ def by(history: History, key: str) -> Groups:
     found: dict[str, list[Trial]] = {}
     values: dict[str, Any] = {}
     for trial in history.trials:
-        value = analysis.settings(trial, [key]).get(key)
-        if value is not None:
+        for value in analysis.settings(trial, [key]).values():
             values.setdefault(repr(value), value)  # floats that differ may look alike as they are shown
             found.setdefault(repr(value), []).append(trial)
+    configs = {text: _configs([t for t in trials if t.number in scored], others) for text, trials in found.items()}
+    full = _most(itertools.chain(*configs.values())) if SEED in analysis.keys(history) else 0
     groups, empty = [], {}
     for text, trials in found.items():
         pruned, failed = (sum(trial.state == state for trial in trials) for state in ("PRUNED", "FAILED"))
-        configs = _configs([trial for trial in trials if trial.number in scored], others)
-        if configs:
-            competing, fewer = _competing(configs, repeated=SEED in analysis.keys(history))
-            groups.append(Group(values[text], competing, fewer, pruned, failed))
+        if configs[text]:
+            competing, fewer = _competing(configs[text], repeated=full > 0)
+            groups.append(Group(values[text], competing, fewer, pruned, failed, full))
         else:
             empty[analysis.shown(values[text])] = (pruned, failed)
     without = len(history.trials) - sum(map(len, found.values()))
-    return Groups(key, others, _tested(sorted(groups, key=lambda group: group.best.order)), empty, without)
+    groups.sort(key=lambda group: (group.short, group.best.order))
+    # Where no trial got an image right, all accuracies are 0 and equal, whatever their step.
+    images = next(filter(None, map(analysis.images_of, history.ranked)), 1)
+    return Groups(key, others, _tested(groups, 1 / images), empty, without)
 
 
 def _configs(trials: Iterable[Trial], others: Sequence[str]) -> list[Repeated]:
@@ -190,6 +213,11 @@ def _configs(trials: Iterable[Trial], others: Sequence[str]) -> list[Repeated]:
     ]
 
 
+def _most(configs: Iterable[Repeated]) -> int:
+    """The most seeds that one of them has."""
+    return max((len(each.trials) for each in configs), default=0)
+
+
 def _competing(configs: Sequence[Repeated], *, repeated: bool) -> tuple[tuple[Repeated, ...], tuple[Repeated, ...]]:
     """Those that may be a value's best, best first, and those that may not.
 
@@ -197,7 +225,7 @@ def _competing(configs: Sequence[Repeated], *, repeated: bool) -> tuple[tuple[Re
     its mean is that of the seeds that went well, or luck. Elsewhere a second seed is chance.
     """
     ranked = sorted(configs, key=lambda each: each.order)
-    most = max((len(each.trials) for each in ranked), default=0) if repeated else 0
+    most = _most(configs) if repeated else 0
     return (
         tuple(each for each in ranked if len(each.trials) >= most),
         tuple(each for each in ranked if len(each.trials) < most),
@@ -207,14 +235,17 @@ def _competing(configs: Sequence[Repeated], *, repeated: bool) -> tuple[tuple[Re
 # ------------------------------------------------------------------------------------------- who really differs
 
 
-def _tested(groups: Sequence[Group]) -> tuple[Group, ...]:
-    """Test each value's best config against the best of all.
+def _tested(groups: Sequence[Group], step: float) -> tuple[Group, ...]:
+    """Test each value's best config against the first one's.
 
     Corrected (Holm) for all pairs, not for those with the best alone: it was picked by these very scores, so any pair
     could have become the one looked at.
+
+    Args:
+        step: between two accuracies, one image.
     """
     pairs = itertools.combinations(range(len(groups)), 2)
-    tests = {pair: test for pair in pairs if (test := _test(*(groups[place].best for place in pair)))}
+    tests = {(a, b): test for a, b in pairs if (test := _test(groups[a].best, groups[b].best, step))}
     adjusted = significance.holm(np.array([test.p_value for test in tests.values()], dtype=np.float64))
     found = list(groups)
     for ((first, second), test), corrected in zip(tests.items(), adjusted.tolist(), strict=True):
@@ -224,14 +255,17 @@ def _tested(groups: Sequence[Group]) -> tuple[Group, ...]:
     return tuple(found)
 
 
-def _test(first: Repeated, second: Repeated) -> Behind | None:
+def _test(first: Repeated, second: Repeated, step: float) -> Behind | None:
     """By the seeds that both have; by all seeds of each where they share less than two; None if there are too few."""
     shared = [seed for seed in first.trials if seed in second.trials]
+    floor = significance.rounding(step)
     if len(shared) > 1:
         scores = [[analysis.accuracy_of(each.trials[seed]) for seed in shared] for each in (first, second)]
         differences = np.array(scores[0]) - np.array(scores[1])
-        return Behind(float(differences.mean()), len(shared), significance.paired_t(differences), 1.0, False)
+        partial, p_value = len(shared) < _most((first, second)), significance.paired_t(differences, 2 * floor)
+        return Behind(float(differences.mean()), len(shared), partial, p_value, 1.0, False)
     if min(len(first.trials), len(second.trials)) < 2:
         return None
     one, other = first.validation, second.validation
-    return Behind(one.mean - other.mean, 0, significance.welch_t(one.values, other.values), 1.0, False)
+    p_value = significance.welch_t(one.values, other.values, floor)
+    return Behind(one.mean - other.mean, 0, False, p_value, 1.0, False)
