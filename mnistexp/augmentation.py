@@ -19,11 +19,6 @@ Shape = tuple[int, ...]
 Coordinates = tuple[tf.Tensor, tf.Tensor]
 
 
-def structure(config: AugmentationConfig) -> tuple[bool, bool]:
-    """What of a config changes the compiled code: are images warped, and are they bent as well?"""
-    return config.affine or config.elastic, config.elastic
-
-
 def knobs(config: AugmentationConfig) -> list[float]:
     """The numbers that a compiled program takes as arguments, in the order of `augmented`."""
     angles = [math.radians(config.rotate), math.tan(math.radians(config.shear))]
@@ -38,7 +33,7 @@ def augmented(
     Args:
         images: float32 [batch, features], row by row.
         image_shape: height, width and, if there are any, channels (warped alike).
-        kind: what `structure` says; False, False gives the images back.
+        kind: what `AugmentationConfig.warps` says; False, False gives the images back.
         numbers: float32 [6], what `knobs` says.
         seed: int32 [2], of this run and step.
     """

@@ -133,11 +133,13 @@ def _initialise_mlp(model: keras.Model, config: Mlp, seed: int) -> None:
             layer.bias.assign(_bias_initializer(config, bias_seed)(layer.bias.shape))
 
 
-def other_state(model: keras.Model) -> list[tuple[Any, Any]]:
+def other_state(model: keras.Model, config: ModelConfig) -> list[tuple[Any, Any]]:
     """(variable, value) of a new network's layers that `initialise` doesn't draw: a normalisation's scale, say.
 
-    Taken once, when the network is built, and given back to it before each run.
+    Taken once, when the network is built, and given back to it before each run. Of a user's network all is drawn anew.
     """
+    if not isinstance(config, Mlp):
+        return []
     others = [layer for layer in model.layers if not isinstance(layer, keras.layers.Dense | keras.layers.Dropout)]
     return [(variable, variable.numpy()) for layer in others for variable in layer.variables]
 

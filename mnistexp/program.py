@@ -62,27 +62,6 @@ def _as_input(images: tf.Tensor, scale: float) -> tf.Tensor:
     return tf.cast(images, tf.float32) * scale
 
 
-def score(model: keras.Model, split: DeviceSplit, at_once: int | None = None) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean cross-entropy in nats (float32 scalar) and predicted classes (int32 [N]) of a network on a split.
-
-    Args:
-        at_once: images that the network sees at once; None: all. See `images_at_once`.
-    """
-    images = len(split.labels)
-    parts = []
-    for start in range(0, images, at_once or images):
-        part = split.images[start : start + (at_once or images)]
-        parts.append(model(_as_input(part, split.scale), training=False))
-    logits = tf.concat(parts, axis=0)
-    loss = tf.reduce_mean(models.training_losses(split.labels, logits, 0.0))
-    return loss, _predicted(logits)
-
-
-def images_at_once(config: RunConfig) -> int | None:
-    """How many images a network is scored on at once: a user's convolutions would need gigabytes for all of them."""
-    return None if isinstance(config.model, Mlp) else 1000
-
-
 def _predicted(logits: tf.Tensor) -> tf.Tensor:
     return tf.argmax(logits, axis=-1, output_type=tf.int32)
 
@@ -96,8 +75,8 @@ def shape_of(config: RunConfig) -> tuple[object, ...]:
     model, trainer = config.model, config.trainer
     exclude, drops = (ARGUMENTS, (model.input_dropout > 0, model.dropout > 0)) if isinstance(model, Mlp) else (None, ())
     layers = (model.model_dump_json(exclude=exclude), drops)
-    warps = augmentation.structure(config.augmentation)
-    return trainer.batch_size, layers, models.optimizer_structure(config.optimizer), trainer.ema_momentum > 0, warps
+    optimizer, warps = models.optimizer_structure(config.optimizer), config.augmentation.warps
+    return trainer.batch_size, layers, optimizer, trainer.ema_momentum > 0, warps
 
 
 def numbers_of(config: RunConfig) -> list[float]:
@@ -123,14 +102,15 @@ class Program:
         self._train = train
         self._validation = validation
         self._batch_size = config.trainer.batch_size
-        self._warps = augmentation.structure(config.augmentation)
+        self._warps = config.augmentation.warps
         self.epoch_steps = steps_per_epoch(len(train.labels), self._batch_size)
         self.model = models.build_model(config.model, train.images.shape[1], classes)
         self._training_pass = models.TrainingPass(self.model)
-        self._at_once = images_at_once(config)
+        # A user's convolutions would need gigabytes for all images at once.
+        self._at_once = None if isinstance(config.model, Mlp) else 1000
         self._rates_open = isinstance(config.model, Mlp)  # a user's own Dropout layers keep their rates
         self._optimizer, self._state = _build_with_state(config, self.model)
-        self._state += models.other_state(self.model)
+        self._state += models.other_state(self.model, config.model)
         self._averages = [tf.Variable(weight) for weight in self.model.weights] if config.trainer.ema_momentum else []
         self._knob_names = tuple(models.optimizer_knobs(config.optimizer))
         self._owner: object = None
@@ -168,10 +148,19 @@ class Program:
         scores = self._epoch(order, seeds, tf.constant(padded), tf.constant(len(rates)), *self._arguments)
         loss, accuracy, finite = (float(score) for score in scores.numpy())
         with self._averaged():
-            val_loss, predicted = score(self.model, self._validation, self._at_once)
+            val_loss, predicted = self.score(self._validation)
         hits = tf.equal(predicted, self._validation.labels)
         scores_and_hits = (loss, accuracy, float(val_loss), finite == 1, hits.numpy(), predicted.numpy())
         return Outcome(len(rates), float(rates[-1]), *scores_and_hits)
+
+    def score(self, split: DeviceSplit) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mean cross-entropy in nats (float32 scalar) and predicted classes (int32 [N]) of the network as it is now."""
+        images = len(split.labels)
+        step = self._at_once or images
+        parts = [split.images[start : start + step] for start in range(0, images, step)]
+        logits = tf.concat([self.model(_as_input(part, split.scale), training=False) for part in parts], axis=0)
+        loss = tf.reduce_mean(models.training_losses(split.labels, logits, 0.0))
+        return loss, _predicted(logits)
 
     def _argument_specs(self, numbers: int) -> list[tf.TensorSpec]:
         """Shapes and types of `_trace_epoch`'s arguments, in their order."""

@@ -305,8 +305,9 @@ def _regularisers(config: RunConfig) -> Iterator[str]:
     for name, value in (*drops, ("smooth", config.trainer.label_smoothing), ("ema", config.trainer.ema_momentum)):
         if value:
             yield f"{name}={value:.3g}" if name == "ema" else f"{name}={value:.2g}"
-    if config.augmentation.elastic or config.augmentation.affine:
-        yield "elastic" if config.augmentation.elastic else "affine"
+    warped, bent = config.augmentation.warps
+    if warped:
+        yield "elastic" if bent else "affine"
 
 
 def _brief(value: object) -> str:

@@ -267,18 +267,14 @@ class AugmentationConfig(Settings):
     )
 
     @property
-    def affine(self) -> bool:
-        """Whether images are shifted, rotated, scaled or sheared."""
-        return max(self.shift, self.rotate, self.scale, self.shear) > 0
-
-    @property
-    def elastic(self) -> bool:
-        """Whether images are bent."""
-        return self.elastic_alpha > 0
+    def warps(self) -> tuple[bool, bool]:
+        """What of it changes compiled code: whether images are warped, and whether they are bent as well."""
+        bent = self.elastic_alpha > 0
+        return bent or max(self.shift, self.rotate, self.scale, self.shear) > 0, bent
 
     def check(self, image_shape: Sequence[int]) -> None:
         """Raises: ConfigError if examples of this shape, which are no images, are to be warped."""
-        if (self.affine or self.elastic) and (len(image_shape) not in (2, 3) or min(image_shape) < 1):
+        if self.warps[0] and (len(image_shape) not in (2, 3) or min(image_shape) < 1):
             raise ConfigError(
                 f"augmentation: needs images of [height, width] or [height, width, channels], and these examples have "
                 f"the shape {list(image_shape)}; give augmentation=none"

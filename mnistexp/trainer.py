@@ -21,7 +21,7 @@ import tensorflow as tf
 from mnistexp import model as models
 from mnistexp.data import Dataset
 from mnistexp.errors import TrainingError
-from mnistexp.program import DeviceSplit, Outcome, Program, images_at_once, score, shape_of
+from mnistexp.program import DeviceSplit, Outcome, Program, shape_of
 from mnistexp.results import EpochScores, FitResult, Stopped
 from mnistexp.schema import RunConfig
 
@@ -75,7 +75,7 @@ class Trainer:
 
         Not compiled: one pass over 10,000 images costs less than compiling it for each shape.
         """
-        loss, predicted = score(fit.model(), DeviceSplit(self._test, self._scale), fit.images_at_once)
+        loss, predicted = fit.score(DeviceSplit(self._test, self._scale))
         return float(loss), float(np.mean(predicted.numpy() == self._test.labels))
 
     def _program(self, config: RunConfig) -> Program:
@@ -126,11 +126,6 @@ class Fit(Iterator[EpochScores]):
         return scores
 
     @property
-    def images_at_once(self) -> int | None:
-        """How many images its network is scored on at once; None: all."""
-        return images_at_once(self._config)
-
-    @property
     def ended(self) -> bool:
         """No epoch follows: epochs, max_steps or patience is used up."""
         return self._stopped() is not None
@@ -155,6 +150,11 @@ class Fit(Iterator[EpochScores]):
         """The network with the kept epoch's weights; ends the iteration, since training would go on from them."""
         self._program.load(self._chosen().weights)
         return self._program.model
+
+    def score(self, split: DeviceSplit) -> tuple[tf.Tensor, tf.Tensor]:
+        """Loss and predicted classes of the kept weights on a split, see `Program.score`; ends the iteration."""
+        self._program.load(self._chosen().weights)
+        return self._program.score(split)
 
     def _chosen(self) -> _Kept:
         if self._kept is None:

@@ -26,7 +26,7 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
 def warp(images: Floats, seed: int = 0, **most: float) -> Floats:
     """Images [N, ...] warped as a training step warps them."""
     config = AugmentationConfig(**{**NOTHING, **most})
-    kind, numbers = augmentation.structure(config), tf.constant(augmentation.knobs(config), tf.float32)
+    kind, numbers = config.warps, tf.constant(augmentation.knobs(config), tf.float32)
 
     def one_step(flat: tf.Tensor) -> tf.Tensor:
         return augmentation.augmented(flat, images.shape[1:], kind, numbers, tf.constant([seed, 1]))
@@ -61,7 +61,7 @@ def test_nothing_asked_for_is_nothing_done() -> None:
     images = blob()[None]
 
     assert np.array_equal(warp(images), images)
-    assert augmentation.structure(AugmentationConfig(**NOTHING)) == (False, False)
+    assert AugmentationConfig(**NOTHING).warps == (False, False)
 
 
 @pytest.mark.parametrize("sizes", [(28, 28), (20, 31), (28, 28, 3)])
