@@ -4,7 +4,7 @@
 import sys
 from collections.abc import Sequence
 
-from mnistexp.stopping import leave_at_once, stop_alike
+from mnistexp.stopping import RaiseInterrupt, hush_lost_interrupts, leave_at_once, stop_alike
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -12,7 +12,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop_alike(leave_at_once)
     from mnistexp.cli import main as run
 
-    stop_alike()
+    stop_alike(RaiseInterrupt())
+    hush_lost_interrupts()
     try:
         return run(argv)
     except KeyboardInterrupt:  # before the command line could take care of it

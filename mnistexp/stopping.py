@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -13,9 +14,18 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 """A terminal sends the first, Slurm and Kubernetes the second, a terminal that is closed the third."""
 
 
-def raise_interrupt(_number: int, _frame: FrameType | None) -> None:
-    """A signal's handler: KeyboardInterrupt, as Ctrl-C has it."""
-    raise KeyboardInterrupt
+class RaiseInterrupt:
+    """A signal's handler: KeyboardInterrupt, as Ctrl-C has it.
+
+    What is raised is lost where Python calls back from an import or a destructor; `heard` is left for who comes next.
+    """
+
+    def __init__(self) -> None:
+        self.heard = False
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        self.heard = True
+        raise KeyboardInterrupt
 
 
 def leave_at_once(_number: int, _frame: FrameType | None) -> None:
@@ -27,15 +37,28 @@ def leave_at_once(_number: int, _frame: FrameType | None) -> None:
     os._exit(130)
 
 
-def stop_alike(handler: Callable[[int, FrameType | None], None] = raise_interrupt) -> None:
+def stop_alike(handler: Callable[[int, FrameType | None], None]) -> None:
     """Have every signal that ends a process be handled alike, but for those that the user ignores (nohup)."""
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
 
 
+def hush_lost_interrupts() -> None:
+    """Have Python print no traceback of a KeyboardInterrupt that it swallows: `RaiseInterrupt` has kept it."""
+
+    def hook(lost: sys.UnraisableHookArgs) -> None:
+        if not isinstance(lost.exc_value, KeyboardInterrupt):
+            sys.__unraisablehook__(lost)
+
+    sys.unraisablehook = hook
+
+
 class StopRequest:
-    """While its block runs, a first signal is noted in `asked`; a second raises KeyboardInterrupt."""
+    """While its block runs, a first signal is noted in `asked`; a second raises KeyboardInterrupt.
+
+    One that `RaiseInterrupt` has heard before, and that was lost, counts as the first.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -53,6 +76,8 @@ class StopRequest:
             if before != signal.SIG_IGN:
                 self._before[number] = before
                 signal.signal(number, self._note)
+            if isinstance(before, RaiseInterrupt) and before.heard and not self.asked:
+                self._ask()
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -62,4 +87,7 @@ class StopRequest:
     def _note(self, _number: int, _frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
+        self._ask()
+
+    def _ask(self) -> None:
         self.asked, self._at = True, time.monotonic()

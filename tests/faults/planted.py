@@ -2,7 +2,8 @@
 
 python planted.py SIGKILL:MODULE:NAME:N:before sweep ...
 
-The signal comes before or after the N-th call of MODULE's NAME (`Class.method` too), in the process that calls it.
+The signal comes before or after the N-th call of MODULE's NAME (`Class.method` too), in the process that calls it; or
+before it and `inside` a destructor, where Python swallows what its handler raises.
 """
 
 from __future__ import annotations
@@ -18,6 +19,16 @@ from typing import Any
 import mnistexp.tracking  # noqa: F401 - first: it sets what MLflow reads when it is imported
 
 
+class Destructor:
+    """Sends its own process a signal when it is no longer needed."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self._number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self._number)
+
+
 def plant(number: signal.Signals, module: str, dotted: str, fatal: int, when: str) -> None:
     """Wrap what the point names."""
     owner: Any = importlib.import_module(module)
@@ -31,6 +42,8 @@ def plant(number: signal.Signals, module: str, dotted: str, fatal: int, when: st
         strikes = next(calls) == fatal
         if strikes and when == "before":
             os.kill(os.getpid(), number)
+        if strikes and when == "inside":
+            Destructor(number)
         result = inner(*args, **more)
         if strikes and when == "after":
             os.kill(os.getpid(), number)

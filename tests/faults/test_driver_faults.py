@@ -171,6 +171,17 @@ def test_ctrl_c_during_start_up(place: Place, point: str) -> None:
     assert running.out == ""
 
 
+def test_a_signal_that_python_swallows_during_start_up(place: Place) -> None:
+    """Imports and destructors swallow what a signal's handler raises; the sweep ends in order all the same."""
+    running = place.sweep(2, strike="SIGTERM:mnistexp.storage:open_for_sweep:1:inside").ends(INTERRUPTED)
+    place.nobody_is_left()
+
+    place.finish(2)
+
+    assert "interrupted: 1 complete, 0 pruned, 0 failed; 0 of them now" in running.out
+    assert "ignored" not in running.err
+
+
 def test_ctrl_c_while_python_imports(place: Place) -> None:
     """As soon as the package is being imported: one line, exit code 130, and nothing was begun."""
     running = place.sweep(2)
