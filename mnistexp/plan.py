@@ -169,8 +169,8 @@ def size_sentence(space: SearchSpace, trials: int) -> str:
     told = f"Infinitely many points: {phrases.listed(endless)} can be any number in between."
     if combinations == 1:
         return f"{told} {phrases.counted(trials, 'trial')} see {trials} of them."
-    share = f"at most {min(trials, combinations):,}"
-    return f"{told} Its choices make {combinations:,} combinations; {phrases.counted(trials, 'trial')} see {share}."
+    share = "may see all of them" if trials >= combinations else f"see at most {trials:,}"
+    return f"{told} Its choices make {combinations:,} combinations; {phrases.counted(trials, 'trial')} {share}."
 
 
 def choices(space: SearchSpace) -> int:

@@ -182,6 +182,7 @@ def test_the_size_is_that_of_counting_every_point() -> None:
     assert "see all of them" in size_sentence(finite, 7)
     assert "optimizer.learning_rate can be any number" in size_sentence(endless, 4)
     assert "Its choices make 6 combinations; 4 trials see at most 4." in size_sentence(endless, 4)
+    assert "6 trials may see all of them." in size_sentence(endless, 6)
 
 
 # -------------------------------------------------------------------------------------------------- the estimate
