@@ -1,6 +1,6 @@
 """What does a sweep in plain Optuna lose or leave behind under faults? Every fault, both databases, both scripts.
 
-python experiments/soak/plain_optuna.py                  # about 15 minutes on two cores
+python experiments/soak/plain_optuna.py                  # 20 to 25 minutes on two cores
 python experiments/soak/plain_optuna.py --only kill_one  # one kind of fault again: replaces its rows of the results
 
 Runs plain_sweep.py in four processes, with and without Optuna's remedies, injects faults at random (seeded) moments,
