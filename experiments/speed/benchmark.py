@@ -2,7 +2,8 @@
 
 python experiments/speed/benchmark.py --data FOLDER --rounds 3
 
-Prints a table, and writes results/speed.json and results/speed.md. A round takes about four minutes on two cores.
+Prints a table, and writes it, its figures and a picture to results/speed_avx512.md, .json and .png, or to speed_avx2.*:
+by what the machine's cores have. A round takes about four minutes on two cores.
 README.md says what is measured and why so.
 """
 
@@ -13,6 +14,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import sqlite3
 import statistics
 import subprocess
@@ -25,6 +27,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import joblib
+from matplotlib.figure import Figure
+
+from mnistexp.reports.canvas import BLUE, GREY, sheet, styled, to_png
 
 HERE = Path(__file__).parent
 CONFIGS = json.loads((HERE / "configs.json").read_text())
@@ -214,19 +219,48 @@ def ratios(measured: dict[str, list[Figures]]) -> dict[str, dict[str, float]]:
 
 def machine() -> dict[str, Any]:
     """What the figures depend on; no name and no path of it."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), cpu)
+    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    named = re.search(r"^model name\s*: (.+)$", told, re.MULTILINE)
+    cpu = named[1] if named else platform.processor() or platform.machine()
     packages = ("tensorflow", "keras", "numpy", "optuna", "mlflow")
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit(),
         "cpu": cpu,
+        "vectors": next((name for name in ("avx512", "avx2") if name in told), platform.machine()),
         "cores": CORES,
         "load_before": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
     }
+
+
+def commit() -> str:
+    """The commit of the code that was measured, and whether it was changed."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(HERE), *words], capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", ":/mnistexp", ":/conf", ":/experiments/speed/*.py")
+    return (git("rev-parse", "--short=12", "HEAD") or "unknown") + (" with changes" if changed else "")
+
+
+@styled
+def figure(measured: dict[str, list[Figures]]) -> Figure:
+    """A bar of trials a minute for each way to run the study, its median written beside, a dot for each round."""
+    drawn = sheet(1.7)
+    axes = drawn.add_subplot()
+    names = [name for name in STUDIES if name in measured][::-1]
+    for place, name in enumerate(names):
+        rates = [figures["trials_per_minute"] for figures in measured[name]]
+        middle = statistics.median(rates)
+        axes.barh(place, middle, height=0.6, color=BLUE if name == "sweep" else GREY, alpha=0.6)
+        axes.plot(rates, [place] * len(rates), "o", color="black", markersize=3)
+        axes.annotate(f"{middle:.1f}", (max(rates), place), (6, 0), textcoords="offset points", va="center")
+    axes.set_yticks(range(len(names)), [STUDIES[name] for name in names])
+    axes.set_xlabel("trials of ten epochs a minute; a dot is a round")
+    axes.margins(x=0.1)
+    return drawn
 
 
 def table(measured: dict[str, list[Figures]], compared: dict[str, dict[str, float]], about: dict[str, Any]) -> str:
@@ -237,7 +271,8 @@ def table(measured: dict[str, list[Figures]], compared: dict[str, dict[str, floa
 
     rounds = len(next(iter(measured.values())))
     lines = [
-        f"{about['date']}, {about['cpu']}, {about['cores']} cores, Python {about['python']}, "
+        f"{about['date']}, commit {about['commit']}, {about['cpu']} with {about['vectors']}, {about['cores']} cores, "
+        f"Python {about['python']}, "
         f"TensorFlow {about['tensorflow']}; medians of {rounds} round(s), load before {about['load_before']}.",
         "",
         f"| {len(CONFIGS)} trials of {EPOCHS} epochs | trials/min | seconds | with imports | CPU seconds "
@@ -284,8 +319,10 @@ def main() -> None:
     if not options.only:
         record = {"machine": about, "epochs": EPOCHS, "rounds": measured, "ratios": compared}
         (HERE / "results").mkdir(exist_ok=True)
-        (HERE / "results" / "speed.json").write_text(json.dumps(record, indent=1) + "\n")
-        (HERE / "results" / "speed.md").write_text(text)
+        written = HERE / "results" / f"speed_{about['vectors']}"
+        written.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+        written.with_suffix(".md").write_text(text)
+        written.with_suffix(".png").write_bytes(to_png(figure(measured)))
 
 
 if __name__ == "__main__":
