@@ -80,7 +80,8 @@ def settings(trial: Trial, wanted: Sequence[str]) -> dict[str, Any]:
     lacking = trial.record is not None and not drawn.keys() >= set(wanted)  # else nothing is asked of its config
     config = flatten(trial.record.config.model_dump(mode="json")) if trial.record and lacking else {}
     values = {**config, **drawn}
-    return {key: json.dumps(v) if isinstance(v := values[key], list) else v for key in wanted if key in values}
+    found = {key: values[key] for key in wanted if key in values}
+    return {key: json.dumps(v, separators=(",", ":")) if isinstance(v, list) else v for key, v in found.items()}
 
 
 def by_key(shares: Mapping[str, float]) -> dict[str, float]:

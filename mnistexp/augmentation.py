@@ -97,8 +97,8 @@ def _affine(
 def elastic_field(batch: int, height: int, width: int, sigma: tf.Tensor, seed: tf.Tensor) -> Coordinates:
     """Smooth random displacements to the right and down, float32 [batch, height, width].
 
-    Uniform noise in [-1, 1], smoothed by a Gaussian of standard deviation sigma (Simard, Steinkraus & Platt 2003,
-    section 2.1): away from the edges its standard deviation is 1 / (2 sigma sqrt(3 pi)), 0.041 for sigma = 4.
+    Uniform noise in [-1, 1], smoothed by a Gaussian of standard deviation sigma (Simard, Steinkraus & Platt 2003):
+    away from the edges its standard deviation is 1 / (2 sigma sqrt(3 pi)) if sigma is 1 or more, 0.041 for sigma = 4.
     """
     noise = tf.random.stateless_uniform([2 * batch * height, width], seed, -1.0, 1.0, alg="threefry")
     across = tf.reshape(noise @ _gaussian(width, sigma), [2 * batch, height, width])

@@ -74,12 +74,20 @@ def _check(made: Any, function: str, features: int, classes: int) -> None:
     shapes = (made.input_shape, made.output_shape) if made.built else "nothing yet"
     if shapes != ((None, features), (None, classes)):
         raise ConfigError(f"{function}: gave a network whose shapes are {shapes}; give back {wanted}")
-    last = made.layers[-1] if made.layers else None
+    last = _last_layer(made)
     activation = getattr(getattr(last, "activation", None), "__name__", "")
     if isinstance(last, keras.layers.Softmax) or activation in ("softmax", "sigmoid"):
         raise ConfigError(
             f"{function}: ends in a {activation or 'softmax'}, and the loss applies one itself; leave it out"
         )
+
+
+def _last_layer(model: Any) -> Any:
+    """What a network's outputs come from, inside nested networks and before a dropout; None if it has no layer."""
+    layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.Dropout)]
+    if not layers:
+        return None
+    return _last_layer(layers[-1]) if isinstance(layers[-1], keras.Model) else layers[-1]
 
 
 def _is_plain(model: Any) -> bool:
@@ -256,13 +264,13 @@ def build_optimizer(config: OptimizerConfig) -> keras.optimizers.Optimizer:
     """Keras's optimizer of that name; every field that isn't the schedule's is one of its arguments.
 
     So a new optimizer needs a YAML and a schema class, and nothing here. Weight decay is Keras's
-    decoupled one, per step and times the learning rate (Loshchilov & Hutter 2019); biases are exempt, and
-    so are a normalisation's scale and offset.
+    decoupled one (Loshchilov & Hutter 2019), per step and, as in PyTorch, times the whole learning rate, where
+    the paper has the schedule's factor alone. Biases are exempt, and so are a normalisation's scale and offset.
     """
     arguments = config.model_dump(exclude=_SCHEDULE_FIELDS)
     rate = {"learning_rate": config.learning_rate}
     optimizer = keras.optimizers.get({"class_name": config.name, "config": arguments | rate})
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "^scale$"])
     # None skips the pass over the weights; AdamW's constructor refuses it, so it is set here.
     optimizer.weight_decay = config.weight_decay or None
     return optimizer
@@ -321,9 +329,9 @@ class Knob:
 def learning_rates(config: OptimizerConfig, first: int, stop: int, total: int, epoch_steps: int) -> Floats:
     """The learning rate at each step of [first, stop), float64.
 
-    `constant` and `cosine`: linear warm-up from 0 (Goyal et al. 2017), then constant, or half a cosine to 0 at the
-    run's last step (SGDR without restarts, Loshchilov & Hutter 2017; the same numbers as Keras's CosineDecay).
-    `one_cycle`: see `_one_cycle`.
+    `constant` and `cosine`: linear warm-up from 0 (Goyal et al. 2017), cut short by the run's end, then constant, or
+    half a cosine towards 0, which the step after the last would have (SGDR without restarts, Loshchilov & Hutter
+    2017; the same numbers as Keras's CosineDecay). `one_cycle`: see `_one_cycle`.
 
     Args:
         first, stop: steps since the start of the run, from 0.

@@ -138,8 +138,9 @@ def check(name: str, arguments: int, settings: Mapping[str, object]) -> None:
     if len(by_place) < arguments and taken.vararg is None:
         raise ConfigError(f"{where} takes {len(by_place)} arguments; it is given {arguments} before its settings")
     allowed, needed = _keywords(taken, arguments)
-    unknown = [key for key in settings if key not in allowed]
-    if unknown and taken.kwarg is None:
+    placed = {argument.arg for argument in taken.args[: max(0, arguments - len(taken.posonlyargs))]}  # has its value
+    unknown = [key for key in settings if key in placed or (key not in allowed and taken.kwarg is None)]
+    if unknown:
         there = f"it takes {', '.join(allowed)}{suggestion(unknown[0], allowed)}" if allowed else "it takes none"
         raise ConfigError(f"{where} has no setting {unknown[0]!r}; {there}")
     if missing := [key for key in needed if key not in settings]:

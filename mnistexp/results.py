@@ -15,6 +15,8 @@ class EpochScores:
 
     `loss` and `accuracy` are running means over the epoch's minibatches, as in Keras: the weights
     changed while they were taken. `val_loss` and `val_accuracy` are of the weights at its end.
+    `loss` is what is minimised, against smoothed labels and with a network's own penalties; `val_loss`
+    is the plain cross-entropy, where Keras's has both: so it compares runs that smooth differently.
     """
 
     epoch: int  # from 1

@@ -95,6 +95,29 @@ def test_an_affine_warp_is_scipys() -> None:
     np.testing.assert_allclose(ours[0, 0], scipys, atol=0.015)
 
 
+def test_a_drawn_warp_is_the_inverse_of_scaling_shearing_turning_and_shifting() -> None:
+    """Each output pixel is read from where the four steps, undone, say that it comes from."""
+    shift, rotate, shear, scale = most = [3.0, 0.4, 0.3, 0.2]
+    seed = tf.constant([5, 1])
+
+    def both() -> Any:
+        drawn = tf.random.stateless_uniform([6, 20, 1, 1], seed, -1.0, 1.0, alg="threefry")
+        return augmentation._affine(20, 28, 28, tuple(map(tf.constant, most)), seed), drawn
+
+    (columns, rows), drawn = tf.nest.map_structure(np.array, compiled(both))
+
+    for image, (right, down, turn, lean, wider, taller) in enumerate(drawn.reshape(6, 20).T):
+        cosine, sine = math.cos(rotate * turn), math.sin(rotate * turn)
+        turned = np.array([[cosine, -sine], [sine, cosine]])
+        forward = turned @ [[1, shear * lean], [0, 1]] @ np.diag([1 + scale * wider, 1 + scale * taller])
+        for x, y in [(3, 4), (20, 7), (13, 13), (25, 26)]:
+            source = np.linalg.inv(forward) @ (np.array([x, y]) - 13.5 - shift * np.array([right, down])) + 13.5
+            assert rows[image, y, x] == pytest.approx(source[1], abs=1e-3)
+            # The first pass fills whole source rows; between two of them its columns lie on a line.
+            slope = columns[image, 1, x] - columns[image, 0, x]
+            assert columns[image, 0, x] + slope * source[1] == pytest.approx(source[0], abs=1e-3)
+
+
 def test_shifts_reach_as_far_as_asked_and_no_farther() -> None:
     """Each image moves by its own draw, uniform up to the most on both axes, and nothing else happens to it."""
     moved = warp(np.repeat(blob()[None], 4000, axis=0), shift=3.0)
@@ -155,9 +178,11 @@ def test_elastic_fields_are_simards(sigma: float) -> None:
     assert abs(np.corrcoef(right.ravel(), down.ravel())[0, 1]) < 0.1
 
 
-def test_an_elastic_warp_moves_pixels_as_its_field_says() -> None:
+@pytest.mark.parametrize("axes", [(0, 1, 2), (0, 2, 1)], ids=["sideways", "upright"])
+def test_an_elastic_warp_moves_pixels_as_its_field_says(axes: tuple[int, int, int]) -> None:
     """A brightness ramp shows where each pixel was read from: from its place plus alpha times the field."""
     ramp = np.tile(np.arange(28, dtype=np.float32), (200, 1))[:, None].repeat(28, axis=1)
+    ramp = np.ascontiguousarray(ramp.transpose(axes))
 
     moved = warp(ramp, elastic_alpha=20.0)
 

@@ -446,6 +446,25 @@ def test_numbers_that_look_alike_are_two_values() -> None:
 # ---------------------------------------------------------------------------------------------------- the words
 
 
+def test_a_whole_number_and_its_float_are_one_value() -> None:
+    """0.0 as the config has it and 0 as `choice(0, 0.3)` draws it are the same dropout, and share their seeds."""
+    space = {"search.optimizer.learning_rate": json.dumps({"values": [1, 0.1]}), "search.seed": SPACE["search.seed"]}
+    trials = [*repeated(0, "relu", 1.0, RELU[:2]), *repeated(2, "relu", 1, RELU[2:], seeds=(2, 3, 4))]
+
+    found = groups.by(study(*trials, *repeated(5, "relu", 0.1, TANH), searched=space), RATE)
+
+    assert [(group.value, len(group.best.trials)) for group in found.groups] == [(1, 5), (0.1, 5)]
+
+
+def test_a_value_with_many_more_configs_than_another_is_said_to_be_luckier() -> None:
+    """The best of five configs against the only one of another value: the test doesn't know of the other four."""
+    relu = [each for n in range(5) for each in repeated(5 * n, "relu", 0.01 * (n + 1), RELU)]
+    uneven = study(*relu, *repeated(25, "tanh", 0.1, TANH), searched=SPACE)
+
+    assert "Values had from 1 to 5 configs to choose from. The more, the luckier the best" in text(section(uneven))
+    assert "to choose from" not in text(section(three()))
+
+
 def test_the_answer_names_the_best_value_and_its_equals() -> None:
     """With mean, interval, number of seeds, what else it has, and the test score as what it is."""
     said = answer(three())

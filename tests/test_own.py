@@ -496,6 +496,8 @@ def test_what_a_function_made_is_checked_as_a_file_is(changes: dict[str, Any], m
         ("", 0, {}, True),
         ("**named", 0, {"x": 1}, True),
         ("c=1, /", 0, {}, True),
+        ("a, b, **named", 2, {"a": 1}, False),
+        ("a, b, /, **named", 2, {"a": 1}, True),
     ],
 )
 def test_the_look_at_a_signature_agrees_with_python(

@@ -74,6 +74,11 @@ def softmax_layer(features, classes):
     return keras.Sequential([keras.Input((features,)), layers.Dense(classes), layers.Softmax()])
 
 
+def nested_softmax(features, classes):
+    within = keras.Sequential([keras.Input((features,)), layers.Dense(classes, activation="softmax")])
+    return keras.Sequential([keras.Input((features,)), within, layers.Dropout(0.1)])
+
+
 class Doubled(keras.Sequential):
     def call(self, inputs, training=None):
         return 2 * super().call(inputs)
@@ -191,6 +196,7 @@ def test_a_dropout_layer_that_is_called_twice_draws_twice() -> None:
     [
         ("softmax", "softmax: ends in a softmax, and the loss applies one itself; leave it out"),
         ("softmax_layer", "softmax_layer: ends in a softmax, and the loss applies one itself; leave it out"),
+        ("nested_softmax", "nested_softmax: ends in a softmax, and the loss applies one itself; leave it out"),
         ("subclassed", "subclassed: gave a Doubled; give back a keras.Sequential or functional keras.Model"),
         ("subclassed_within", "subclassed_within: gave a Sequential; give back .* and none of a class of its own"),
         ("three_classes", r"three_classes: gave a network whose shapes are .*\(None, 3\)\); give back .* \[N, 10\]"),

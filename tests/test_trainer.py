@@ -12,7 +12,7 @@ import runs
 import tensorflow as tf
 from pydantic import TypeAdapter
 
-from mnistexp import data
+from mnistexp import augmentation, data
 from mnistexp import model as models
 from mnistexp.data import Dataset, Split
 from mnistexp.errors import ConfigError, TrainingError
@@ -127,7 +127,7 @@ def test_batch_normalization_is_keras_own(trainer: Trainer, mnist: Dataset) -> N
 
 def test_averaged_weights_are_the_average_of_the_steps(trainer: Trainer, mnist: Dataset) -> None:
     """What is validated and kept is the moving average of what an eager loop's weights were after each step."""
-    config = runs.run_config(runs.SGD, {"batch_normalization": True}, epochs=1, ema_momentum=0.9)
+    config = runs.run_config(runs.SGD, {"batch_normalization": True}, epochs=1, ema_momentum=0.5)
     network = models.build_model(config.model, 784, 10)
     models.initialise(network, config.model, config.seed)
     optimizer, averages = keras.optimizers.SGD(0.1), network.get_weights()
@@ -139,7 +139,7 @@ def test_averaged_weights_are_the_average_of_the_steps(trainer: Trainer, mnist: 
             logits = network(mnist.train.images[rows].astype(np.float32) / 255, training=True)
             loss = tf.reduce_mean(models.training_losses(tf.constant(mnist.train.labels[rows]), logits, 0.0))
         optimizer.apply(tape.gradient(loss, network.trainable_variables), network.trainable_variables)
-        kept = min(0.9, (1 + step) / (10 + step))
+        kept = min(0.5, (1 + step) / (10 + step))  # from step 8 of 20 on 0.5
         averages = [kept * old + (1 - kept) * new for old, new in zip(averages, network.get_weights(), strict=True)]
     for ours, reference in zip(fit.weights(), averages, strict=True):
         np.testing.assert_allclose(ours, reference, rtol=0.02, atol=2e-4)
@@ -222,6 +222,56 @@ def test_weight_decay_spares_the_biases(trainer: Trainer) -> None:
     shrunk = [np.linalg.norm(new) / np.linalg.norm(old) for new, old in zip(after, before, strict=True)]
     assert shrunk[0] < 0.99
     assert shrunk[1] == pytest.approx(1, abs=0.002)
+
+
+def test_weight_decay_spares_a_normalisations_scale_and_offset() -> None:
+    """Only kernels decay: a normalisation's numbers at 0 would switch its units off."""
+    network = models.build_model(runs.run_config(runs.ADAMW, {"batch_normalization": True}).model, 20, 10)
+    normalised = keras.Sequential([network, keras.layers.RMSNormalization()])
+    normalised.build((None, 20))
+    optimizer = models.build_optimizer(runs.run_config(runs.ADAMW | {"weight_decay": 0.1}).optimizer)
+    optimizer.build(normalised.trainable_variables)
+
+    decays = {v.name: optimizer._use_weight_decay(v) for v in normalised.trainable_variables}
+
+    assert decays == {"kernel": True, "gamma": False, "beta": False, "bias": False, "scale": False}
+
+
+def test_every_step_draws_its_own_masks_and_warps(trainer: Trainer, mnist: Dataset) -> None:
+    """The training loss is that of a loop whose seeds move on by one each step; with equal ones it is another."""
+    config = runs.run_config(runs.SGD, {"dropout": 0.3}, epochs=1, augmentation=WARPS, seed=3)
+    reported = _finished(trainer, config).result().epochs[0].loss
+
+    moving, resting = (_loop_loss(config, mnist, moves) for moves in (1, 0))
+
+    assert reported == pytest.approx(moving, rel=1e-4)
+    assert abs(resting - moving) > 20 * abs(reported - moving)
+
+
+def _loop_loss(config: RunConfig, mnist: Dataset, moves: int) -> float:
+    """The mean loss of one epoch of plain SGD, with seeds that move on by so much each step."""
+    network = models.build_model(config.model, 784, 10)
+    models.initialise(network, config.model, config.seed)
+    training_pass = models.TrainingPass(network)
+    knobs = tf.constant(augmentation.knobs(config.augmentation), tf.float32)
+    base = tf.constant([models.stateless_seeds(config.seed, stream, 0) for stream in ("dropout", "augmentation")])
+
+    @tf.function(jit_compile=True, autograph=False)
+    def step(images: tf.Tensor, labels: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        warped = augmentation.augmented(images, (28, 28), config.augmentation.warps, knobs, seeds[1])
+        with tf.GradientTape() as tape:
+            logits = training_pass(warped, seeds[0], lambda _: None)
+            loss = tf.reduce_mean(models.training_losses(labels, logits, 0.0))
+        return loss, tape.gradient(loss, network.trainable_variables)
+
+    losses = []
+    for index, rows in enumerate(permutation(TRAIN, config.seed, 0).reshape(-1, 100)):
+        images = tf.constant(mnist.train.images[rows].reshape(100, -1).astype(np.float32) / 255)
+        loss, gradients = step(images, tf.constant(mnist.train.labels[rows]), base + tf.constant([moves * index, 0]))
+        losses.append(float(loss))
+        for variable, gradient in zip(network.trainable_variables, gradients, strict=True):
+            variable.assign_sub(0.1 * gradient)
+    return float(np.mean(losses))
 
 
 def test_a_permutation_holds_each_image_once() -> None:

@@ -180,8 +180,9 @@ def by(history: History, key: str) -> Groups:
     values: dict[str, Any] = {}
     for trial in history.trials:
         for value in analysis.settings(trial, [key]).values():
-            values.setdefault(repr(value), value)  # floats that differ may look alike as they are shown
-            found.setdefault(repr(value), []).append(trial)
+            same = repr(float(value) if analysis.is_number(value) else value)  # 0 is 0.0; floats may be shown alike
+            values.setdefault(same, value)
+            found.setdefault(same, []).append(trial)
     configs = {text: _configs([t for t in trials if t.number in scored], others) for text, trials in found.items()}
     full = _most(itertools.chain(*configs.values())) if SEED in analysis.keys(history) else 0
     groups, empty = [], {}
