@@ -64,6 +64,8 @@ def spread(trials: pd.DataFrame, score: str) -> str:
     """Mean, standard deviation of the sample, and range of one score over the complete trials."""
     values = trials.loc[trials["state"] == "COMPLETE", score]
     low, high = values.min(), values.max()
+    if len(values) == 1:
+        return f"{score}: {low:.4f} (n = 1)"
     return f"{score}: {values.mean():.4f} ± {values.std():.4f} ({low:.4f} to {high:.4f}, n = {len(values)})"
 
 
