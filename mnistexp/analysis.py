@@ -81,7 +81,7 @@ def settings(trial: Trial, wanted: Sequence[str]) -> dict[str, Any]:
     config = flatten(trial.record.config.model_dump(mode="json")) if trial.record and lacking else {}
     values = {**config, **drawn}
     found = {key: values[key] for key in wanted if key in values}
-    return {key: json.dumps(v, separators=(",", ":")) if isinstance(v, list) else v for key, v in found.items()}
+    return {key: shown(v) if isinstance(v, list) else v for key, v in found.items()}
 
 
 def by_key(shares: Mapping[str, float]) -> dict[str, float]:

@@ -443,9 +443,6 @@ def test_numbers_that_look_alike_are_two_values() -> None:
     assert [group.value for group in groups.by(found, RATE).groups] == [0.10001, 0.10002]
 
 
-# ---------------------------------------------------------------------------------------------------- the words
-
-
 def test_a_whole_number_and_its_float_are_one_value() -> None:
     """0.0 as the config has it and 0 as `choice(0, 0.3)` draws it are the same dropout, and share their seeds."""
     space = {"search.optimizer.learning_rate": json.dumps({"values": [1, 0.1]}), "search.seed": SPACE["search.seed"]}
@@ -454,6 +451,9 @@ def test_a_whole_number_and_its_float_are_one_value() -> None:
     found = groups.by(study(*trials, *repeated(5, "relu", 0.1, TANH), searched=space), RATE)
 
     assert [(group.value, len(group.best.trials)) for group in found.groups] == [(1, 5), (0.1, 5)]
+
+
+# ---------------------------------------------------------------------------------------------------- the words
 
 
 def test_a_value_with_many_more_configs_than_another_is_said_to_be_luckier() -> None:

@@ -14,7 +14,6 @@ import datetime
 import json
 import os
 import platform
-import re
 import sqlite3
 import statistics
 import subprocess
@@ -29,6 +28,7 @@ from typing import Any
 import joblib
 from matplotlib.figure import Figure
 
+from mnistexp.machine import cpu_model, source_state
 from mnistexp.reports.canvas import BLUE, GREY, sheet, styled, to_png
 
 HERE = Path(__file__).parent
@@ -219,30 +219,19 @@ def ratios(measured: dict[str, list[Figures]]) -> dict[str, dict[str, float]]:
 
 def machine() -> dict[str, Any]:
     """What the figures depend on; no name and no path of it."""
-    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    named = re.search(r"^model name\s*: (.+)$", told, re.MULTILINE)
-    cpu = named[1] if named else platform.processor() or platform.machine()
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    source = source_state(HERE.parent.parent)
     packages = ("tensorflow", "keras", "numpy", "optuna", "mlflow")
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit(),
-        "cpu": cpu,
-        "vectors": next((name for name in ("avx512", "avx2") if name in told), platform.machine()),
+        "commit": source.get("commit", "unknown")[:12] + (" with changes" if source.get("dirty") else ""),
+        "cpu": cpu_model(),
+        "vectors": next((name for name in ("avx512", "avx2") if name in flags), platform.machine()),
         "cores": CORES,
         "load_before": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
     }
-
-
-def commit() -> str:
-    """The commit of the code that was measured, and whether it was changed."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(HERE), *words], capture_output=True, text=True).stdout.strip()
-
-    changed = git("status", "--porcelain", "--", ":/mnistexp", ":/conf", ":/experiments/speed/*.py")
-    return (git("rev-parse", "--short=12", "HEAD") or "unknown") + (" with changes" if changed else "")
 
 
 @styled
