@@ -1,4 +1,4 @@
-"""executor=local: worker processes on this machine, one per core or per GPU."""
+"""executor=local: worker processes on this machine, one per core, or a few per GPU."""
 
 from __future__ import annotations
 

@@ -345,7 +345,7 @@ class StudyConfig(Settings):
 class _Executor(Settings):
     name: str
     workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
-        description="processes; auto: cores // trainer.threads, or one per GPU (ray: what the cluster has room for)"
+        description="processes; auto: cores // trainer.threads, or up to 4 per GPU (ray: what the cluster has room for)"
     )
     max_worker_memory: Positive = Field(description="GB; a worker that holds more is replaced between trials")
     retries: int = Field(

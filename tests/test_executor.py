@@ -286,12 +286,15 @@ def test_a_gpu_that_is_not_there_is_refused_at_once(monkeypatch: pytest.MonkeyPa
 
 
 def test_how_many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as asked for; else one per GPU; else as many as the cores carry, and always one."""
+    """As many as asked for; else four per GPU while there are cores for them; else one per core, and always one."""
     monkeypatch.setattr(executors, "cores", lambda: 8)
 
     assert worker_count(3, threads=1, gpus=0) == 3
     assert worker_count(5, threads=4, gpus=2) == 5
-    assert worker_count("auto", threads=1, gpus=2) == 2
+    assert worker_count("auto", threads=1, gpus=1) == 4
+    assert worker_count("auto", threads=1, gpus=2) == 8
+    assert worker_count("auto", threads=2, gpus=2) == 4
+    assert worker_count("auto", threads=1, gpus=16) == 16
     assert worker_count("auto", threads=1, gpus=0) == 8
     assert worker_count("auto", threads=3, gpus=0) == 2
     assert worker_count("auto", threads=16, gpus=0) == 1

@@ -276,6 +276,7 @@ def test_a_card_that_tensorflow_cannot_use_leaves_a_worker_per_core(monkeypatch:
     """With a driver but without CUDA's libraries it is a CPU's sweep, on all of its cores."""
     monkeypatch.setattr(local_executor, "visible_gpus", lambda: ["0"])
     monkeypatch.setattr(executors, "cores", lambda: 2)
+    monkeypatch.setattr(executors, "GPU_SHARE", 1)
     executor = LocalExecutor(config().data, threads=1, device="auto", workers="auto", at_most=9)
     try:
         assert executor.size == 1
