@@ -364,7 +364,7 @@ def _never_ready(worker: Worker, death: Death) -> str:
 
 GPU_SHARE = 4
 """Workers that share a GPU: one alone leaves it idle while it compiles, and a trial here is mostly that.
-With 1, 4 and 8 the default sweep took 102, 35 and 32 s (experiments/speed, on a GPU)."""
+With 1, 4 and 8 the default sweep took 102, 34 and 32 s (experiments/speed, on a GPU)."""
 
 
 def require_device(device: Literal["auto", "cpu", "gpu"]) -> None:

@@ -3,7 +3,7 @@
 python experiments/speed/benchmark.py --data FOLDER --rounds 3
 
 Prints a table, and writes it, its figures and a picture to results/speed_avx512.md, .json and .png, or to speed_avx2.*:
-by what the machine's cores have. A round takes about four minutes on two cores.
+by what the machine's cores have. A round takes four to seven minutes on two cores.
 README.md says what is measured and why so.
 """
 
