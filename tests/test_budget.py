@@ -156,8 +156,20 @@ def test_the_step_between_accuracies_is_found_in_the_trials(tmp_path: Path) -> N
     sweep = course(*np.sort(rng.integers(4800, 4900, 5) / 5000))
     more: list[Row] = [(9, "COMPLETE", 90.0, 4850 / 5000, 0.9), (10, "COMPLETE", 91.0, 4851 / 5000, 0.9)]
 
-    assert answer.load(write(tmp_path / "r", {("tpe.median", 0): [*sweep, *more]})).step == pytest.approx(1 / 5000)
+    step = answer.load(write(tmp_path / "r", {("tpe.median", 0): [*sweep, *more]})).step
+
+    assert step["val_accuracy"] == pytest.approx(1 / 5000)
     assert answer.smallest_step([0.97, 0.97]) == 1.0
+
+
+def test_sweeps_that_agree_to_the_image_are_not_certain(tmp_path: Path) -> None:
+    """Two equal scores have an interval all the same: that of the image that they are rounded to."""
+    same = [(0, "COMPLETE", 9.0, 0.97, 0.9), (1, "COMPLETE", 10.0, 0.9698, 0.9)]
+    sweeps = answer.load(write(tmp_path / "r", {("tpe.median", seed): same for seed in (0, 1)}))
+
+    row = next(line for line in answer.score_tables(sweeps) if line.startswith("| TPE, median pruner"))
+
+    assert row.split("|")[2].strip() == "97.00 ± 0.05"
 
 
 def test_a_block_that_is_not_whole_is_left_out(tmp_path: Path) -> None:
@@ -193,9 +205,9 @@ def test_random_searchs_twins_say_what_pruning_stopped(tmp_path: Path) -> None:
 
 
 def test_the_answer_shows_every_arm(tmp_path: Path) -> None:
-    """Table and figure are made of six arms and two seeds, and name commit and machine."""
+    """Table and figure are made of six arms and three seeds, and name commit and machine."""
     rng = np.random.default_rng(2)
-    scores = {(arm, seed): course(*np.sort(0.9 + 0.1 * rng.random(5))) for arm in answer.MAIN for seed in (0, 1)}
+    scores = {(arm, seed): course(*np.sort(0.9 + 0.1 * rng.random(5))) for arm in answer.MAIN for seed in range(3)}
     sweeps = answer.load(write(tmp_path / "r", scores))
 
     text = answer.document(tmp_path / "r", sweeps)

@@ -70,7 +70,7 @@ class Sweeps:
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
     minutes: float  # of each sweep
-    step: float  # between two validation accuracies, one image
+    step: dict[str, float]  # between two accuracies of a column of trials.csv, one image
 
     def times(self) -> list[float]:
         """The minutes that the question asks for, as far as the sweeps go."""
@@ -95,7 +95,7 @@ class Sweeps:
         ours, default = (
             np.array(self.overall(each) if minutes is None else self.scores(each, minutes)) for each in (arm, DEFAULT)
         )
-        return paired(ours - default, self.step) if np.all(np.isfinite(ours - default)) else None
+        return paired(ours - default, self.step["val_accuracy"]) if np.all(np.isfinite(ours - default)) else None
 
 
 def paired(values: Sequence[float] | Floats, step: float) -> Difference:
@@ -123,21 +123,21 @@ def load(results: Path) -> Sweeps:
     main = [arm for arm in MAIN if arm in {arm for arm, _ in keys}]
     seeds = tuple(seed for seed in sorted({seed for _, seed in keys}) if all((arm, seed) in keys for arm in main))
     extra = [arm for arm in EXTRA if all((arm, seed) in keys for seed in seeds)]  # half an arm would cost whole blocks
-    minutes, step = float(listed["minutes"].iloc[0]), smallest_step(trials["val_accuracy"].dropna().to_numpy(float))
-    return Sweeps({key: by_sweep[key] for key in keys}, (*main, *extra), seeds, minutes, step)
+    step = {name: smallest_step(trials[name].dropna().to_numpy(float)) for name in ("val_accuracy", "test_accuracy")}
+    return Sweeps({key: by_sweep[key] for key in keys}, (*main, *extra), seeds, float(listed["minutes"].iloc[0]), step)
 
 
 # ------------------------------------------------------------------------------------------------- the tables
 
 
-def _mean(values: Sequence[float], scale: float = 100.0, digits: int = 2) -> str:
-    """Mean ± half of the 95 % interval; "–" if a seed has no value."""
+def _mean(values: Sequence[float], step: float) -> str:
+    """Mean ± half of the 95 % interval in %; "–" if a seed has no value."""
     if not values or not np.all(np.isfinite(values)):
         return "–"
     if len(values) < 2:
-        return f"{scale * values[0]:.{digits}f}"
-    found = mean_interval(values)
-    return f"{scale * found.mean:.{digits}f} ± {scale * (found.high - found.mean):.{digits}f}"
+        return f"{100 * values[0]:.2f}"
+    found = mean_interval(values, floor=rounding(step))
+    return f"{100 * found.mean:.2f} ± {100 * (found.high - found.mean):.2f}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -155,10 +155,10 @@ def score_tables(sweeps: Sweeps) -> list[str]:
     titles = {"val_accuracy": "validation accuracy of the best so far (%)", "test_accuracy": "its test accuracy (%)"}
     for name, title in titles.items():
         more = ["mean of these"] if name == "val_accuracy" else []
-        rows = []
+        rows, step = [], sweeps.step[name]
         for arm in sweeps.arms:
-            cells = [_mean([getattr(s, name) for s in sweeps.standings(arm, t)]) for t in sweeps.times()]
-            rows.append([ARMS[arm].title, *cells, *([_mean(sweeps.overall(arm))] if more else [])])
+            cells = [_mean([getattr(s, name) for s in sweeps.standings(arm, t)], step) for t in sweeps.times()]
+            rows.append([ARMS[arm].title, *cells, *([_mean(sweeps.overall(arm), step)] if more else [])])
         lines += _table([title, *_clock(sweeps), *more], rows)
     counts = []
     for arm in sweeps.arms:
@@ -257,7 +257,10 @@ def document(results: Path, sweeps: Sweeps) -> str:
 
 @styled
 def figure(sweeps: Sweeps) -> Figure:
-    """The best so far over the minutes: means as lines, 95 % intervals at the times that the table has."""
+    """The best so far over the minutes: means as lines, 95 % intervals at the times that the table has.
+
+    Those of two seeds are 13 standard errors long to each side, and would hide the lines: the table has them.
+    """
     start = max(_first(sweeps.trials[arm, seed]) for arm in sweeps.arms for seed in sweeps.seeds) / 60
     grid = np.geomspace(min(start, 0.5), sweeps.times()[-1], 200)
     curves = {
@@ -302,8 +305,8 @@ def _whiskers(axes: Axes, sweeps: Sweeps, arm: str, aside: float) -> list[float]
     color = ARMS[arm].color
     for minutes in sweeps.times():
         scores = sweeps.scores(arm, minutes)
-        if len(scores) > 1 and np.all(np.isfinite(scores)):
-            interval = mean_interval(scores)
+        if len(scores) > 2 and np.all(np.isfinite(scores)):
+            interval = mean_interval(scores, floor=rounding(sweeps.step["val_accuracy"]))
             axes.plot([minutes * aside] * 2, [interval.low, interval.high], color=color, linewidth=1.0)
             axes.plot([minutes * aside], [interval.mean], marker="o", markersize=3, color=color)
             found += [interval.low, interval.high]
