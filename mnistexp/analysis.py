@@ -24,6 +24,8 @@ from mnistexp.config import flatten
 from mnistexp.history import History, Trial
 from mnistexp.records import RunRecord
 from mnistexp.results import FitResult
+from mnistexp.run import optimizer_name
+from mnistexp.schema import RunConfig
 from mnistexp.significance import Bools, Counts, Rival
 
 Labels = npt.NDArray[np.int32]
@@ -74,14 +76,18 @@ def settings(trial: Trial, wanted: Sequence[str]) -> dict[str, Any]:
     """A trial's values of the searched keys: what was drawn, or else what its config has. Lists come as text.
 
     null is a value, and comes as None; a key is missing only where the trial has none, as Adam has no momentum.
-    The first trial is the config as it stands, which may lie outside of the space.
+    The first trial is the config as it stands, which may lie outside of the space; of a group's options it tells the
+    optimizer's alone.
     """
     drawn = {key_of(name): value for name, value in trial.params.items()}
     lacking = trial.record is not None and not drawn.keys() >= set(wanted)  # else nothing is asked of its config
-    config = flatten(trial.record.config.model_dump(mode="json")) if trial.record and lacking else {}
-    values = {**config, **drawn}
+    values = {**(_configured(trial.record.config) if trial.record and lacking else {}), **drawn}
     found = {key: values[key] for key in wanted if key in values}
     return {key: shown(v) if isinstance(v, list) else v for key, v in found.items()}
+
+
+def _configured(config: RunConfig) -> dict[str, Any]:
+    return {**flatten(config.model_dump(mode="json")), "optimizer": optimizer_name(config)}
 
 
 def by_key(shares: Mapping[str, float]) -> dict[str, float]:

@@ -95,6 +95,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MnistexpError as error:
         print(f"mnistexp: {error}", file=sys.stderr)
         return error.exit_code
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        print(
+            f"mnistexp: {error.filename}: {error.strerror}; give another place, or the right to use it", file=sys.stderr
+        )
+        return MnistexpError.exit_code
     except KeyboardInterrupt:
         goes_on = arguments.command in ("sweep", "confirm")
         onward = "the same command goes on from here" if goes_on else "what was under way is not logged"

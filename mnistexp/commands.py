@@ -15,7 +15,7 @@ import yaml
 from mnistexp import config as configs
 from mnistexp import console, own, run
 from mnistexp.config import Request
-from mnistexp.databases import shown
+from mnistexp.databases import shown, stores_of
 from mnistexp.errors import INTERRUPTED, StoreError, TrainingError, without_passwords
 from mnistexp.executor import Executor
 from mnistexp.records import RunRecord
@@ -120,7 +120,7 @@ def sweep(request: Request, asked: Own) -> int:
     finally:
         executor.close()
         database.close()
-    stores = [shown(text) for text in request.overrides if text.startswith(("study.storage=", "tracking"))]
+    stores = stores_of(request.overrides)
     _say_summary(summary, session.name, history, [*stores, *own.words()], _dashboard(config, stores))
     return INTERRUPTED if summary.interrupted else int(summary.progress.best is None)
 

@@ -458,11 +458,24 @@ def signature(config: RunConfig) -> str:
 def rebuild(config: RunConfig, overrides: Sequence[str], config_dir: Path | None = None) -> tuple[str, ...]:
     """Overrides that compose exactly this config today: the given ones, mended where conf/ has changed since.
 
-    Raises: ConfigError if conf/ has lost a key or an option that it needs.
+    Raises: ConfigError if conf/ has lost a key or an option that it needs, or has another that no override takes away.
     """
     request = Request(config_dir=config_dir).plus(overrides)
-    now, then = (flatten(run_config(compose(request)).model_dump(mode="json")), flatten(config.model_dump(mode="json")))
-    moved = [
-        key for key, value in then.items() if now.get(key) != value and not key.startswith((*NO_EFFECT, "data.files"))
-    ]
-    return request.plus([override_text(key, then[key]) for key in moved]).overrides
+    if compose(request).optimizer.name != config.optimizer.name:  # conf/ has another default today
+        request = request.plus([override_text("optimizer", config.optimizer.name)])
+    then = flatten(config.model_dump(mode="json"))
+    moved = [key for key in _moved(request, config) if then.get(key, {}) != {}]  # {}: nothing to be typed
+    request = request.plus([override_text(key, then[key]) for key in moved])
+    if left := _moved(request, config):
+        raise ConfigError(
+            f"{', '.join(left)}: changed in conf/ or --config-dir since this run, so no command composes its config; "
+            f"`rerun` trains what was recorded"
+        )
+    return request.overrides
+
+
+def _moved(request: Request, config: RunConfig) -> list[str]:
+    """The keys that a request composes otherwise than they are in a config, but for those without effect."""
+    now, then = (flatten(each.model_dump(mode="json")) for each in (run_config(compose(request)), config))
+    keys = [key for key in {**then, **now} if not key.startswith((*NO_EFFECT, "data.files"))]
+    return [key for key in keys if (key in now) != (key in then) or now.get(key) != then.get(key)]

@@ -18,6 +18,7 @@ import platformdirs
 
 from mnistexp import idx, npz, own
 from mnistexp.errors import DataError
+from mnistexp.paths import exists, expanded
 from mnistexp.schema import DataConfig, DigitsData, IdxData, IdxFile, NpzData, OwnData
 
 Array = npt.NDArray[Any]
@@ -109,14 +110,20 @@ def find(config: DataConfig) -> Path | None:
         raise DataError(f"{error.filename}: may not be read; give another data.root") from None
 
 
+def rooted(config: DataConfig, root: str | None) -> DataConfig:
+    """A recorded data set, read from `root` if the user gave one, else from where it was or the usual places are."""
+    recorded = config.root if config.root and exists(config.root) else None
+    return config.model_copy(update={"root": root or recorded})
+
+
 def _find(config: DataConfig) -> Path | None:
     if isinstance(config, DigitsData | OwnData):
         return None
     if isinstance(config, NpzData):
-        path = Path(config.root or "").expanduser()
+        path = expanded(config.root or "")
         return path if path.is_file() else None
     if config.root is not None:
-        root = Path(config.root).expanduser()
+        root = expanded(config.root)
         return root if _has_all(root, config) else None
     # All IDX data sets name their files alike, so $MNISTEXP_DATA may hold another one than is asked for. One
     # right size is enough: a single damaged file is to be reported, not passed over.
@@ -182,7 +189,7 @@ def _places(config: IdxData) -> list[Path]:
     shared = os.environ.get("MNISTEXP_DATA")
     if not shared:
         return [_cache_folder(config)]
-    base = Path(shared).expanduser()
+    base = expanded(shared)
     return [base / _folder_name(config), base, _cache_folder(config)]
 
 
@@ -195,7 +202,7 @@ def _has_a_size(folder: Path, config: IdxData) -> bool:
 
 
 def _missing(config: IdxData, root: str) -> str:
-    folder = Path(root).expanduser()
+    folder = expanded(root)
     if not folder.is_dir():
         return f"data.root={root} is no folder. Give one with the four files, or leave data.root out."
     names = ", ".join(file.name for file in _files(config) if not (folder / file.name).is_file())

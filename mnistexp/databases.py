@@ -7,7 +7,7 @@ import re
 import socket
 import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from mnistexp.errors import StoreError, without_passwords
+from mnistexp.paths import expanded
 
 REACHABLE_SECONDS = 3  # MLflow itself would try for 101 s
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -30,11 +31,16 @@ def shown(address: str) -> str:
     return without_passwords(address)
 
 
+def stores_of(overrides: Iterable[str]) -> tuple[str, ...]:
+    """The overrides that say where a study and its runs are, without passwords: the next command needs them too."""
+    return tuple(shown(text) for text in overrides if text.startswith(("study.storage=", "tracking")))
+
+
 def sqlite_path(address: str) -> Path | None:
     """The absolute path of an sqlite:///FILE address, taken as it is written; None for any other address."""
     if not address.startswith("sqlite:///") or address == "sqlite:///":
         return None
-    return Path(address.removeprefix("sqlite:///")).expanduser().absolute()
+    return expanded(address.removeprefix("sqlite:///")).absolute()
 
 
 def same_database(one: str, other: str) -> bool:
@@ -48,7 +54,10 @@ def same_database(one: str, other: str) -> bool:
 
 def _place(address: str) -> tuple[object, ...] | None:
     """Host, port and database of a server's address; None for a file or a web server."""
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # a [ that ends nowhere
+        return None
     kind = parts.scheme.partition("+")[0]
     if kind not in PORTS or not parts.hostname:
         return None
@@ -65,12 +74,13 @@ def _port(address: str) -> int | None:
 
 def check_port(setting: str, address: str) -> None:
     """Look whether a database server listens. Raises: StoreError."""
-    parts = urlsplit(address)
     try:
+        parts = urlsplit(address)
         port = parts.port or PORTS.get(parts.scheme.partition("+")[0])
     except ValueError:
         raise StoreError(
-            f"{setting}={shown(address)}: its port is no number; write a / in the password as %2F, and an @ as %40"
+            f"{setting}={shown(address)}: its host or port can't be read; write a / in the password as %2F, an @ "
+            f"as %40, and brackets as %5B and %5D"
         ) from None
     if not parts.hostname or not port:
         return  # a socket file, or a scheme that is another's to refuse
@@ -85,6 +95,15 @@ def check_port(setting: str, address: str) -> None:
 
 def check_file(path: Path, setting: str, table: str) -> None:
     """Raises: StoreError if a database file can't be made or written there, or has other tables than `table`."""
+    try:
+        _check_file(path, setting, table)
+    except PermissionError as error:
+        raise StoreError(
+            f"{error.filename}: may not be read; work in a folder of your own, or give {setting}"
+        ) from None
+
+
+def _check_file(path: Path, setting: str, table: str) -> None:
     folder = path.parent
     if path.is_dir():
         raise StoreError(f"{path}: is a folder, not a database file; give {setting}")

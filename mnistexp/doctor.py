@@ -13,7 +13,7 @@ from mnistexp import console, data, machine, run
 from mnistexp.config import Request
 from mnistexp.databases import shown
 from mnistexp.errors import MnistexpError, WorkerError
-from mnistexp.schema import Config
+from mnistexp.schema import Config, IdxData
 from mnistexp.storage import check_apart, check_usable
 from mnistexp.tracking import check_reachable, resolved_uri
 from mnistexp.words import Own
@@ -57,7 +57,7 @@ def _config() -> str:
 
 def _data(request: Request, config: Config) -> str:
     """Never downloads: a check should not take minutes or fill a disk."""
-    if config.data.name != "digits" and config.data.root is None and data.find(config.data) is None:
+    if isinstance(config.data, IdxData) and config.data.root is None and data.find(config.data) is None:
         return f"data={config.data.name}: not here yet; `train` and `sweep` will try to download it"
     dataset = run.prepare(request.plus(["trainer.device=auto"])).dataset  # the device has a line of its own
     sizes = " / ".join(f"{len(split.labels):,}" for split in (dataset.train, dataset.validation, dataset.test))

@@ -87,7 +87,8 @@ def source_state(folder: Path) -> dict[str, Any]:
     if not commit or not _git(folder, "ls-files", "--", "mnistexp"):
         return {}
     patch = _git(folder, "diff", "HEAD", "--", "mnistexp", "conf", "experiments")
-    untracked = _git(folder, "ls-files", "--others", "--exclude-standard", "--", "mnistexp", "conf")
+    options = ("mnistexp", "conf", ":(glob)experiments/*/*.yaml")  # an experiment's results are no code
+    untracked = _git(folder, "ls-files", "--others", "--exclude-standard", "--", *options)
     return {"commit": commit.strip(), "dirty": bool(patch or untracked), "patch": patch}
 
 

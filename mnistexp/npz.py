@@ -58,8 +58,8 @@ def checked(arrays: Mapping[str, Array], where: str) -> dict[str, Array]:
             f"{where} lacks {', '.join(missing)}. It needs {', '.join(_REQUIRED)}; "
             f"{' and '.join(_OPTIONAL)} come together or not at all."
         )
-    for name, array in arrays.items():
-        if fault := _fault(name, array, arrays):
+    for name in wanted:  # in this order: each is compared with those before it
+        if fault := _fault(name, arrays[name], arrays):
             raise DataError(f"{where}: {name} {fault}.")
     return dict(arrays)
 

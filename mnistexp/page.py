@@ -22,16 +22,18 @@ def sweep_page(
     space: Mapping[str, str],
     progress: Progress,
     run: LoggedRun | None,
+    stores: Sequence[str] = (),
 ) -> str:
     """Describe a sweep, the best first: until one asks for more, MLflow shows the first lines alone.
 
     Args:
         space: what is searched, as for a reader.
         run: the best trial's, if it is logged.
+        stores: the overrides that say where the study and its runs are.
     """
     question = f"Which hyperparameters are best on **{dataset}**, by validation accuracy?"
-    parts = (_best(progress, run), [question], _budget(study, progress), _space(space, progress), _next(name, progress))
-    return "\n".join(line for part in parts for line in part)
+    parts = (_best(progress, run), [question], _budget(study, progress), _space(space, progress))
+    return "\n".join(line for part in (*parts, _next(name, progress, stores)) for line in part)
 
 
 def _best(progress: Progress, run: LoggedRun | None) -> Iterable[str]:
@@ -62,7 +64,9 @@ def _space(space: Mapping[str, str], progress: Progress) -> Iterable[str]:
     left = TABLE
     for name, text in space.items():
         key, _, options = name.partition("@")  # optimizer.learning_rate@adam|adamw: under these options alone
-        holds = not options or not set(options.split("|")).isdisjoint(values.values())
+        drawn = set(values.values())
+        # adam/affine|nadam/none: two groups were searched, and it is for two pairs of their options
+        holds = not options or any(drawn.issuperset(each.split("/")) for each in options.split("|"))
         where = f" for {_plain(options.replace('|', ', '))}" if options else ""
         row = f"| `{key}`{where} | {_plain(text)} | {_plain(_short(values.get(key, ''))) if holds else ''} |"
         left -= len(row)
@@ -82,15 +86,15 @@ def _short(value: str) -> str:
     return f"{float(value):.4g}" if re.fullmatch(r"\d*\.\d{5,}(e-?\d+)?", value) else value
 
 
-def _next(name: str, progress: Progress) -> Iterable[str]:
-    where = f" {shlex.join(own.words())}" if own.words() else ""
-    study = shlex.quote(f"study.name={name}") + where
-    yield "\n---\n\nWhat to type next:\n"
-    yield f"    python -m mnistexp report {shlex.quote(name)}{where}"
-    yield f"    python -m mnistexp confirm {study}"
+def _next(name: str, progress: Progress, stores: Sequence[str]) -> Iterable[str]:
+    study, where = f"study.name={name}", [*stores, *own.words()]
+    commands = [("report", [name, *where]), ("confirm", [study, *where])]
     if progress.best:
-        yield f"    python -m mnistexp rerun {study}"
-        yield from (f"    {line}" for line in _folded(f"python -m mnistexp train{where}", progress.best.overrides))
+        logs = [word for word in where if not word.startswith("study.storage=")]  # a training alone has no study
+        commands += [("rerun", [study, *where]), ("train", [*logs, *progress.best.overrides])]
+    yield "\n---\n\nWhat to type next:\n"
+    for command, words in commands:
+        yield from (f"    {line}" for line in _folded(f"python -m mnistexp {command}", words))
 
 
 def _folded(command: str, words: Sequence[str]) -> list[str]:

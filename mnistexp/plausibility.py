@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from mnistexp.config import Request, template
 from mnistexp.distributions import Distribution, parse_distribution
+from mnistexp.errors import ConfigError
 from mnistexp.overrides import override_text
 from mnistexp.schema import Config
 from mnistexp.search_space import SearchSpace
@@ -96,8 +97,11 @@ def _rates(space: SearchSpace) -> Iterator[str]:
 
 def _own_rates(request: Request, option: str) -> tuple[float, float] | None:
     """The range in an optimizer's own file, if it has one."""
-    alone = Request(config_dir=request.config_dir).plus([override_text("optimizer", option), "search=none"])
-    text = template(alone).search.get(RATE)
+    try:
+        alone = Request(config_dir=request.config_dir).plus([override_text("optimizer", option), "search=none"])
+        text = template(alone).search.get(RATE)
+    except ConfigError:  # it needs what this sweep gives it and the defaults don't, such as more epochs
+        return None
     return _reach(parse_distribution(RATE, text)) if text else None
 
 

@@ -367,8 +367,9 @@ def find_logged(tracker: Tracker, study: str, run_id: str) -> LoggedRun:
             f"study.name={study}: MLflow has no complete trial of it here; run `python -m mnistexp sweep`, "
             f"or give run=ID (the ids are in `mlflow ui`)"
         )
-    if found.state == "FAILED":
-        raise StoreError(f"run={found.run_id}: failed, so there is nothing to compare with; give another run=ID")
+    if "val_accuracy" not in found.metrics:
+        how = "failed" if found.state == "FAILED" else "was interrupted"
+        raise StoreError(f"run={found.run_id}: {how}, so there is nothing to compare with; give another run=ID")
     return found
 
 
@@ -430,8 +431,5 @@ def rerun_config(run: LoggedRun, root: str | None, device: Literal["auto", "cpu"
 
 def here(config: RunConfig, root: str | None, device: Literal["auto", "cpu", "gpu"] | None) -> RunConfig:
     """A config from a record, as it can be trained here; see `rerun_config`."""
-    recorded = config.data.root
-    kept = recorded if recorded and Path(recorded).expanduser().exists() else None
-    moved = config.data.model_copy(update={"root": root or kept})
     trainer = config.trainer.model_copy(update={"device": device} if device else {})
-    return config.model_copy(update={"data": moved, "trainer": trainer})
+    return config.model_copy(update={"data": data.rooted(config.data, root), "trainer": trainer})

@@ -47,6 +47,7 @@ DRIVER = "mnistexp.driver"  # the number of the driver that has the trial: see d
 DEATHS = "mnistexp.deaths"  # the workers and drivers that died with it, each once, however often that is written
 RECORD = "mnistexp.record"  # the finished run, until and after MLflow has it
 REASON = "reason"  # of a failure
+CONFIRMATION = "search.contenders"  # in a fingerprint: the study repeats the top configs of another
 VERDICT = "mnistexp.verdict"  # a confirmation's: what became of the champion
 
 TELL = {
@@ -119,9 +120,6 @@ def fingerprint(space: Space, config: Config, data_fingerprint: str) -> dict[str
 def _check_same(study: Study, facts: dict[str, str]) -> None:
     """Refuse to mix two questions in one study. Raises: ConfigError naming what differs."""
     before = study.user_attrs.get("fingerprint")
-    if before is None and not study.get_trials(deepcopy=False):
-        study.set_user_attr("fingerprint", facts)
-        return
     if not isinstance(before, dict):
         raise StoreError(f"study.name={study.study_name}: was not made by mnistexp; give another study.name")
     before = _as_today(before)
@@ -133,9 +131,10 @@ def _check_same(study: Study, facts: dict[str, str]) -> None:
             f"another study.name"
         )
     if changed:
+        name = f"another name, e.g. study.name={study.study_name}-2"
         raise ConfigError(
             f"study.name={study.study_name}: was started with another {', '.join(changed)}; its trials can't be "
-            f"compared with new ones, so give another name, e.g. study.name={study.study_name}-2"
+            f"compared with new ones, so give {'what it had' if CONFIRMATION in facts else name}"
         )
 
 
@@ -335,12 +334,17 @@ class SharedStudy:
         study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
         if study.direction is not optuna.study.StudyDirection.MAXIMIZE:  # load_if_exists doesn't look
             raise StoreError(f"study.name={name}: minimises, so it isn't mnistexp's; give another study.name")
-        _check_same(study, fingerprint(self._space, self._config, prepared.dataset.fingerprint))
+        self.drivers = Drivers(_StudyAttributes(study), self._config.study.lease, local=self._database.local)
+        facts = fingerprint(self._space, self._config, prepared.dataset.fingerprint)
+        begun = study.get_trials(deepcopy=False) or self.drivers.others()
+        if not begun and isinstance(study.user_attrs.get("fingerprint"), dict | None):
+            study.set_user_attr("fingerprint", facts)  # as long as there is no trial, any question may become its own
+        else:
+            _check_same(study, facts)
         if "id" not in study.user_attrs:
             study.set_user_attr("id", uuid.uuid4().hex)
         self._id = str(study.user_attrs["id"])
         study.set_user_attr("config_dir", str(prepared.request.config_dir or ""))
-        self.drivers = Drivers(_StudyAttributes(study), self._config.study.lease, local=self._database.local)
         self.drivers.register()
         # Drivers' numbers differ, so no two draw the same points, nor does a session that goes on.
         study.sampler = build_sampler(self._config.study.sampler, trial_seed(self._config.seed, self.drivers.number))

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from mnistexp.databases import stores_of
 from mnistexp.errors import MnistexpError, StoreError
 from mnistexp.executor import EpochEnded, Event, Executor, Failed, Finished, Lost
 from mnistexp.outbox import Outbox
@@ -384,8 +385,8 @@ class Sweep:
         if self._page is not None:
             return self._page(self.progress)
         dataset, study = self._session.prepared.dataset.name, self._config.study
-        run = self.logged_best()
-        return sweep_page(self.name, dataset, study, self._space.texts(), self.progress, run)
+        run, stores = self.logged_best(), stores_of(self._session.prepared.request.overrides)
+        return sweep_page(self.name, dataset, study, self._space.texts(), self.progress, run, stores)
 
 
 def _cause(reason: str) -> str:

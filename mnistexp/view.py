@@ -30,6 +30,7 @@ STANDARD = (
     "model.dropout",
     "trainer.batch_size",
 )
+NAMED = ("seed", "data", "model", "optimizer")  # keys without a dot that runs log something of
 MOST_COLUMNS = 16  # of hyperparameters
 MOST_LETTERS = 480  # of their names, which the view holds four times: a tag's value has 5,000 characters at most
 KIND = "custom_model_development"  # else the page opens on traces of language models
@@ -125,8 +126,12 @@ def state(order: str, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def fitting(searched: Iterable[str]) -> list[str]:
-    """As many of the keys, each once, as a view has room for: `optimizer.learning_rate@adam` is one for all options."""
-    keys = list(dict.fromkeys(key.partition("@")[0] for key in searched))[:MOST_COLUMNS]
+    """As many of the keys, each once, as a view has room for: `optimizer.learning_rate@adam` is one for all options.
+
+    A group whose options have no names (augmentation) is left out: runs log what the option sets, and not its name.
+    """
+    logged = (key for key in dict.fromkeys(key.partition("@")[0] for key in searched) if "." in key or key in NAMED)
+    keys = list(logged)[:MOST_COLUMNS]
     while sum(map(len, keys)) > MOST_LETTERS:
         keys.pop()
     return keys

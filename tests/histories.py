@@ -27,9 +27,9 @@ ACTIVATION = {"search.model.activation": json.dumps({"values": ["relu", "tanh"]}
 
 
 @functools.cache
-def base() -> RunConfig:
-    """The config of tests/sweeps.py."""
-    return run_config(compose(parse_request([word for word in SMALL if "choice" not in word])))
+def base(*words: str) -> RunConfig:
+    """The config of tests/sweeps.py, with further overrides."""
+    return run_config(compose(parse_request([*(word for word in SMALL if "choice" not in word), *words])))
 
 
 def fit_result(

@@ -50,6 +50,13 @@ def test_what_was_not_drawn_is_as_it_was_configured() -> None:
     }
 
 
+def test_the_first_trials_optimizer_has_its_options_name() -> None:
+    """Momentum is Keras's SGD, and an option of its own here."""
+    found = [trial(0, config=base(f"optimizer={name}")) for name in ("sgd", "momentum", "adam")]
+
+    assert [analysis.settings(each, ["optimizer"])["optimizer"] for each in found] == ["sgd", "momentum", "adam"]
+
+
 def test_an_axis_needs_two_different_numbers() -> None:
     """Words are no axis, and neither is a number that never changes."""
     first = trial(0, params={"optimizer.learning_rate": 0.1, "model.activation": "relu"})

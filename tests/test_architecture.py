@@ -26,6 +26,7 @@ EDGES = {  # module: what of ours it may import, inside functions and for types 
     "stopping": "",
     # what both sides share
     "errors": "",
+    "paths": "",
     "words": "errors",
     "results": "",
     "schema": "errors",
@@ -35,7 +36,7 @@ EDGES = {  # module: what of ours it may import, inside functions and for types 
     "npz": "errors",
     "own": "errors schema",
     "download": "errors idx schema",
-    "data": "download errors idx npz own schema",
+    "data": "download errors idx npz own paths schema",
     "data_file": "data",
     "augmentation": "schema",
     "model": "errors own schema",
@@ -52,7 +53,7 @@ EDGES = {  # module: what of ours it may import, inside functions and for types 
     "strategy": "errors schema search_space",
     "attributes": "errors schema",
     # … records and where they are kept
-    "databases": "errors",
+    "databases": "errors paths",
     "turns": "errors",
     "records": "errors results schema",
     "view": "",
@@ -69,16 +70,17 @@ EDGES = {  # module: what of ours it may import, inside functions and for types 
     "study": "attributes config drivers errors own records results run schema search_space storage strategy",
     "outbox": "errors records study tracking",
     "page": "own records schema study",
-    "sweep": "errors executor outbox page records results run schema search_space stopping storage study tracking view",
+    "sweep": "databases errors executor outbox page records results run schema search_space stopping storage "
+    "study tracking view",
     "console": "analysis config history records results run significance study sweep",
     "show": "board console errors executor live records results run schema study sweep",
     "board": "records results run schema study",
     "live": "board console records study sweep",
     "history": "errors records study",
     "significance": "",
-    "analysis": "config history records results significance",
+    "analysis": "config history records results run schema significance",
     "doctor": "config console data databases errors machine run schema storage tracking words",
-    "plausibility": "config distributions overrides schema search_space",
+    "plausibility": "config distributions errors overrides schema search_space",
     "estimate": "data executor machine results run schema",
     "plan": "config console distributions estimate phrases plausibility run schema search_space storage strategy study "
     "tracking",
@@ -89,7 +91,7 @@ EDGES = {  # module: what of ours it may import, inside functions and for types 
     "ui": "config console databases errors mlflow_ui optuna_ui run schema tracking words",
     # … what a confirmation is made of
     "contenders": "config distributions history run schema search_space",
-    "confirmation": "contenders errors history results schema significance",
+    "confirmation": "contenders errors history results schema significance study",
     "confirm_text": "confirmation records study",
     "child": "errors worker_process",
     "inference": "errors model own schema trainer",
@@ -119,7 +121,7 @@ EDGES = {  # module: what of ours it may import, inside functions and for types 
     "comparison": "analysis answers document drawing figures history material phrases",
     "artifacts": "databases errors schema tracking",
     "report": "answers artifacts comparison config console databases document errors group_text material overrides "
-    "phrases run schema sections storage words",
+    "paths phrases run schema sections storage words",
     # … what is typed
     "commands": "analysis config console databases errors executor history own plan records results run schema "
     "search_space show storage sweep tracking words",

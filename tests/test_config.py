@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mnistexp import config as configs
+from mnistexp import own as code_of
 from mnistexp.config import (
     NO_EFFECT,
     ROOT,
@@ -628,6 +629,7 @@ def test_rebuild_mends_what_defaults_have_changed(tmp_path: Path) -> None:
         ("trainer/default.yaml", "epochs: 10", "epochs: 99"),
         ("model/mlp.yaml", "[300]", "[8, 9]"),
         ("trainer/default.yaml", "patience: null", "patience: 3"),
+        ("config.yaml", "optimizer: momentum", "optimizer: adam"),
     )
 
     with other_defaults(tmp_path, *changes):
@@ -635,13 +637,32 @@ def test_rebuild_mends_what_defaults_have_changed(tmp_path: Path) -> None:
         again = run_config(composed(*now))
 
     assert again == recorded
-    assert now[: len(overrides)] == overrides
-    assert set(now[len(overrides) :]) == {
+    assert set(overrides) < set(now)
+    assert set(now) - set(overrides) == {
+        "optimizer=sgd",
+        "optimizer.momentum=0.9",
         "optimizer.learning_rate=0.05",
         "trainer.epochs=10",
         "model.hidden_units=[300]",
         "trainer.patience=null",
     }
+
+
+def test_rebuild_refuses_what_no_override_takes_away(tmp_path: Path) -> None:
+    """A setting that a network of the user's has got since would train something else: it is named."""
+    (tmp_path / "mine.py").write_text("def mine(features, classes, *, units, dropout=0.0): ...\n")
+    for folder, settings in (("then", "units: 3"), ("now", "units: 4, dropout: 0.5")):
+        (tmp_path / folder / "model").mkdir(parents=True)
+        text = f"name: own\nfunction: mine\nsettings: {{{settings}}}\n"
+        (tmp_path / folder / "model/mine.yaml").write_text(text)
+    code_of.use(code_of.read(tmp_path / "mine.py"))
+    try:
+        recorded = run_config(compose(parse_request(["model=mine", "data=digits"], tmp_path / "then")))
+
+        with pytest.raises(ConfigError, match=r"^model\.settings\.dropout: changed in conf/ or --config-dir since"):
+            rebuild(recorded, ("model=mine", "data=digits"), tmp_path / "now")
+    finally:
+        code_of.use(None)
 
 
 def test_rebuild_reads_data_from_where_the_user_says() -> None:

@@ -45,8 +45,9 @@ def run(folder: Path, *arguments: str, powerless: bool = False) -> subprocess.Co
 
 def give_up_roots_power() -> None:
     """Have the program that is started next obey file permissions, even as root (Linux)."""
-    PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
-    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE)
+    PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
+    for power in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+        ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, power)
 
 
 def mistake(folder: Path, *arguments: str, powerless: bool = False) -> list[str]:
@@ -400,6 +401,34 @@ def test_a_run_that_is_not_logged(folder: Path) -> None:
     found = mistake_here(folder, "rerun", "data=mnist", "run=0123456789abcdef")
 
     assert found == ["run=0123456789abcdef: MLflow has no such run; `mlflow ui` shows the ids"]
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[Path]:
+    """A folder that may not be looked into, by root without its power neither."""
+    (tmp_path / "closed").mkdir(mode=0)
+    yield tmp_path / "closed"
+    (tmp_path / "closed").chmod(0o755)
+
+
+@pytest.mark.skipif(sys.platform != "linux" and os.geteuid() == 0, reason="root may look everywhere")
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (
+            "best study.storage=sqlite:///{}/optuna.db",
+            "{}/optuna.db: may not be read; work in a folder of your own, or ",
+        ),
+        ("predict {}/three.png", "{}/three.png: may not be read"),
+        ("train --config-dir {}/mine", "{}/mine: Permission denied; give another place, or the right to use it"),
+        ("sweep data=mnist data.root={}/mnist", "{}/mnist/train-images-idx3-ubyte.gz: may not be read; give another "),
+    ],
+)
+def test_a_folder_that_cannot_be_looked_into(command: str, sentence: str, folder: Path, closed: Path) -> None:
+    """Somebody else's folder is told in a sentence, whatever it was named for."""
+    [found] = mistake(folder, *command.format(closed).split(), powerless=os.geteuid() == 0)
+
+    assert found.startswith(sentence.format(closed))
 
 
 @pytest.fixture

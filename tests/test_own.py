@@ -452,6 +452,19 @@ def test_a_function_that_fails_is_told_with_its_own_line(
     assert "Traceback" not in said
 
 
+def test_doctor_calls_the_function(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says what the data are, or why there are none, and not that they will be downloaded."""
+    words = ("doctor", "--config-dir", "mine", "--code", "functions.py", "data=squares", "tracking=none")
+
+    works, said = cli.main(words), capsys.readouterr().out
+    fails, failed = cli.main((*words, "data.function=broken", "data.settings={deep: true}")), capsys.readouterr().out
+
+    assert works == 0
+    assert re.search(r"ok +data +own, 200 / 100 / 100 images", said)
+    assert fails == 1
+    assert re.search(rf"FAIL +data +functions.py:{LAST_LINE}: KeyError", failed)
+
+
 GOOD: dict[str, Any] = {
     "x_train": np.zeros((4, 2)),
     "y_train": np.array([0, 1, 0, 1]),
@@ -467,6 +480,7 @@ GOOD: dict[str, Any] = {
         ({"x_train": np.array([[object()]] * 4)}, "x_train is object; allowed are uint8 (0 to 255) and floats"),
         ({"x_train": np.full((4, 2), np.nan)}, "x_train has NaN or infinite values"),
         ({"y_train": np.array([0, 1, 0])}, "y_train has the shape (3,); allowed is (4,): one class per image"),
+        ({"y_train": np.array([0.0, 1.0, 0.0, 1.0])}, "y_train is float64; allowed are whole numbers"),
         ({"y_test": np.array([0, 7])}, "y_test has the label 7, which y_train has not"),
         ({"x_train": np.ma.masked_array(np.zeros((4, 2)), True)}, "x_train is a MaskedArray; wanted is a NumPy array"),
     ],
@@ -479,6 +493,8 @@ def test_what_a_function_made_is_checked_as_a_file_is(changes: dict[str, Any], m
 
     with pytest.raises(DataError, match=re.escape(message)):
         npz.made(found, "squares() of functions.py")
+    with pytest.raises(DataError, match=re.escape(message)):
+        npz.made(dict(reversed(found.items())), "squares() of functions.py")
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,32 @@ def test_the_table_has_the_best_value_where_it_belongs() -> None:
     ]
 
 
+def test_a_row_of_two_groups_is_the_bests_where_both_are() -> None:
+    """A learning rate that hangs on optimizer and augmentation has its value in the row of the best trial's pair."""
+    space = {f"optimizer.learning_rate@adam/{way}|sgd/{way}": "0 to 1" for way in ("affine", "none")}
+    overrides = ("optimizer=adam", "augmentation=none", "optimizer.learning_rate=0.5")
+    best = Progress(1, 0, 0, 1, Best(0, 0.9, overrides, run_config()))
+
+    rows = [line for line in sweep_page("m", "m", STUDY, space, best, None).splitlines() if line[:3] == "| `"]
+
+    assert [row.rpartition(" | ")[2] for row in rows] == [" |", "0.5 |"]
+
+
+def test_its_commands_find_the_stores_again() -> None:
+    """Where the study and its runs aren't in this folder, each command says where; a training alone has no study."""
+    stores = ("study.storage=sqlite:///big.db", "tracking.uri=http://there")
+    page = sweep_page("m", "m", STUDY, SPACE, progress(), None, stores)
+    block = page[page.index("    python -m mnistexp report") :].replace("\\\n", "")
+    typed = [shlex.split(line)[3:] for line in block.splitlines()]
+
+    assert typed == [
+        ["report", "m", *stores],
+        ["confirm", "study.name=m", *stores],
+        ["rerun", "study.name=m", *stores],
+        ["train", stores[1], *OVERRIDES],
+    ]
+
+
 def test_its_commands_can_be_pasted() -> None:
     """The train command, folded as it is, is one that a shell takes, with every digit."""
     page = sweep_page("my study", "m", STUDY, SPACE, progress(), None)

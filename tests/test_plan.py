@@ -10,7 +10,7 @@ from fakes import FakeExecutor
 from sweeps import SMALL, by_rate, open_sweep, parts
 
 from mnistexp import cli, plausibility, search_space
-from mnistexp.config import compose, parse_request, run_config
+from mnistexp.config import ROOT, compose, parse_request, run_config
 from mnistexp.errors import ConfigError
 from mnistexp.estimate import Machine, Shape, Timed, Timings, estimate, pick, shape
 from mnistexp.plan import (
@@ -94,6 +94,16 @@ def test_each_senseless_space_gets_its_sentence(overrides: list[str], found: str
 
     assert len(said) == 1, said
     assert re.search(found, said[0]), said[0]
+
+
+def test_an_optimizer_of_the_users_may_need_what_the_sweep_gives_it(tmp_path: Path) -> None:
+    """Its own range is looked up with the defaults, where its warm-up would be too long: no fault of this sweep."""
+    text = (ROOT / "conf/optimizer/adam.yaml").read_text()
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer/slow.yaml").write_text(text.replace("warmup_epochs: 0.0", "warmup_epochs: 12"))
+    request = parse_request(["optimizer=slow", "trainer.epochs=30"], tmp_path)
+
+    assert list(plausibility.misleading(search_space.build(request), compose(request), 55_000)) == []
 
 
 def test_a_grid_that_reaches_its_end_is_not_warned_of() -> None:

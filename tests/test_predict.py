@@ -157,6 +157,13 @@ def test_weights_that_are_not_the_runs_are_not_asked(kept: Kept, tmp_path: Path)
         predict.ask(wider, image)
 
 
+def test_grey_images_may_have_a_channel(kept: Kept, tmp_path: Path) -> None:
+    """Keras's usual shape, (28, 28, 1), is that of a square picture."""
+    plain, channel = (network(kept, tmp_path, image_shape=shape) for shape in ((28, 28), (28, 28, 1)))
+
+    assert predict.ask(channel, [kept.images[0]]) == predict.ask(plain, [kept.images[0]])
+
+
 def test_images_that_are_not_square_are_told(kept: Kept, tmp_path: Path) -> None:
     """A network on the user's own data may want any shape; a picture has but one meaning as a square."""
     with pytest.raises(DataError, match="it was trained on images of 8 x 98; pictures can be made square ones alone"):

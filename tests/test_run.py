@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fakes import FakeExecutor, RecordingTracker, epoch_scores, run_result
 from mnistexp import run
 from mnistexp.config import compose, parse_request, run_config
 from mnistexp.errors import ConfigError, DataError, StoreError, TrainingError
+from mnistexp.machine import source_state
 from mnistexp.results import EpochScores
 from mnistexp.run import Comparison, Prepared, Session
 from mnistexp.tracking import LoggedRun, RunRecord
@@ -231,6 +233,7 @@ def test_a_run_to_repeat_is_found_or_named() -> None:
     """By its id, else the study's best; without one, or for a failed one, the message says what to do."""
     tracker = RecordingTracker()
     good, bad = tracker.log(record()), tracker.log(record(state="FAILED", result=None))
+    cut = tracker.log(record(state="INTERRUPTED", result=None))
 
     assert run.find_logged(tracker, "digits", "").run_id == good
     assert run.find_logged(tracker, "any", good).run_id == good
@@ -238,6 +241,26 @@ def test_a_run_to_repeat_is_found_or_named() -> None:
         run.find_logged(tracker, "other", "")
     with pytest.raises(StoreError, match=f"run={bad}: failed, so there is nothing to compare with"):
         run.find_logged(tracker, "digits", bad)
+    with pytest.raises(StoreError, match=f"run={cut}: was interrupted, so there is nothing to compare with"):
+        run.find_logged(tracker, "digits", cut)
+
+
+def test_a_commit_without_the_option_is_dirty(tmp_path: Path) -> None:
+    """An experiment's option that git doesn't have yet is part of what ran; its results are not."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y"]
+    (tmp_path / "mnistexp").mkdir()
+    (tmp_path / "mnistexp/a.py").touch()
+    results = tmp_path / "experiments/mine/results"
+    results.mkdir(parents=True)
+    for words in (["init", "-q"], ["add", "mnistexp"], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *words], check=True)
+
+    (results / "best.yaml").touch()
+    clean = source_state(tmp_path)["dirty"]
+    (results.parent / "sweep.yaml").touch()
+
+    assert not clean
+    assert source_state(tmp_path)["dirty"]
 
 
 def differences(before: RunRecord, now: RunRecord) -> Comparison:

@@ -239,6 +239,17 @@ def test_what_is_no_address_is_refused(address: str) -> None:
         check_usable(address)
 
 
+def test_a_bracket_in_a_password_is_told() -> None:
+    """An address that Python itself can't take apart is a sentence too, and shows nothing of the password."""
+    for address in ("postgresql://me:se[cret@db/x", "postgresql://me:se[cret]s@db/x"):
+        with pytest.raises(
+            StoreError, match=r"//me:\*\*\*@db/x: its host or port.* brackets as %5B and %5D$"
+        ) as caught:
+            check_usable(address)
+        assert "cret" not in str(caught.value)
+        assert not same_database(address, "sqlite:///optuna.db")
+
+
 def test_a_server_that_is_not_there_is_named_without_its_password() -> None:
     """An unreachable server, and a scheme that isn't known, are said at once; the message hides the password."""
     for use in (check_usable, open_to_read, open_for_sweep):

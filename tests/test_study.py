@@ -315,6 +315,17 @@ def test_another_question_is_refused(database: Database, other: str, differs: st
     assert len(trials_of(database)) == 1
 
 
+def test_a_study_without_a_trial_takes_another_question(database: Database) -> None:
+    """What was stopped before its first trial has none that others couldn't be compared with; from then on it has."""
+    open_sweep(database, "study.trials=1")
+
+    summary = open_sweep(database, "study.trials=1", "trainer.epochs=4").run(FakeExecutor(by_rate))
+
+    assert summary.trials == 1
+    with pytest.raises(ConfigError, match="was started with another trainer; "):
+        open_sweep(database, "study.trials=2")
+
+
 def test_the_same_question_goes_on_otherwise(database: Database) -> None:
     """Budget, sampler, pruner, executor and tracking may change between sessions."""
     open_sweep(database, "study.trials=1").run(FakeExecutor(by_rate))

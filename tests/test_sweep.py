@@ -26,7 +26,7 @@ from sweeps import (
 from mnistexp import study as studies
 from mnistexp.config import run_config
 from mnistexp.drivers import PREFIX
-from mnistexp.errors import StoreError
+from mnistexp.errors import ConfigError, StoreError
 from mnistexp.schema import RunConfig
 from mnistexp.storage import Database, open_for_sweep
 from mnistexp.study import Claim
@@ -306,6 +306,15 @@ def test_another_machines_trial_is_left_alone_while_it_beats(database: Database)
     assert {claim.number, first.number, second.number} == {0, 1, 2}
     assert mine._study.claim() is None
     assert states_of(database) == ["RUNNING"] * 3
+
+
+def test_another_machines_question_stands_before_its_first_trial(database: Database) -> None:
+    """A driver elsewhere that is still starting its workers is not asked another question in the meantime."""
+    open_sweep(database, "study.trials=3")
+    foreign(database, 0)
+
+    with pytest.raises(ConfigError, match="was started with another trainer"):
+        open_sweep(database, "study.trials=3", "trainer.epochs=4")
 
 
 def test_another_machines_trial_is_taken_over_when_it_is_silent(database: Database) -> None:

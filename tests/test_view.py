@@ -50,6 +50,15 @@ def test_what_is_searched_becomes_columns_study_by_study(client: MlflowClient) -
     assert columns(client, made) == ["optimizer.name", "optimizer.learning_rate", "seed"]
 
 
+def test_a_group_that_no_run_logs_is_no_column(client: MlflowClient) -> None:
+    """Of augmentation=affine a run logs what that sets; a column of its name would stay empty."""
+    made = client.create_experiment("groups")
+
+    view.describe(client, made, view.fitting(["augmentation", "optimizer", "augmentation.shift", "seed"]))
+
+    assert columns(client, made) == ["optimizer.name", "augmentation.shift", "seed"]
+
+
 def test_what_a_person_wrote_stays(client: MlflowClient) -> None:
     """A description of the user's own is never overwritten; a view by our key is ours."""
     made = client.create_experiment("own")

@@ -27,7 +27,7 @@ from mnistexp.run import Prepared, Session
 from mnistexp.schema import Config
 from mnistexp.significance import hits_matrix
 from mnistexp.storage import Database
-from mnistexp.study import Progress, keep_verdict
+from mnistexp.study import CONFIRMATION, Progress, keep_verdict
 from mnistexp.sweep import Listener, Summary, Sweep
 from mnistexp.tracking import Ending, Tracker, address, open_tracker
 from mnistexp.words import Own
@@ -87,7 +87,7 @@ def confirm(request: Request, words: Own) -> int:
 
 def prepare(request: Request, config: Config, study: History, top: int, seeds: int) -> tuple[Reruns, Prepared]:
     """The runs that are to be made, and where. Raises: StoreError, DataError if there is nothing to run, or on what."""
-    if "search.contenders" in study.fingerprint:
+    if CONFIRMATION in study.fingerprint:
         raise StoreError(f"study.name={study.name}: is a confirmation itself; give the name of its study")
     found = contenders.of_study(study, top)
     if not found:

@@ -28,6 +28,7 @@ from mnistexp.significance import (
     mean_interval,
     proportion_interval,
 )
+from mnistexp.study import CONFIRMATION
 
 LEVEL = 0.95
 
@@ -131,7 +132,7 @@ def _ended(confirm: History) -> float:
 def _contenders(study: History, confirm: History) -> tuple[Contender, ...]:
     """The trials of `study` that were trained again; none if they aren't this study's."""
     try:
-        plain = json.loads(confirm.fingerprint["search.contenders"])
+        plain = json.loads(confirm.fingerprint[CONFIRMATION])
         numbers = [int(number) for number in plain["trials"]] if plain["study"] == study.id else []
     except (KeyError, ValueError, TypeError):
         return ()

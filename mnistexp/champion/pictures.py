@@ -64,11 +64,11 @@ def read(path: Path) -> Floats:
 
     Raises: DataError if the file isn't there, is no picture, is damaged or too large.
     """
-    if path.is_dir():
-        raise DataError("is a folder; name the pictures in it, such as FOLDER/*.png")
-    if not path.is_file():
-        raise DataError("there is no such file")
     try:
+        if path.is_dir():
+            raise DataError("is a folder; name the pictures in it, such as FOLDER/*.png")
+        if not path.is_file():
+            raise DataError("there is no such file")
         # Ignored: what is odd about a file, and Pillow's own limit of 89 million pixels; ours is lower.
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
             _check_size(*image.size)

@@ -70,7 +70,7 @@ def _strokes(names: Iterable[str]) -> tuple[dict[str, Floats], list[str]]:
 
 def ask(network: Network, strokes: Sequence[Floats]) -> list[list[float]]:
     """The network's probabilities for what is written, [pictures, classes]. Raises: DataError, StoreError."""
-    shape = network.image_shape
+    shape = network.image_shape[:-1] if network.image_shape[2:] == (1,) else network.image_shape  # one channel: grey
     if len(shape) != 2 or shape[0] != shape[1]:
         text = " x ".join(map(str, shape))
         raise DataError(f"{network.title} was trained on images of {text}; pictures can be made square ones alone")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from optuna.storages import BaseStorage
 
@@ -18,7 +17,7 @@ from mnistexp.errors import ConfigError, DataError
 from mnistexp.history import History, Importances, Trial
 from mnistexp.reports import groups
 from mnistexp.reports.groups import Groups
-from mnistexp.schema import DataConfig, DigitsData, OwnData, suggestion
+from mnistexp.schema import DigitsData, OwnData, suggestion
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +123,7 @@ def _data_of(found: History, root: str | None) -> tuple[Dataset | None, str]:
     if record is None:
         return None, "no trial was trained"
     own.refuse_unused(*(trial.record.config for trial in found.trials if trial.record))
-    config = _here(record.config.data, root)
+    config = data.rooted(record.config.data, root)
     try:
         if not isinstance(config, DigitsData | OwnData) and data.find(config) is None:  # load() would download it
             return None, f"the data set {record.data_name} isn't on this machine; give data.root=FOLDER"
@@ -134,9 +133,3 @@ def _data_of(found: History, root: str | None) -> tuple[Dataset | None, str]:
     if dataset.fingerprint != record.data_fingerprint:
         return None, f"the data set {record.data_name} on this machine isn't the one that the study was trained on"
     return dataset, ""
-
-
-def _here(config: DataConfig, root: str | None) -> DataConfig:
-    """A recorded data set, read from where the user says, from where it was, or from the usual places."""
-    recorded = config.root if config.root and Path(config.root).expanduser().exists() else None
-    return config.model_copy(update={"root": root or recorded})

@@ -10,9 +10,10 @@ from pathlib import Path
 from mnistexp import __version__, console, run, storage
 from mnistexp import config as configs
 from mnistexp.config import Request
-from mnistexp.databases import shown
+from mnistexp.databases import stores_of
 from mnistexp.errors import ConfigError, StoreError
 from mnistexp.overrides import override_text
+from mnistexp.paths import expanded
 from mnistexp.phrases import counted
 from mnistexp.reports import answers as words
 from mnistexp.reports import artifacts, comparison, document, group_text, material
@@ -84,10 +85,9 @@ def _requests(request: Request, own: Own) -> list[Request]:
 
 
 def _material(config: Config, request: Request, own: Own) -> Material:
-    stores = [shown(text) for text in request.overrides if text.startswith(("study.storage=", "tracking"))]
     with storage.reading(config.study.storage) as database:
         name, asked = run.study_name(config), {key: own.keys.get(key, "") for key in ("heatmap", "by")}
-        return material.gather(database, name, config.data.root, **asked, stores=stores)
+        return material.gather(database, name, config.data.root, **asked, stores=stores_of(request.overrides))
 
 
 def _footer() -> str:
@@ -125,7 +125,7 @@ def _wanted(found: Material, text: str) -> list[str]:
 
 def _folder(text: str) -> Path:
     """Where to write, made if it isn't there: before anything is read and drawn. Raises: StoreError."""
-    folder = Path(text).expanduser()
+    folder = expanded(text)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
