@@ -323,9 +323,9 @@ def test_a_study_is_not_gone_on_with_by_other_code(folder: Path) -> None:
 
 
 def started(database: Database, asked: Request) -> None:
-    """Open a study, as a sweep does before its first trial."""
+    """Open a study and claim a trial, as a sweep does: from its first trial on it has one question."""
     prepared = run.prepare(asked)
-    SharedStudy(database, run.session(prepared), search_space.build(prepared.request))
+    SharedStudy(database, run.session(prepared), search_space.build(prepared.request)).claim()
 
 
 def test_root_is_no_setting(folder: Path) -> None:
