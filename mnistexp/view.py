@@ -30,7 +30,9 @@ STANDARD = (
     "model.dropout",
     "trainer.batch_size",
 )
-NAMED = ("seed", "data", "model", "optimizer")  # keys without a dot that runs log something of
+LOGGED = {"seed": "seed", "data": "data", "model": "model.name", "optimizer": "optimizer.name"}
+"""Keys without a dot that runs log something of, and as what: a choice of an option is its name."""
+
 MOST_COLUMNS = 16  # of hyperparameters
 MOST_LETTERS = 480  # of their names, which the view holds four times: a tag's value has 5,000 characters at most
 KIND = "custom_model_development"  # else the page opens on traces of language models
@@ -107,7 +109,7 @@ def _json(value: object) -> str:
 
 def state(order: str, keys: Sequence[str]) -> dict[str, Any]:
     """The page's state: which columns, how wide, in which order, which charts."""
-    names = [_param(key) for key in keys or STANDARD]
+    names = [LOGGED.get(key, key) for key in keys or STANDARD]
     metrics, params = [f"metrics.`{name}`" for name in SCORES], [f"params.`{name}`" for name in names]
     widths = {"attributes.`Run Name`": 330, **dict(zip(metrics, SCORES.values())), "tags.`state`": 105}
     return {
@@ -130,7 +132,7 @@ def fitting(searched: Iterable[str]) -> list[str]:
 
     A group whose options have no names (augmentation) is left out: runs log what the option sets, and not its name.
     """
-    logged = (key for key in dict.fromkeys(key.partition("@")[0] for key in searched) if "." in key or key in NAMED)
+    logged = (key for key in dict.fromkeys(key.partition("@")[0] for key in searched) if "." in key or key in LOGGED)
     keys = list(logged)[:MOST_COLUMNS]
     while sum(map(len, keys)) > MOST_LETTERS:
         keys.pop()
@@ -163,8 +165,3 @@ def _chart(section: str, kind: str, title: str, **more: Any) -> dict[str, Any]:
 def _section(name: str, title: str, columns: int) -> dict[str, Any]:
     flags = {"display": True, "isReordered": False, "deleted": False, "isGenerated": False}
     return {"uuid": f"mnistexp-{name}", "name": title, "columns": columns, **flags}
-
-
-def _param(key: str) -> str:
-    """An override key as runs log it: a choice of an option is its name."""
-    return key if "." in key or key in ("seed", "data") else f"{key}.name"
