@@ -62,6 +62,11 @@ def searched(history: History) -> dict[str, str]:
     return {name.removeprefix(prefix): text for name, text in found.items() if text}
 
 
+def repeats_one_config(history: History) -> bool:
+    """Whether nothing was searched but seeds, so that all trials are one config and none of them beats another."""
+    return keys(history) == ("seed",)
+
+
 def key_of(name: str) -> str:
     """The override key of an Optuna parameter: `optimizer.learning_rate` of `optimizer.learning_rate@adam|nadam`."""
     return name.partition("@")[0]

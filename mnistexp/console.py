@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from mnistexp.results import EpochScores, RunResult
 
 if TYPE_CHECKING:  # Optuna's import, 0.5 s, is not for `train` and `--cfg job`
     from mnistexp.analysis import Standing
-    from mnistexp.history import History
+    from mnistexp.history import History, Trial
     from mnistexp.records import RunRecord
     from mnistexp.run import Comparison, Prepared
     from mnistexp.significance import Rival
@@ -140,9 +141,13 @@ def _wrapped(sentence: str) -> Iterable[str]:
 
 def versus_sentences(history: History, standing: Standing | None) -> list[str]:
     """What a study's best trial beats, by how much, and whether that may be luck."""
+    from mnistexp import analysis
+
     best, *others = history.ranked
     if not others:
         return []
+    if analysis.repeats_one_config(history):
+        return [_average(history.ranked)]
     tests = {versus.trial.number: versus.test for versus in standing.rivals} if standing else {}
     told = ["It is the config as it stands: no other trial beats that."] if best.number == 0 else []
     baseline = [trial for trial in others[1:] if trial.number == 0]
@@ -152,6 +157,18 @@ def versus_sentences(history: History, standing: Standing | None) -> list[str]:
         lead = (best.val_accuracy or 0.0) - (trial.val_accuracy or 0.0)
         told.append(_versus_one(what, lead, tests.get(trial.number), standing.images if standing else 0))
     return [*told, *_versus_all(len(others), len(standing.alike))] if standing else told
+
+
+def _average(trials: Sequence[Trial]) -> str:
+    """How good the one config of these trials is."""
+    found = [trial.val_accuracy or 0.0 for trial in trials]
+    tested = [trial.record.result.test_accuracy for trial in trials if trial.record and trial.record.result]
+    scores = [each for each in tested if each is not None]
+    beside = f", test {math.fsum(scores) / len(scores):.4f}" if len(scores) == len(found) else ""
+    return (
+        f"The {len(found)} complete trials are one config with a seed each: on average validation accuracy "
+        f"{math.fsum(found) / len(found):.4f}{beside}; `report` has the intervals."
+    )
 
 
 def _versus_one(what: str, lead: float, test: Rival | None, images: int) -> str:

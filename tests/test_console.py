@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -92,6 +93,17 @@ def test_a_level_runner_up_and_a_best_that_is_the_config_as_it_stands() -> None:
         "It is level with the runner-up (trial 1).",
     ]
     assert told[2] == "1 of the 2 others can't be told apart from it: `report` says more, `confirm` settles it."
+
+
+def test_a_study_of_seeds_alone_has_an_average_and_no_winner() -> None:
+    """No seed beats another's config: it is the same."""
+    seeds = json.dumps({"low": 0, "high": 4, "log": False, "step": 1})
+    study = replace(history([missing(range(40)), missing(1), missing(1)]), fingerprint={"search.seed": seeds})
+
+    assert console.versus_sentences(study, analysis.standing(study, resamples=1)) == [
+        "The 3 complete trials are one config with a seed each: on average validation accuracy 0.9972, test 0.9000; "
+        "`report` has the intervals."
+    ]
 
 
 def test_a_study_from_before_hits_were_kept() -> None:

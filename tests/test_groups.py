@@ -23,7 +23,7 @@ from mnistexp.config import parse_request
 from mnistexp.errors import ConfigError
 from mnistexp.history import History, Trial
 from mnistexp.records import State
-from mnistexp.reports import canvas, document, figures, group_text, groups
+from mnistexp.reports import answers, canvas, document, figures, group_text, groups
 from mnistexp.reports.document import Document, Note, Table
 from mnistexp.reports.group_text import ROWS
 from mnistexp.reports.groups import Groups
@@ -126,6 +126,24 @@ def text(blocks: Sequence[document.Block]) -> str:
 
 
 # -------------------------------------------------------------------------------------------------- the numbers
+
+
+def test_one_config_with_several_seeds_is_told_by_its_mean() -> None:
+    """The answer's figures are those of Student's interval; nothing "beats" the same config with another seed."""
+    tests = (0.94, 0.95, 0.93, 0.94, 0.94)
+    seeds = study(*repeated(0, "relu", 0.1, RELU, tests=tests), searched={"search.seed": SPACE["search.seed"]})
+    half = stats.t.ppf(0.975, 4) * stats.sem(np.array(RELU) / IMAGES)
+    other = stats.t.ppf(0.975, 4) * stats.sem(tests)
+
+    told = text((*group_text.answer(material(seeds, "")), *answers.answer(material(seeds, ""))))
+
+    assert (
+        f"One config with 5 seeds: mean validation accuracy **0.9510** (95 % interval {0.951 - half:.4f} to "
+        f"{0.951 + half:.4f}, for new seeds on these images); mean test accuracy of the same 0.9400 "
+        f"({0.94 - other:.4f} to {0.94 + other:.4f}), which nothing was chosen by."
+    ) in told
+    assert "beats" not in told
+    assert "told apart" not in told
 
 
 def test_a_values_best_config_has_the_highest_mean_over_its_seeds() -> None:
@@ -433,7 +451,7 @@ def test_a_study_that_searched_seeds_alone_has_no_key() -> None:
 
     with pytest.raises(ConfigError, match="it searched no hyperparameter"):
         groups.by(found, ACTIVATION)
-    assert answer(found, "").strip() == answer(study(searched=SPACE), "").strip()  # nothing
+    assert "by=" not in answer(found, "")
 
 
 def test_numbers_that_look_alike_are_two_values() -> None:

@@ -34,7 +34,9 @@ def answer(material: Material) -> tuple[Block, ...]:
     sentences: list[Paragraph] = []
     if material.confirmation is not None:
         sentences.append(_confirmed_answer(material, material.confirmation))
-    sentences += [_best_sentence(material, best), *_alike_sentence(material), *_beaten_sentence(material, best)]
+    sentences.append(_best_sentence(material, best))
+    if not analysis.repeats_one_config(material.history):
+        sentences += [*_alike_sentence(material), *_beaten_sentence(material, best)]
     return tuple(sentences)
 
 

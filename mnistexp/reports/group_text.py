@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from mnistexp import analysis
 from mnistexp.analysis import shown
 from mnistexp.phrases import accuracy, counted, listed, p_number
-from mnistexp.reports import figures
+from mnistexp.reports import figures, groups
 from mnistexp.reports.document import Block, Code, Note, Paragraph, Section, Strong, Table, paragraph
 from mnistexp.reports.drawing import picture
-from mnistexp.reports.groups import SEED, Group, Groups, Score, keys
+from mnistexp.reports.groups import SEED, Group, Groups, Repeated, Score, keys
 from mnistexp.reports.material import Material
 
 ROWS = 30  # values in the table, at most
@@ -24,8 +24,10 @@ UNEVEN = (
 
 
 def answer(material: Material) -> tuple[Paragraph, ...]:
-    """Which value is best, if that was asked for."""
-    found = material.groups
+    """Which value is best, if that was asked for; of one config with several seeds how good it is."""
+    found, one = material.groups, groups.only(material.history)
+    if one is not None:
+        return (_average(one),)
     return (_verdict(found),) if found and found.groups else ()
 
 
@@ -43,6 +45,16 @@ def hint(material: Material) -> tuple[Paragraph, ...]:
             Code(f"{material.command('report')} by={key}"),
             ".",
         ),
+    )
+
+
+def _average(one: Repeated) -> Paragraph:
+    score, test = one.validation, one.test
+    beside = f"; mean test accuracy of the same {_told(test)}, which nothing was chosen by" if test else ""
+    return paragraph(
+        f"One config with {len(score.values)} seeds: mean validation accuracy ",
+        Strong(accuracy(score.mean)),
+        f" ({_interval(score)}for new seeds on these images){beside}.",
     )
 
 

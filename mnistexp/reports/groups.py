@@ -160,6 +160,12 @@ def keys(history: History) -> tuple[str, ...]:
     return tuple(key for key in analysis.keys(history) if key != SEED)
 
 
+def only(history: History) -> Repeated | None:
+    """The one config of a study that searched nothing but seeds; None of another study, or before two completed."""
+    configs = _configs(history.ranked, ()) if analysis.repeats_one_config(history) else []
+    return configs[0] if len(configs) == 1 and len(configs[0].trials) > 1 else None
+
+
 def checked(history: History, key: str) -> str:
     """A key that the study can be told by. Raises: ConfigError with those that there are."""
     known = keys(history)
