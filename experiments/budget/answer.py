@@ -242,7 +242,8 @@ def document(results: Path, sweeps: Sweeps) -> str:
         f"{arms}, {seeds}, {sweeps.minutes:g} minutes a sweep. ± and [ ] are 95 % t intervals over "
         "seeds; p-values are of paired t-tests, after Holm's correction over the arms (last column) or over all arms "
         "and times (the other columns). The best so far is the luckiest so far: its validation accuracy is too high, "
-        "and the more so the more trials it was chosen from; its test accuracy isn't.",
+        "and the more so the more trials it was chosen from; its test accuracy isn't. No interval is shorter than the "
+        "rounding of scores to one image makes it. Trials that failed count as trials.",
         "",
         *score_tables(sweeps),
     ]
