@@ -57,7 +57,7 @@ COMMANDS = {
         names="STUDY",
     ),
     "confirm": Command(
-        "rerun a study's top configs with fresh seeds: is the best one better, or was it lucky?",
+        "train a study's top configs again with fresh seeds: is the best one better, or was it lucky?",
         "top=5 seeds=5",
         keys=("top", "seeds"),
         flags=LOUDNESS,
@@ -73,8 +73,8 @@ COMMANDS = {
         "--optuna",
         flags=(
             ("--optuna", False, "optuna-dashboard instead of MLflow's"),
-            ("--port", 5000, "where it listens; the next free one if that is taken"),
-            ("--host", "127.0.0.1", "for whom it listens: it has no password, so for this machine alone"),
+            ("--port", 5000, "the port, or the next free one if that is taken"),
+            ("--host", "127.0.0.1", "the address to listen on: this machine's alone, since it has no password"),
             ("--no-browser", False, "print the address and open no browser"),
         ),
         trains=False,
@@ -98,14 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PermissionError as error:
         if error.filename is None:
             raise
-        print(
-            f"mnistexp: {error.filename}: {error.strerror}; give another place, or the right to use it", file=sys.stderr
-        )
+        mended = "give another path, or permission to use this one"
+        print(f"mnistexp: {error.filename}: {error.strerror}; {mended}", file=sys.stderr)
         return MnistexpError.exit_code
     except KeyboardInterrupt:
-        goes_on = arguments.command in ("sweep", "confirm")
-        onward = "the same command goes on from here" if goes_on else "what was under way is not logged"
-        print(f"mnistexp: interrupted; {onward}", file=sys.stderr)
+        onward = dict.fromkeys(("sweep", "confirm"), "; the same command goes on from here")
+        onward |= dict.fromkeys(("train", "rerun"), "; what was under way is not logged")
+        print(f"mnistexp: interrupted{onward.get(arguments.command, '')}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `mnistexp best | head`
         sys.stderr.close()

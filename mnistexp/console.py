@@ -190,8 +190,8 @@ def _versus_all(rivals: int, alike: int) -> Iterable[str]:
         who = none.format(rivals=rivals) if alike == rivals else f"{alike} of the {rivals} others can't"
         yield f"{who} be told apart from it: `report` says more, `confirm` settles it."
     else:
-        who = f"all {rivals} others are" if rivals > 1 else "the other one is"
-        yield f"That {who} worse is more than luck in the images explains."
+        who = f"All {rivals} others are" if rivals > 1 else "The other one is"
+        yield f"{who} worse by more than luck in the images explains."
     yield f"(p: McNemar's exact test, corrected for picking the best of {rivals + 1} by the same images.)"
 
 

@@ -117,7 +117,7 @@ def text(
     yield from (line for claim in first for line in _trial_lines(claim))
     sampler, after = prepared.config.study.sampler.name, certain(prepared.config)
     if after < prepared.config.study.trials:
-        modelled = f"from trial {after} on, {sampler} goes by how the earlier ones went"
+        modelled = f"once {after} trials have ended, {sampler} goes by how they went"
         yield f"  ({'the points of qmc begin when a first trial has ended' if sampler == 'qmc' else modelled})"
 
 
@@ -160,17 +160,19 @@ def _options(leaves: Sequence[Node], group: str) -> list[str]:
 def size_sentence(space: SearchSpace, trials: int) -> str:
     """How many points there are, and how many of them the trials see."""
     size, points = space.size(), plausibility.grid_points(space)
+    seen = f"{phrases.counted(trials, 'trial')} {'sees' if trials == 1 else 'see'}"
     if size is not None and points is not None:
         share = "all of them" if trials >= points else f"at most {100 * trials / points:.2g} %"
         own = "" if points == size else ", and the config as it stands"
-        return f"{phrases.counted(size, 'point')}{own}; {phrases.counted(trials, 'trial')} see {share}."
+        return f"{phrases.counted(size, 'point')}{own}; {seen} {share}."
     combinations = choices(space)
     endless = list(dict.fromkeys(p.key for p in space.parameters() if p.distribution.points() is None))
     told = f"Infinitely many points: {phrases.listed(endless)} can be any number in between."
+    most = f"{seen} at most {trials:,}"
     if combinations == 1:
-        return f"{told} {phrases.counted(trials, 'trial')} see {trials} of them."
-    share = "may see all of them" if trials >= combinations else f"see at most {trials:,}"
-    return f"{told} Its choices make {combinations:,} combinations; {phrases.counted(trials, 'trial')} {share}."
+        return f"{told} {seen} {trials:,} of them."
+    may = f"{phrases.counted(trials, 'trial')} may see all of them"
+    return f"{told} Its choices make {combinations:,} combinations; {may if trials >= combinations else most}."
 
 
 def choices(space: SearchSpace) -> int:

@@ -187,6 +187,6 @@ def _never_prunes(searched: Mapping[str, Sequence[Distribution]], config: Config
         )
     elif pruner.startup_trials >= trials:
         yield (
-            f"study/pruner=median spares the first {pruner.startup_trials} trials, which is all of "
+            f"study/pruner=median waits for {pruner.startup_trials} complete trials, which is all of "
             f"study.trials={trials}: it never prunes; give more trials, or fewer study.pruner.startup_trials"
         )

@@ -365,7 +365,7 @@ def find_logged(tracker: Tracker, study: str, run_id: str) -> LoggedRun:
     if found is None:
         raise StoreError(
             f"study.name={study}: MLflow has no complete trial of it here; run `python -m mnistexp sweep`, "
-            f"or give run=ID (the ids are in `mlflow ui`)"
+            f"or give run=ID (`python -m mnistexp ui` shows the ids)"
         )
     if "val_accuracy" not in found.metrics:
         how = "failed" if found.state == "FAILED" else "was interrupted"

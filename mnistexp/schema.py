@@ -310,7 +310,7 @@ class SamplerConfig(Settings):
     """Where the next trial's values come from."""
 
     name: Literal["tpe", "random", "grid", "qmc", "gp", "cmaes"]
-    startup_trials: int = Field(ge=1, description="random trials before tpe, gp or cmaes start to model")
+    startup_trials: int = Field(ge=1, description="random until so many trials have ended (gp, cmaes: are complete)")
     points: Annotated[int, Field(ge=2, le=1000)] | None = Field(description="grid: how many stand for an interval")
 
 
@@ -318,7 +318,7 @@ class PrunerConfig(Settings):
     """Which trials are stopped early, by their validation accuracy after each epoch."""
 
     name: Literal["none", "median", "hyperband"]
-    startup_trials: int = Field(ge=0, description="median: trials that are never pruned, first")
+    startup_trials: int = Field(ge=0, description="median: prunes nothing before so many trials are complete")
     warmup_epochs: int = Field(ge=0, description="median: epochs before which no trial is pruned")
     min_epochs: int = Field(ge=1, description="hyperband: epochs that every trial gets")
     reduction_factor: int = Field(ge=2, description="hyperband: one in this many goes on at each rung")
@@ -347,7 +347,7 @@ class _Executor(Settings):
     workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
         description="processes; auto: cores // trainer.threads, or up to 4 per GPU (ray: what the cluster has room for)"
     )
-    max_worker_memory: Positive = Field(description="GB; a worker that holds more is replaced between trials")
+    max_worker_memory: Positive = Field(description="GB; a worker that holds more after its 8th trial is replaced")
     retries: int = Field(
         ge=0, le=100, description="how often a training whose worker or driver died is run again before it has failed"
     )
@@ -386,7 +386,7 @@ class Config(Settings):
     """One resolved config."""
 
     seed: int = Field(
-        ge=0, lt=2**32, description="of weights, minibatches and dropout; a study derives its trials' from it"
+        ge=0, lt=2**32, description="of weights, minibatches, dropout and warps; a study derives its trials' from it"
     )
     data: DataConfig
     model: ModelConfig

@@ -119,7 +119,7 @@ class Database:
             except turns.Busy:  # somebody lives and works: no fault
                 now, away_since = time.monotonic(), 0.0
                 busy_since = busy_since or now
-                tell, why = now - busy_since > BUSY_NOTE, "another sweep has its turn there for long; is it stopped?"
+                tell, why = now - busy_since > BUSY_NOTE, "another sweep holds its lock for long; is it suspended?"
             except AWAY as error:
                 now, why = time.monotonic(), reason(error, self._address)
                 away_since = away_since or now

@@ -433,9 +433,7 @@ class SharedStudy:
         owner, retries = _whole(trial, DRIVER), self._config.executor.retries
         times = self._count_death(trial.number, "") if plain is None and known and owner is not None else 0
         if known and times > retries:
-            plain = self._failed(
-                trial, known, f"its worker or driver died {times} times; executor.retries is the limit"
-            )
+            plain = self._failed(trial, known, f"its worker or driver died {times} times (executor.retries={retries})")
             self._set(trial._trial_id, RECORD, plain)
         if plain is None:
             self._again(trial)

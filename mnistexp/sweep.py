@@ -346,7 +346,7 @@ class Sweep:
         others = self._study.others()
         if others:
             self._listener.on_note(
-                f"all is done; waiting for {others} other sweeps of this study to end, or to be seen dead"
+                f"all is done; waiting for this study's other sweeps ({others}) to end, or to be seen dead"
             )
         while others and time.monotonic() < until and not self._stop.asked:
             time.sleep(1)

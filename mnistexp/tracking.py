@@ -109,7 +109,7 @@ class MlflowTracker:
         check_reachable(uri)
         path = sqlite_path(uri)
         if not create and path is not None and not path.exists():
-            raise StoreError(f"{path}: no runs are logged here; run `mnistexp sweep` first")
+            raise StoreError(f"{path}: no runs are logged here; run `python -m mnistexp sweep` first")
         from alembic.util import CommandError
         from mlflow import MlflowClient  # 2 s, so not before it is needed
         from mlflow.exceptions import MlflowException
@@ -140,7 +140,7 @@ class MlflowTracker:
     def _experiment(self, name: str, create: bool) -> str:
         found = self._client.get_experiment_by_name(name)
         if found is None and not create:
-            raise StoreError(f"tracking.experiment={name}: MLflow has no such experiment here; `mlflow ui` shows them")
+            raise StoreError(f"tracking.experiment={name}: not in MLflow; `python -m mnistexp ui` shows those that are")
         if found is None:
             try:
                 made = str(self._client.create_experiment(name))
@@ -260,7 +260,7 @@ class MlflowTracker:
         try:
             return self._client.get_run(run_id)
         except self._errors:
-            raise StoreError(f"run={run_id}: MLflow has no such run; `mlflow ui` shows the ids") from None
+            raise StoreError(f"run={run_id}: MLflow has no such run; `python -m mnistexp ui` shows the ids") from None
 
     def _search(self, tags: Mapping[str, str], *more: str, deleted: bool = False) -> Iterator[Any]:
         """Runs by tags and further clauses, oldest first, page by page."""

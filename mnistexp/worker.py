@@ -251,7 +251,7 @@ def _start_tensorflow(setup: Setup) -> str:
     if setup.device == "gpu" and not gpus:
         raise WorkerError(
             "trainer.device=gpu, but no GPU is visible to TensorFlow; give trainer.device=cpu or auto, "
-            "or install tensorflow[and-cuda] and check CUDA_VISIBLE_DEVICES"
+            "or install mnistexp's extra `cuda` and check CUDA_VISIBLE_DEVICES"
         )
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)

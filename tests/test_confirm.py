@@ -297,7 +297,7 @@ def test_nothing_is_chosen_where_every_config_failed(database: Database, capsys:
     code = person.confirm(top=1, seeds=2)
 
     assert code == 1
-    assert "no config has two seeds and no failed run, so none is chosen" in capsys.readouterr().out
+    assert "every config has a failed run or too few seeds: none is chosen" in capsys.readouterr().out
     assert len(person.jobs) == 2
 
 

@@ -63,7 +63,7 @@ def test_a_lead_that_is_no_luck_is_said_with_its_images_and_p() -> None:
     assert told[0] == (
         "It beats the config as it stands and the runner-up (trial 0) by 0.0056: 28 of 5,000 images net, p<0.001."
     )
-    assert told[1] == "That the other one is worse is more than luck in the images explains."
+    assert told[1] == "The other one is worse by more than luck in the images explains."
 
 
 def test_a_lead_that_may_be_luck_is_said_to_be() -> None:

@@ -400,7 +400,7 @@ def test_a_run_that_is_not_logged(folder: Path) -> None:
 
     found = mistake_here(folder, "rerun", "data=mnist", "run=0123456789abcdef")
 
-    assert found == ["run=0123456789abcdef: MLflow has no such run; `mlflow ui` shows the ids"]
+    assert found == ["run=0123456789abcdef: MLflow has no such run; `python -m mnistexp ui` shows the ids"]
 
 
 @pytest.fixture
@@ -420,7 +420,7 @@ def closed(tmp_path: Path) -> Iterator[Path]:
             "{}/optuna.db: may not be read; work in a folder of your own, or ",
         ),
         ("predict {}/three.png", "{}/three.png: may not be read"),
-        ("train --config-dir {}/mine", "{}/mine: Permission denied; give another place, or the right to use it"),
+        ("train --config-dir {}/mine", "{}/mine: Permission denied; give another path, or permission to use this one"),
         ("sweep data=mnist data.root={}/mnist", "{}/mnist/train-images-idx3-ubyte.gz: may not be read; give another "),
     ],
 )

@@ -133,7 +133,7 @@ def test_a_better_one_takes_the_alias(store: Store, name: str) -> None:
     said = store.enter(name, store.candidate("b", 0.95))
 
     assert store.champion(name) == "b"
-    assert said.startswith(f"Version 2 of {name} is the champion now: +0.1")
+    assert said.startswith(f"Version 2 of {name} is the champion now: it is ahead of version 1 by 0.1")
     assert "3 seeds each on the same images" in said
 
 
@@ -251,7 +251,7 @@ def test_killed_after_any_write_it_goes_on(store: Store, name: str, writes: int)
         store.enter(name, candidate, dying)
     said = store.enter(name, candidate)
 
-    assert said.startswith(f"Version 2 of {name} is the champion now: +0.1")
+    assert said.startswith(f"Version 2 of {name} is the champion now: it is ahead of version 1 by 0.1")
     assert store.champion(name) == "b"
     assert len(store.versions(name)) == 2
 

@@ -353,7 +353,7 @@ def test_a_dead_machines_trial_is_logged_by_the_survivor(database: Database) -> 
 
     assert sorted(record.tags["trial"] for record in tracker.records) == ["0", "1", "2"]
     check_invariants(database, tracker, 3)
-    assert notes[-1].startswith("all is done; waiting for 1 other")
+    assert notes[-1].startswith("all is done; waiting for this study's other sweeps (1)")
 
 
 def test_a_database_that_was_away_is_nobodys_death(database: Database) -> None:

@@ -302,7 +302,7 @@ def test_what_is_no_run_is_named(tracker: MlflowTracker) -> None:
     """An unknown id, and a sweep's parent, can't be taken for a training."""
     parent = tracker.start("sweep", {"study": "s", "study_id": "s", "kind": "sweep"}, "", {})
 
-    with pytest.raises(StoreError, match="run=abc: MLflow has no such run; `mlflow ui` shows the ids"):
+    with pytest.raises(StoreError, match="run=abc: MLflow has no such run; `python -m mnistexp ui` shows the ids"):
         next(tracker.find({}, "abc"))
     with pytest.raises(StoreError, match=f"run={parent}: is no training"):
         next(tracker.find({}, parent))

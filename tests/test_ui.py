@@ -120,7 +120,7 @@ def test_a_taken_port_is_said_and_the_next_one_used(stores: Path) -> None:
     assert f"{HOST}:{port}/" in first
     assert f"{HOST}:{port}/" not in second
     assert answered in (200, 302)
-    assert f"port {port} is taken; this is " in err
+    assert f"port {port} is taken; taking " in err
 
 
 @pytest.mark.slow

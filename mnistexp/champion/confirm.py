@@ -139,7 +139,7 @@ def answer(asked: Question) -> int:
         console.say(f"\n{summary.stopped}: the same command goes on from here")
         return INTERRUPTED
     if found is None and summary.progress.done >= summary.progress.total:
-        console.say("\nno config has two seeds and no failed run, so none is chosen; give a larger top=… or seeds=…")
+        console.say("\nevery config has a failed run or too few seeds: none is chosen; give a larger top=… or seeds=…")
         return 1
     if found is None or summary.progress.done < summary.progress.total:
         console.say(f"\n{summary.stopped}: {summary.progress.done} of {summary.progress.total} runs are done")

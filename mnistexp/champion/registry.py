@@ -313,8 +313,6 @@ def judge(
     lead = crossed(candidate.hits[:seeds].astype("int8") - theirs[:seeds].astype("int8"), level)
     interval = f"{lead.low:+.4f} to {lead.high:+.4f}, {seeds} seeds each on the same images"
     if lead.low > 0:
-        return (
-            True,
-            f"{new.capitalize()} of {version.name} is the champion now: {lead.mean:+.4f} on {old} ({interval}).",
-        )
-    return False, f"{stays}: {new} is {lead.mean:+.4f} on it, which is within the noise or below ({interval})."
+        ahead = f"it is ahead of {old} by {lead.mean:.4f} ({interval})"
+        return True, f"{new.capitalize()} of {version.name} is the champion now: {ahead}."
+    return False, f"{stays}: the lead of {new} on it is {lead.mean:+.4f}, no more than noise explains ({interval})."

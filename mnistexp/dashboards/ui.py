@@ -78,7 +78,7 @@ def _listen(own: Own) -> tuple[socket.socket, str]:
         raise ConfigError(f"--port {wanted}: it and the next {PORTS - 1} are taken; give another")
     address, port = listener.getsockname()[:2]
     if wanted not in (0, port):
-        console.note(f"port {wanted} is taken; this is {port}")
+        console.note(f"port {wanted} is taken; taking {port}")
     if not ipaddress.ip_address(address).is_loopback:
         console.note(
             f"warning: it has no password, and listens on {address}: "

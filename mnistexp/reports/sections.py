@@ -203,7 +203,7 @@ def digits(material: Material) -> Section:
 def _digits(material: Material) -> Iterator[Block]:
     dataset, found = material.dataset, material.mistakes
     if dataset is None:
-        yield Note(f"No pictures here: {without_passwords(material.missing)}.")
+        yield Note(f"No pictures here: {without_passwords(material.missing).rstrip('.')}.")
         return
     if found is None:
         yield Note("Which digits were taken for which isn't in the best trial's record.")

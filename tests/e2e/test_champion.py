@@ -72,7 +72,7 @@ def test_the_better_study_takes_the_alias(champions: tuple[Folder, list[str]]) -
     folder, (first, second, third) = champions
 
     assert "Version 1 of digits is the champion now: there was none." in first
-    assert re.search(r"Version 2 of digits is the champion now: \+0\.\d+ on version 1 \(", second)
+    assert re.search(r"Version 2 of digits is the champion now: it is ahead of version 1 by 0\.\d+ \(", second)
     assert third == f"{first} Since then version 2 has become it."
     assert the_champion(folder).tags["study"] == "good"
 
