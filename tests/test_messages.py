@@ -139,7 +139,7 @@ ACTIVATIONS = "relu, leaky_relu, elu, selu, gelu, silu, softplus, tanh, sigmoid,
         ),
         ("train data=npz data.root=mine.npz", "data.root=mine.npz is no file: give data.root=FILE.npz."),
         ("best data=mnist", "{folder}/optuna.db: there is no such database; run `python -m mnistexp sweep` here first"),
-        ("rerun data=mnist", "{folder}/mlflow.db: no runs are logged here; run `mnistexp sweep` first"),
+        ("rerun data=mnist", "{folder}/mlflow.db: no runs are logged here; run `python -m mnistexp sweep` first"),
     ],
 )
 def test_a_mistake_gets_one_sentence(folder: Path, mnist_folder: Path, arguments: str, sentence: str) -> None:
@@ -201,7 +201,7 @@ def test_a_mistake_gets_one_sentence(folder: Path, mnist_folder: Path, arguments
             "best study.storage=sqlite:///no/such/x.db",
             "{folder}/no/such: no such folder, so x.db can't be made; make it, or give study.storage=sqlite:///FILE.db",
         ),
-        ("rerun data=mnist run=abc", "{folder}/mlflow.db: no runs are logged here; run `mnistexp sweep` first"),
+        ("rerun data=mnist run=abc", "{folder}/mlflow.db: no runs are logged here; run `python -m mnistexp sweep` first"),
         (
             "sweep {sparse} study/sampler=grid model.dropout=interval(0,0.5)",
             "study/sampler=grid: the space has no end; give model.dropout as choice() or range(), or one value, or "

@@ -534,7 +534,7 @@ def test_a_silent_server_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_reading_makes_nothing(tmp_path: Path) -> None:
     """`rerun` in an empty folder makes no database that it would then find empty."""
-    with pytest.raises(StoreError, match=r"mlflow\.db: no runs are logged here; run `mnistexp sweep` first"):
+    with pytest.raises(StoreError, match=r"mlflow\.db: no runs are logged here; run `python -m mnistexp sweep` first"):
         MlflowTracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "digits", create=False)
 
     assert list(tmp_path.iterdir()) == []
