@@ -6,6 +6,7 @@ Each command imports what it needs: help, --cfg and config errors must answer wi
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +14,20 @@ from pathlib import Path
 
 from mnistexp import __version__, own
 from mnistexp.config import Request, config_groups, flatten, parse_request, template
-from mnistexp.errors import INTERRUPTED, MnistexpError
+from mnistexp.errors import INTERRUPTED, ConfigError, MnistexpError
 from mnistexp.words import Own, split_own
+
+REFUSED = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENOSPC,
+    errno.EIO,
+    errno.ESTALE,
+)
+"""What a file system refuses, whatever the program does; any other OSError may be a fault of ours."""
 
 
 @dataclass(frozen=True)
@@ -95,20 +108,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MnistexpError as error:
         print(f"mnistexp: {error}", file=sys.stderr)
         return error.exit_code
-    except PermissionError as error:
-        if error.filename is None:
+    except BrokenPipeError:  # `mnistexp best | head`
+        sys.stderr.close()
+        return 1
+    except OSError as error:
+        if error.filename is None or error.errno not in REFUSED:
             raise
-        mended = "give another path, or permission to use this one"
-        print(f"mnistexp: {error.filename}: {error.strerror}; {mended}", file=sys.stderr)
+        mended = "give another path" + ", or permission to use this one" * isinstance(error, PermissionError)
+        print(f"mnistexp: {ConfigError(f'{error.filename}: {error.strerror}; {mended}')}", file=sys.stderr)
         return MnistexpError.exit_code
     except KeyboardInterrupt:
         onward = dict.fromkeys(("sweep", "confirm"), "; the same command goes on from here")
         onward |= dict.fromkeys(("train", "rerun"), "; what was under way is not logged")
         print(f"mnistexp: interrupted{onward.get(arguments.command, '')}", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # `mnistexp best | head`
-        sys.stderr.close()
-        return 1
 
 
 def _run(arguments: argparse.Namespace) -> int:

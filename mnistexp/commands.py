@@ -72,7 +72,10 @@ def _trained(
         result = run.train(executor, config, _epoch_shower(config, epochs), weights_path)
     except TrainingError as error:
         failed = session.record("train", config, overrides, started, "FAILED", reason=str(error), epochs=tuple(epochs))
-        tracker.log(failed)
+        try:
+            tracker.log(failed)
+        except StoreError as away:  # why the training failed is what the user needs
+            console.note(f"not logged: {away}")
         raise
     record = session.record("train", config, overrides, started, "COMPLETE", result=result, weights_path=weights_path)
     return record, session.files()
@@ -122,7 +125,7 @@ def sweep(request: Request, asked: Own) -> int:
         database.close()
     stores = stores_of(request.overrides)
     _say_summary(summary, session.name, history, [*stores, *own.words()], _dashboard(config, stores))
-    return INTERRUPTED if summary.interrupted else int(summary.progress.best is None)
+    return INTERRUPTED if summary.interrupted else int(summary.gave_up or summary.progress.best is None)
 
 
 def _say_summary(summary: Summary, name: str, history: History | None, where: Iterable[str], dashboard: str) -> None:

@@ -66,6 +66,11 @@ class Request:
         """Those that decide what one training does: what a run records. Addresses with passwords are not among them."""
         return tuple(text for text in self.overrides if re.split("[./=]", text)[0] in (*RUN_NODES, "experiments"))
 
+    def without(self, keys: Iterable[str]) -> Request:
+        """This request without values for these keys."""
+        left = self.fixed - set(keys)
+        return replace(self, values=tuple(text for text in self.values if _key(text) in left), fixed=left)
+
     def plus(self, overrides: Iterable[str]) -> Request:
         """This request with further overrides of its own kind, which win."""
         more = parse_request(overrides, self.config_dir)

@@ -68,7 +68,7 @@ def _training(config: Config) -> str:
     """Start a real worker on the bundled digits: it imports TensorFlow and says which devices that sees."""
     digits = configs.compose(configs.Request(choices=("data=digits",), values=("trainer.epochs=1",)))
     trainer = digits.trainer.model_copy(update={"device": config.trainer.device})
-    small = digits.model_copy(update={"trainer": trainer})
+    small = digits.model_copy(update={"trainer": trainer, "executor": config.executor})
     executor = run.start_workers(small, at_most=1)
     try:
         result = run.train(executor, configs.run_config(small), lambda _: None)

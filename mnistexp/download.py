@@ -45,7 +45,8 @@ def fetch(folder: Path, files: Sequence[IdxFile], mirrors: Sequence[str], timeou
         raise DataError(f"{', '.join(unsafe)} can't be downloaded: data.files gives no sha256 to check it by.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".download.lock"), _progress() as progress:
+        # Not a soft lock: one that a killed download leaves behind would never end.
+        with FileLock(folder / ".download.lock", fallback_to_soft=False), _progress() as progress:
             for file in files:
                 if not _holds(folder / file.name, file):
                     content, mirrors = _from_mirrors(file, mirrors, timeout, progress)

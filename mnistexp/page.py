@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from mnistexp import own
+from mnistexp.overrides import value_text
 from mnistexp.records import LoggedRun
 from mnistexp.schema import StudyConfig
-from mnistexp.study import Progress
+from mnistexp.study import Best, Progress
 
 WIDTH = 60  # letters of a command's line
 TABLE = 5000  # characters: MLflow takes 8,000 for all of a description
@@ -23,6 +25,7 @@ def sweep_page(
     progress: Progress,
     run: LoggedRun | None,
     stores: Sequence[str] = (),
+    config_dir: Path | None = None,
 ) -> str:
     """Describe a sweep, the best first: until one asks for more, MLflow shows the first lines alone.
 
@@ -30,10 +33,11 @@ def sweep_page(
         space: what is searched, as for a reader.
         run: the best trial's, if it is logged.
         stores: the overrides that say where the study and its runs are.
+        config_dir: where the user's own options are.
     """
     question = f"Which hyperparameters are best on **{dataset}**, by validation accuracy?"
     parts = (_best(progress, run), [question], _budget(study, progress), _space(space, progress))
-    return "\n".join(line for part in (*parts, _next(name, progress, stores)) for line in part)
+    return "\n".join(line for part in (*parts, _next(name, progress, stores, config_dir)) for line in part)
 
 
 def _best(progress: Progress, run: LoggedRun | None) -> Iterable[str]:
@@ -58,7 +62,7 @@ def _budget(study: StudyConfig, progress: Progress) -> Iterable[str]:
 
 def _space(space: Mapping[str, str], progress: Progress) -> Iterable[str]:
     """The table of what is searched, with the best trial's values where there is one."""
-    values = dict(text.split("=", 1) for text in progress.best.overrides) if progress.best else {}
+    values = _values(progress.best) if progress.best else {}
     yield "| searched | distribution | best |"
     yield "| --- | --- | --- |"
     left = TABLE
@@ -76,6 +80,15 @@ def _space(space: Mapping[str, str], progress: Progress) -> Iterable[str]:
         yield row
 
 
+def _values(best: Best) -> dict[str, str]:
+    """What the best trial has, by override key: its config's values, and what was drawn or typed, options too."""
+    found: dict[str, str] = {"model": best.config.model.name, "optimizer": best.config.optimizer.name}
+    for node, settings in best.config.model_dump(mode="json").items():
+        of_node = settings.items() if isinstance(settings, dict) else ()
+        found |= {f"{node}.{key}": value_text(value) for key, value in of_node if key != "name"}
+    return found | {"seed": str(best.config.seed)} | dict(text.split("=", 1) for text in best.overrides)
+
+
 def _plain(text: str) -> str:
     """A text that Markdown takes as it is; as code, it would have one width for all screens."""
     return re.sub(r"([\\`*_|<\[\]])", r"\\\1", text)
@@ -86,12 +99,13 @@ def _short(value: str) -> str:
     return f"{float(value):.4g}" if re.fullmatch(r"\d*\.\d{5,}(e-?\d+)?", value) else value
 
 
-def _next(name: str, progress: Progress, stores: Sequence[str]) -> Iterable[str]:
+def _next(name: str, progress: Progress, stores: Sequence[str], config_dir: Path | None) -> Iterable[str]:
     study, where = f"study.name={name}", [*stores, *own.words()]
     commands = [("report", [name, *where]), ("confirm", [study, *where])]
     if progress.best:
+        options = ["--config-dir", str(config_dir)] if config_dir else []
         logs = [word for word in where if not word.startswith("study.storage=")]  # a training alone has no study
-        commands += [("rerun", [study, *where]), ("train", [*logs, *progress.best.overrides])]
+        commands += [("rerun", [study, *where]), ("train", [*options, *logs, *progress.best.overrides])]
     yield "\n---\n\nWhat to type next:\n"
     for command, words in commands:
         yield from (f"    {line}" for line in _folded(f"python -m mnistexp {command}", words))

@@ -31,6 +31,9 @@ ENVIRONMENT = ("TF_ENABLE_ONEDNN_OPTS", "XLA_FLAGS")
 POLL_SECONDS = 1.0
 """How long a wait for workers lasts before Ctrl-C is looked at on platforms where a wait blocks it."""
 
+DOWNLOAD_KEYS = ("data.mirrors", "data.timeout")
+"""What data=auto has, and digits, which it may become, has not."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -69,12 +72,19 @@ def prepare(request: Request) -> Prepared:
     """
     composed = config_module.compose(request)
     _require_device(composed, composed.trainer.device)
-    fallback = ""
-    if isinstance(composed.data, IdxData) and composed.data.name == "auto":
-        choice = data.resolve_auto(composed.data)
-        fallback = choice.reason if choice.name == "digits" else ""
-        request = request.plus([f"data={choice.name}"])
-        composed = config_module.compose(request)
+    if not isinstance(composed.data, IdxData) or composed.data.name != "auto":
+        return _loaded(request, "")
+    choice = data.resolve_auto(composed.data)
+    if choice.name != "digits":
+        return _loaded(request.plus([f"data={choice.name}"]), "")
+    try:
+        return _loaded(request.without(DOWNLOAD_KEYS).plus(["data=digits"]), choice.reason)
+    except ConfigError as error:  # of digits, which nobody asked for
+        raise ConfigError(*error.faults, f"data=auto became digits: {choice.reason}") from None
+
+
+def _loaded(request: Request, fallback: str) -> Prepared:
+    composed = config_module.compose(request)
     if "model" not in composed.search:  # else one of those that are drawn may need it
         own.refuse_unused(composed)
     dataset = data.load(composed.data)

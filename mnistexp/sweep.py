@@ -45,6 +45,7 @@ class Summary:
     parent_cpu_seconds: float  # of this process in that time: composing, asking, logging, telling
     interrupted: bool = False
     unlogged: int = 0  # runs that MLflow hasn't got yet
+    gave_up: bool = False  # study.max_failures ended it
 
 
 @dataclass(frozen=True)
@@ -233,9 +234,13 @@ class Sweep:
             return f"trial {best.number} reached study.target={study.target:g}"
         if study.timeout is not None and seconds >= study.timeout:
             return f"study.timeout={study.timeout:g} is over"
-        if len(self._causes) >= study.max_failures:
+        if self._fails_alike:
             return f"{len(self._causes)} trials in a row failed alike (study.max_failures): {self._causes[-1]}"
         return None
+
+    @property
+    def _fails_alike(self) -> bool:
+        return len(self._causes) >= self._config.study.max_failures
 
     # ------------------------------------------------------------------------------------ one trial
 
@@ -331,7 +336,8 @@ class Sweep:
         self.progress = self._study.progress()
         seconds, used = time.monotonic() - started, time.process_time() - cpu
         interrupted, unlogged = ending == "KILLED", len(self._outbox)
-        summary = Summary(self.progress, stopped, self._ran, seconds, used, interrupted, unlogged)
+        gave_up = not interrupted and self.progress.done < self._config.study.trials and self._fails_alike
+        summary = Summary(self.progress, stopped, self._ran, seconds, used, interrupted, unlogged, gave_up)
         self._close_parent(summary, ending if last else None)
         return summary
 
@@ -386,7 +392,8 @@ class Sweep:
             return self._page(self.progress)
         dataset, study = self._session.prepared.dataset.name, self._config.study
         run, stores = self.logged_best(), stores_of(self._session.prepared.request.overrides)
-        return sweep_page(self.name, dataset, study, self._space.texts(), self.progress, run, stores)
+        config_dir = self._session.prepared.request.config_dir
+        return sweep_page(self.name, dataset, study, self._space.texts(), self.progress, run, stores, config_dir)
 
 
 def _cause(reason: str) -> str:

@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from services import skip_or_fail
 
 from mnistexp.storage import Database, open_for_sweep
 
@@ -66,5 +67,5 @@ def mnist_folder() -> Path:
     """The four real MNIST files: in $MNISTEXP_DATA, or in shared/data/mnist beside the repository."""
     folder = Path(os.environ.get("MNISTEXP_DATA") or REPOSITORY.parent / "shared" / "data" / "mnist")
     if not (folder / "train-images-idx3-ubyte.gz").is_file():
-        pytest.skip(f"no MNIST files in {folder}: set MNISTEXP_DATA to the folder that has them")
+        skip_or_fail(f"no MNIST files in {folder}: set MNISTEXP_DATA to the folder that has them")
     return folder

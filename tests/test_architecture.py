@@ -69,7 +69,7 @@ EDGES = {  # module: what of ours it may import, inside functions and for types 
     "run": "config data errors executor local_executor machine own ray_executor records results schema tracking",
     "study": "attributes config drivers errors own records results run schema search_space storage strategy",
     "outbox": "errors records study tracking",
-    "page": "own records schema study",
+    "page": "overrides own records schema study",
     "sweep": "databases errors executor outbox page records results run schema search_space stopping storage "
     "study tracking view",
     "console": "analysis config history records results run significance study sweep",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
@@ -193,6 +194,11 @@ def test_the_console_script_is_the_module(capsys: pytest.CaptureFixture[str]) ->
         (ConfigError("a: b", "c: d"), 2, "mnistexp: 2 faults:\n  a: b\n  c: d\n"),
         (TrainingError("loss is NaN"), 1, "mnistexp: loss is NaN\n"),
         (KeyboardInterrupt(), 130, "mnistexp: interrupted; what was under way is not logged\n"),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "xx"),
+            2,
+            "mnistexp: xx: File name too long; give another path\n",
+        ),
     ],
 )
 def test_each_error_is_one_message_and_one_code(

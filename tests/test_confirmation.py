@@ -95,6 +95,14 @@ def test_equal_means_go_to_the_lower_number() -> None:
     assert [rival.number for rival in found.rivals] == [10, 11, 12]
 
 
+def test_equal_scores_leave_the_interval_of_rounding() -> None:
+    """Five seeds with as many right images are not certain of it: less than an image can't be seen."""
+    best = ranked(drawn([0.9], seeds=1).repeat(5, axis=1)).chosen
+
+    assert len(set(best.scores)) == 1
+    assert best.interval.low < best.interval.mean < best.interval.high
+
+
 def test_the_interval_of_a_mean_is_students() -> None:
     """Over seeds, on these images: SciPy's t interval of the accuracies."""
     hits = drawn([0.9, 0.93], seeds=5)

@@ -173,11 +173,14 @@ def test_an_exception_fails_and_the_worker_lives_on(executor: Executor) -> None:
 
 def test_no_memory_fails_and_the_worker_lives_on(executor: Executor) -> None:
     """A MemoryError is an exception like any other: the next training has memory again."""
+    before = worker_processes()
+
     epochs, last = end(executor, 105)
 
     assert epochs == 1
     assert isinstance(last, Failed)
     assert last.reason.startswith("MemoryError")
+    assert worker_processes() == before
 
 
 @pytest.mark.parametrize(("seed", "signal", "reported"), [(102, "SIGSEGV", 1), (104, "SIGABRT", 0)])

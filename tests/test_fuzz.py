@@ -461,7 +461,7 @@ def test_gzip_bombs_are_refused(count: int, size: int) -> None:
 
     refused = faults(lambda: parse(bomb, (28, 28)))
 
-    assert refused or (count, size) == (1, 784)
+    assert bool(refused) == ((count, size) != (1, 784))
 
 
 def _zeros_behind(header: bytes, size: int) -> bytes:

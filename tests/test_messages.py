@@ -201,7 +201,10 @@ def test_a_mistake_gets_one_sentence(folder: Path, mnist_folder: Path, arguments
             "best study.storage=sqlite:///no/such/x.db",
             "{folder}/no/such: no such folder, so x.db can't be made; make it, or give study.storage=sqlite:///FILE.db",
         ),
-        ("rerun data=mnist run=abc", "{folder}/mlflow.db: no runs are logged here; run `python -m mnistexp sweep` first"),
+        (
+            "rerun data=mnist run=abc",
+            "{folder}/mlflow.db: no runs are logged here; run `python -m mnistexp sweep` first",
+        ),
         (
             "sweep {sparse} study/sampler=grid model.dropout=interval(0,0.5)",
             "study/sampler=grid: the space has no end; give model.dropout as choice() or range(), or one value, or "
@@ -429,6 +432,17 @@ def test_a_folder_that_cannot_be_looked_into(command: str, sentence: str, folder
     [found] = mistake(folder, *command.format(closed).split(), powerless=os.geteuid() == 0)
 
     assert found.startswith(sentence.format(closed))
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train data=mnist data.root={}", "best study.storage=sqlite:///{}", "train --config-dir {}", "predict {}.png"],
+)
+def test_a_name_that_no_file_system_takes(command: str, folder: Path) -> None:
+    """A path of 300 letters is told in a sentence, whatever it was given for."""
+    [found] = mistake(folder, *command.format("x" * 300).split())
+
+    assert "x" * 300 in found
 
 
 @pytest.fixture

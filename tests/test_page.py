@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 from runs import run_config
 from sweeps import parts
@@ -67,6 +68,23 @@ def test_the_table_has_the_best_value_where_it_belongs() -> None:
         "| `optimizer.learning_rate` for adam, adamw | 0.001 to 0.01 | 0.001235 |",
         "| `model.hidden_units` | \\[300\\], \\[300,100\\] | \\[300,100\\] |",
     ]
+
+
+def test_the_config_as_it_stands_has_its_values_too() -> None:
+    """Trial 0 was drawn from nothing: its values are its config's."""
+    best = Progress(1, 0, 0, 1, Best(0, 0.9, (), run_config()))
+
+    rows = [line for line in sweep_page("m", "m", STUDY, SPACE, best, None).splitlines() if line[:3] == "| `"]
+
+    assert rows[0] == "| `optimizer` | sgd, adam | sgd |"
+    assert rows[-1] == "| `model.hidden_units` | \\[300\\], \\[300,100\\] | \\[32\\] |"
+
+
+def test_the_train_command_names_the_folder_of_ones_own_options() -> None:
+    """A drawn `optimizer=mine` is known in that folder alone."""
+    page = sweep_page("m", "m", STUDY, SPACE, progress(), None, config_dir=Path("mine"))
+
+    assert "python -m mnistexp train --config-dir mine" in " ".join(page.replace("\\\n", "").split())
 
 
 def test_a_row_of_two_groups_is_the_bests_where_both_are() -> None:

@@ -87,6 +87,21 @@ def test_auto_becomes_digits_with_a_reason(no_mnist: Path) -> None:
     assert "data=digits" in found.request.run_overrides
 
 
+@pytest.mark.parametrize("words", [["data.mirrors=['http://127.0.0.1:1/']"], ["data.timeout=0.5"]])
+def test_auto_becomes_digits_whatever_was_said_of_downloads(no_mnist: Path, words: list[str]) -> None:
+    """Settings that digits has no use for don't stand in its way."""
+    found = run.prepare(parse_request(["data=offline", "search=none", *words], no_mnist))
+
+    assert found.dataset.name == "digits"
+    assert "no MNIST here" in found.fallback
+
+
+def test_a_mistake_of_the_digits_that_auto_became_says_so(no_mnist: Path) -> None:
+    """Who asked for 10,000 validation images had MNIST in mind, and hears why it isn't that."""
+    with pytest.raises(ConfigError, match=r"(?s)digits.*data=auto became digits: no MNIST here"):
+        run.prepare(parse_request(["data=offline", "search=none", "trainer.batch_size=2000"], no_mnist))
+
+
 def test_a_folder_that_lacks_files_is_no_reason_to_fall_back(tmp_path: Path) -> None:
     """Who gives data.root wants those files: digits instead would be a surprise."""
     with pytest.raises(DataError, match="lacks train-images"):

@@ -660,6 +660,7 @@ def test_other_messages_stay_as_they_are(text: str) -> None:
     assert str(ConfigError(text)) == text
 
 
+@pytest.mark.timeout(60)  # in quadratic time it would be hours
 def test_hiding_passwords_takes_no_time_to_speak_of() -> None:
     """Colons, at signs and question marks by the hundred thousand are no way to stall the program."""
     for word in (":" * 100_000 + "@", "://" * 40_000 + "@ ", "?key" * 30_000, "? " * 60_000, "@:" * 60_000):

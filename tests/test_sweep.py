@@ -176,6 +176,7 @@ def test_a_sweep_stops_when_all_fail_alike(database: Database) -> None:
     summary = open_sweep(database, *words).run(FakeExecutor(lambda job, _: scores[job]))
 
     assert summary.stopped == ("3 trials in a row failed alike (study.max_failures): loss became nan in epoch 3")
+    assert summary.gave_up  # the command's exit code is 1, though there is a best trial
     assert states_of(database) == ["FAIL", "COMPLETE", "FAIL", "FAIL", "FAIL"]
 
 
@@ -188,6 +189,7 @@ def test_different_causes_are_no_pattern(database: Database) -> None:
     )
 
     assert summary.progress.failed == 4
+    assert not summary.gave_up
 
 
 # ------------------------------------------------------------------------------- killed, at every single write
@@ -217,6 +219,17 @@ class Tapped:
 
 
 WRITES = 45  # of a session of three trials, from the making of the study to its parent run's closing
+
+
+def test_the_writes_are_all_there_are(database: Database) -> None:
+    """A write that is added is killed at as well, below."""
+    counter, never = [0], WRITES + 1
+    tracker: Any = Tapped(RecordingTracker(), counter, never, False)
+    database.storage = Tapped(database.storage, counter, never, False)  # type: ignore[assignment]
+
+    open_sweep(database, "study.trials=3", "executor.retries=9", tracker=tracker).run(FakeExecutor(by_rate, workers=2))
+
+    assert counter == [WRITES]
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])

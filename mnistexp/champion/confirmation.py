@@ -27,6 +27,7 @@ from mnistexp.significance import (
     hits_matrix,
     mean_interval,
     proportion_interval,
+    rounding,
 )
 from mnistexp.study import CONFIRMATION
 
@@ -179,7 +180,7 @@ def _confirmed(contender: Contender, fits: Sequence[FitResult], best: Bools, lev
         config=contender.config,
         overrides=contender.overrides,
         scores=scores,
-        interval=mean_interval(scores, LEVEL),
+        interval=mean_interval(scores, LEVEL, floor=rounding(1 / images(fits[0]))),
         noise=crossed(hits, LEVEL),
         behind=crossed(best.astype("int8") - hits.astype("int8"), level),
         hits=tuple(fit.validation_hits for fit in fits),
