@@ -128,6 +128,18 @@ def text(blocks: Sequence[document.Block]) -> str:
 # -------------------------------------------------------------------------------------------------- the numbers
 
 
+def test_equal_scores_leave_the_interval_of_rounding() -> None:
+    """Five seeds with as many right images are no certainty: less than an image can't be seen."""
+    seeds = study(*repeated(0, "relu", 0.1, (950,) * 5), searched={"search.seed": SPACE["search.seed"]})
+
+    one = groups.only(seeds)
+
+    assert one is not None
+    assert one.validation.interval is not None
+    low, high = one.validation.interval
+    assert 0.949 < low < 0.95 < high < 0.951
+
+
 def test_one_config_with_several_seeds_is_told_by_its_mean() -> None:
     """The answer's figures are those of Student's interval; nothing "beats" the same config with another seed."""
     tests = (0.94, 0.95, 0.93, 0.94, 0.94)

@@ -31,6 +31,7 @@ class Score:
     """One config's accuracies over its seeds."""
 
     values: tuple[float, ...]  # a value for each seed, in order of the seeds
+    step: float = 0.0  # between two accuracies, one image: what equal scores leave open
 
     @property
     def mean(self) -> float:
@@ -42,7 +43,7 @@ class Score:
         """Student's 95 % interval for new seeds; None of one seed alone."""
         if len(self.values) < 2:
             return None
-        found = significance.mean_interval(self.values, 1 - ALPHA)
+        found = significance.mean_interval(self.values, 1 - ALPHA, floor=significance.rounding(self.step))
         return found.low, found.high
 
 
@@ -56,14 +57,21 @@ class Repeated:
     @property
     def validation(self) -> Score:
         """Their validation accuracies."""
-        return Score(tuple(map(analysis.accuracy_of, self.trials.values())))
+        return Score(tuple(map(analysis.accuracy_of, self.trials.values())), self.step)
+
+    @property
+    def step(self) -> float:
+        """One validation image; 0 where no trial says how many there are."""
+        images = next(filter(None, map(analysis.images_of, self.trials.values())), None)
+        return 1 / images if images else 0.0
 
     @property
     def test(self) -> Score | None:
         """Their test accuracies; None unless each was tested."""
         results = [trial.record.result for trial in self.trials.values() if trial.record]
         found = [each.test_accuracy for each in results if each is not None and each.test_accuracy is not None]
-        return Score(tuple(found)) if len(found) == len(self.trials) else None
+        # How many test images there are no record says; mostly more, so that the step is no shorter than theirs.
+        return Score(tuple(found), self.step) if len(found) == len(self.trials) else None
 
     def mean_cost(self, cost: analysis.Cost) -> float:
         """What a training of it costs on average."""

@@ -130,6 +130,13 @@ def test_doctor_finds_everything_well(folder: Folder) -> None:
     assert list(folder.path.iterdir()) == []
 
 
+def test_doctor_tries_the_executor_that_was_asked_for(folder: Folder) -> None:
+    """A Ray that isn't there is told, though this machine could train by itself."""
+    said = folder.run("doctor", "data=digits", "executor=ray", "executor.address=127.0.0.1:1", expect=1)
+
+    assert "executor.address=127.0.0.1:1: nothing answers there" in said.stdout
+
+
 def test_doctor_names_what_is_wrong(folder: Folder) -> None:
     """A damaged file, a database that is none and a server that isn't there are each said; the rest is checked too."""
     (folder.path / "optuna.db").write_text("not a database")
