@@ -43,7 +43,8 @@ class Score:
         """Student's 95 % interval for new seeds; None of one seed alone."""
         if len(self.values) < 2:
             return None
-        found = significance.mean_interval(self.values, 1 - ALPHA, floor=significance.rounding(self.step))
+        floor = significance.rounding(self.step) if self.step else 0.0
+        found = significance.mean_interval(self.values, 1 - ALPHA, floor=floor)
         return found.low, found.high
 
 
