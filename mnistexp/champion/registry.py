@@ -315,4 +315,4 @@ def judge(
     if lead.low > 0:
         ahead = f"it is ahead of {old} by {lead.mean:.4f} ({interval})"
         return True, f"{new.capitalize()} of {version.name} is the champion now: {ahead}."
-    return False, f"{stays}: the lead of {new} on it is {lead.mean:+.4f}, no more than noise explains ({interval})."
+    return False, f"{stays}: {new} is not ahead of it by more than the noise: {lead.mean:+.4f} ({interval})."
