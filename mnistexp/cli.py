@@ -29,6 +29,14 @@ REFUSED = (
 )
 """What a file system refuses, whatever the program does; any other OSError may be a fault of ours."""
 
+ONWARD = {
+    "sweep": "; the same command goes on from here",
+    "confirm": "; the same command goes on from here",
+    "train": "; what was under way is not logged",
+    "rerun": "; what was under way is not logged",
+}
+"""What Ctrl-C leaves behind, by command; the others leave nothing."""
+
 
 @dataclass(frozen=True)
 class Command:
@@ -118,9 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mnistexp: {ConfigError(f'{error.filename}: {error.strerror}; {mended}')}", file=sys.stderr)
         return MnistexpError.exit_code
     except KeyboardInterrupt:
-        onward = dict.fromkeys(("sweep", "confirm"), "; the same command goes on from here")
-        onward |= dict.fromkeys(("train", "rerun"), "; what was under way is not logged")
-        print(f"mnistexp: interrupted{onward.get(arguments.command, '')}", file=sys.stderr)
+        print(f"mnistexp: interrupted{ONWARD.get(arguments.command, '')}", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -69,9 +69,8 @@ def report(request: Request, own: Own) -> int:
 
 def _requests(request: Request, own: Own) -> list[Request]:
     """One request for each study. Raises: ConfigError for what a report can't be told."""
-    searched = [f"search.{key}" for key, _ in request.search if key not in request.swept]
     given = sorted(key for key in (*request.fixed, *request.swept) if key.split(".")[0].split("/")[0] not in NODES)
-    given += searched
+    given += [f"search.{key}" for key, _ in request.search if key not in request.swept]
     if given or request.swept:
         raise ConfigError(f"{(given or request.swept)[0]}: a report reads a study as it is; leave it out")
     if not own.names:
