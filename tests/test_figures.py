@@ -281,6 +281,21 @@ def test_slices_give_a_categorys_median() -> None:
     assert dashes == [0.92, 0.91]
 
 
+def test_null_is_a_choice_among_choices_and_no_place_among_numbers() -> None:
+    """Trials without early stopping stand beside those with some patience; on an axis of numbers they can't."""
+    choices = [trial(i, (0.9 + i / 100,), params={"trainer.patience": (None, 2, 4)[i % 3]}) for i in range(9)]
+    numbers = [trial(i, (0.9,), params={"trainer.patience": float(i) / 7 or None}) for i in range(9)]
+
+    slices = axes_of(figures.slices(choices, ["trainer.patience"]))
+    cells = axes_of(figures.heatmap([trial(i, (0.9,), params={**each.params, "a.x": "p"})
+                                     for i, each in enumerate(choices)], "trainer.patience", "a.x"))  # fmt: skip
+
+    assert x_labels(slices) == ["2", "4", "null"]
+    assert len(points(slices, "complete")) == 9
+    assert [text.get_text() for text in cells.texts] == ["90.0\n×3"] * 3
+    assert len(points(axes_of(figures.slices(numbers, ["trainer.patience"])), "complete")) == 8
+
+
 def test_parallel_lines_end_at_their_accuracy_and_break_where_a_parameter_is_missing() -> None:
     """Of two trials the better ends further right; one that was refused a parameter has a gap there."""
     trials = [

@@ -71,15 +71,18 @@ def _plain(value: object) -> Any:
 def values(trials: Sequence[Trial], name: str) -> list[Any]:
     """Each trial's value of a parameter, None if it has none.
 
+    null is a choice among choices, and comes as that word; on an axis of numbers it has no place, and comes as None.
+
     Args:
         name: Optuna's, `optimizer.learning_rate@adam|nadam`, for the trials that drew just that; or an override key,
             `optimizer.learning_rate`, for all that have one.
     """
-    if "@" in name:
-        found = [trial.params.get(name) for trial in trials]
-    else:
-        found = [analysis.settings(trial, [name]).get(name) for trial in trials]
-    return [None if isinstance(value, float) and not math.isfinite(value) else value for value in found]
+    settings = [trial.params if "@" in name else analysis.settings(trial, [name]) for trial in trials]
+    found = [values.get(name) for values in settings]
+    found = [None if isinstance(value, float) and not math.isfinite(value) else value for value in found]
+    if scale(found).kind != "category":
+        return found
+    return ["null" if name in values and values[name] is None else value for values, value in zip(settings, found)]
 
 
 @dataclass(frozen=True)

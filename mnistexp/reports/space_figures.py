@@ -266,7 +266,8 @@ def heatmap(trials: Sequence[Trial], x: str, y: str, log: Collection[str] | None
     Args:
         log: which of the two were searched logarithmically; None: judged by their values.
     """
-    there = [t for t in trials if all(v is not None for n in (x, y) for v in scales.values([t], n))]
+    pairs = zip(trials, scales.values(trials, x), scales.values(trials, y))
+    there = [trial for trial, *values in pairs if None not in values]
     ranked = complete(there)
     if not ranked or x == y:
         return sentence(f"No complete trial has both {' and '.join(scales.labels([x, y]).values())}.")
@@ -344,7 +345,9 @@ def _trial_dots(axes: Axes, trials: Sequence[Trial], across: _Parameter, up: _Pa
             axes.scatter(x, y, size, zorder=3, label=state.lower(), rasterized=pixels, **dark)
     winner = complete(trials)[0]
     index = list(trials).index(winner)
-    left, top = across.places()[index] or 0.0, up.places()[index] or 0.0
+    left, top = across.places()[index], up.places()[index]
+    if left is None or top is None:  # null, where the trials that have both show numbers
+        return
     spot = _jittered(winner, left, across), _jittered(winner, top, up, GOLDEN**2)
     axes.plot(*([each] for each in spot), marker="*", markersize=12, color=ORANGE, mec="white", zorder=4, label="best")
 
