@@ -410,8 +410,10 @@ def _test_outcomes(before: LoggedRun, result: RunResult) -> Iterator[Difference]
 def _facts(provenance: Mapping[str, Any]) -> dict[str, str]:
     """What of a provenance can change bits, flat. Names of hosts and folders can't."""
     relevant = {key: provenance.get(key, {}) for key in ("git", "versions", "flags", "device")}
-    relevant["cpu"] = provenance.get("machine", {}).get("cpu", "")
-    return {key: str(value) for key, value in config_module.flatten(relevant).items() if value != {}}
+    facts = {key: str(value) for key, value in config_module.flatten(relevant).items() if value != {}}
+    # The worker's processor is among its flags; the driver's stands for it where no worker said so.
+    facts["cpu"] = facts.pop("flags.cpu", str(provenance.get("machine", {}).get("cpu", "")))
+    return facts
 
 
 def recorded_environment(run: LoggedRun) -> dict[str, str]:

@@ -341,6 +341,18 @@ def test_what_differs_is_named() -> None:
     }
 
 
+def test_another_processor_is_named_once_and_is_the_workers() -> None:
+    """A worker on another machine than the driver's is what decides the bits."""
+
+    def on(processor: str) -> RunRecord:
+        result = run_result([0.5, 0.7])
+        return record(session(PROVENANCE), result=dataclasses.replace(result, flags={"cpu": processor}))
+
+    causes = differences(on("that of a cluster"), on("another")).causes
+
+    assert [(cause.what, cause.before, cause.now) for cause in causes] == [("cpu", "that of a cluster", "another")]
+
+
 def test_recorded_flags_become_the_environment() -> None:
     """Of a run's flags those that are environment variables are set again, empty ones included."""
     assert run.recorded_environment(logged(record())[0]) == {"XLA_FLAGS": ""}
