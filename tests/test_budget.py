@@ -135,6 +135,25 @@ def test_arms_are_compared_within_seeds(tmp_path: Path) -> None:
     assert f"p = {corrected:.2g} |" in row[row.rindex("p =") :]
 
 
+def test_a_pair_on_two_machines_is_none(tmp_path: Path) -> None:
+    """What a slower machine costs is not put down to the sampler; the means have all sweeps, and the text says so."""
+    leads = {"tpe.median": 0.0, "gp.none": 0.01}
+    scores = {(arm, seed): 0.9 + seed / 100 + lead for arm, lead in leads.items() for seed in range(3)}
+    folder = write(tmp_path / "r", {sweep: course(*[score] * 5) for sweep, score in scores.items()})
+    listed = pd.read_csv(folder / "sweeps.csv")
+    listed.loc[(listed["arm"] == "gp.none") & (listed["seed"] == 1), "cpu"] = "a slower CPU"
+    listed.to_csv(folder / "sweeps.csv", index=False)
+
+    sweeps = answer.load(folder)
+
+    difference = sweeps.difference("gp.none", None)
+    assert difference is not None
+    assert difference.values == (0.01, 0.01)
+    assert len(sweeps.overall("gp.none")) == 3
+    told = "Differences leave out what ran on another machine than its pair: seed 1 of GP, no pruning."
+    assert told in answer.document(folder, sweeps)
+
+
 def test_a_lead_without_noise_is_tested_against_that_of_rounding() -> None:
     """The same lead with every seed may be chance where it is few images; interval and p say the same."""
     few, many = (answer.paired([images / 5000] * 3, 1 / 5000) for images in (1, 10))

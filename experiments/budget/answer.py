@@ -67,6 +67,7 @@ class Sweeps:
     """All arms over the seeds that every one of them has: a block that is not whole is left out."""
 
     trials: dict[tuple[str, int], pd.DataFrame]  # by arm and seed
+    machine: dict[tuple[str, int], str]  # the processor that each ran on
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
     minutes: float  # of each sweep
@@ -88,6 +89,10 @@ class Sweeps:
         """One number for each seed: the mean of its scores at all the times. The default is decided by it."""
         return [float(value) for value in np.mean([self.scores(arm, minutes) for minutes in self.times()], axis=0)]
 
+    def unpaired(self, arm: str) -> list[int]:
+        """The seeds with which an arm and the default ran on different machines: a faster one sees more trials."""
+        return [seed for seed in self.seeds if self.machine[arm, seed] != self.machine[DEFAULT, seed]]
+
     def difference(self, arm: str, minutes: float | None) -> Difference | None:
         """An arm less the default; None if either lacks a score. Without `minutes`: of `overall`."""
         if DEFAULT not in self.arms:
@@ -95,7 +100,8 @@ class Sweeps:
         ours, default = (
             np.array(self.overall(each) if minutes is None else self.scores(each, minutes)) for each in (arm, DEFAULT)
         )
-        return paired(ours - default, self.step["val_accuracy"]) if np.all(np.isfinite(ours - default)) else None
+        leads = (ours - default)[np.isin(self.seeds, self.unpaired(arm), invert=True)]
+        return paired(leads, self.step["val_accuracy"]) if len(leads) and np.all(np.isfinite(leads)) else None
 
 
 def paired(values: Sequence[float] | Floats, step: float) -> Difference:
@@ -119,12 +125,14 @@ def load(results: Path) -> Sweeps:
     listed = pd.read_csv(results / "sweeps.csv")
     trials = pd.read_csv(results / "trials.csv")
     by_sweep = {(str(arm), int(seed)): rows for (arm, seed), rows in trials.groupby(KEY)}
-    keys = {(str(row.arm), int(row.seed)) for row in listed.itertuples()}
+    machine = {(str(row.arm), int(row.seed)): str(row.cpu) for row in listed.itertuples()}
+    keys = machine.keys()
     main = [arm for arm in MAIN if arm in {arm for arm, _ in keys}]
     seeds = tuple(seed for seed in sorted({seed for _, seed in keys}) if all((arm, seed) in keys for arm in main))
     extra = [arm for arm in EXTRA if all((arm, seed) in keys for seed in seeds)]  # half an arm would cost whole blocks
     step = {name: smallest_step(trials[name].dropna().to_numpy(float)) for name in ("val_accuracy", "test_accuracy")}
-    return Sweeps({key: by_sweep[key] for key in keys}, (*main, *extra), seeds, float(listed["minutes"].iloc[0]), step)
+    minutes = float(listed["minutes"].iloc[0])
+    return Sweeps({key: by_sweep[key] for key in keys}, machine, (*main, *extra), seeds, minutes, step)
 
 
 # ------------------------------------------------------------------------------------------------- the tables
@@ -180,7 +188,18 @@ def difference_table(sweeps: Sweeps) -> list[str]:
         p_values = {key: each.p_value for key, each in found.items() if key[1] in family and each and each.interval}
         adjusted |= dict(zip(p_values, holm(np.array([*p_values.values()], dtype=float)).tolist(), strict=True))
     rows = [[ARMS[arm].title, *(_difference(found[arm, t], adjusted.get((arm, t))) for t in times)] for arm in others]
-    return _table([f"less {ARMS[DEFAULT].title} (points)", *_clock(sweeps), "mean of these"], rows)
+    return _table([f"less {ARMS[DEFAULT].title} (points)", *_clock(sweeps), "mean of these"], rows) + _unpaired(sweeps)
+
+
+def _unpaired(sweeps: Sweeps) -> list[str]:
+    """Which differences are of fewer seeds."""
+    found = [
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} of {ARMS[arm].title}"
+        for arm in sweeps.arms
+        if (seeds := sweeps.unpaired(arm))
+    ]
+    told = f"Differences leave out what ran on another machine than its pair: {'; '.join(found)}."
+    return [told, ""] if found else []
 
 
 def _difference(found: Difference | None, p_value: float | None) -> str:
