@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -21,6 +21,9 @@ from mnistexp.errors import ConfigError
 from mnistexp.schema import Mlp, ModelConfig, OptimizerConfig
 
 Floats = npt.NDArray[np.floating[Any]]
+
+NOT_DECAYED = ("bias", "gamma", "beta", "scale")
+"""What Keras's layers call their offsets and a normalisation's numbers: at 0 they would switch units off."""
 
 _SCHEDULE_FIELDS = {"name", "learning_rate", "schedule", "warmup_epochs"}
 
@@ -260,8 +263,8 @@ def training_losses(labels: tf.Tensor, logits: tf.Tensor, smoothing: tf.Tensor |
 # ---------------------------------------------------------------------------------------- optimizer
 
 
-def build_optimizer(config: OptimizerConfig) -> keras.optimizers.Optimizer:
-    """Keras's optimizer of that name; every field that isn't the schedule's is one of its arguments.
+def build_optimizer(config: OptimizerConfig, weights: Sequence[keras.Variable]) -> keras.optimizers.Optimizer:
+    """Keras's optimizer of that name, built for these weights; each field but the schedule's is one of its arguments.
 
     So a new optimizer needs a YAML and a schema class, and nothing here. Weight decay is Keras's
     decoupled one (Loshchilov & Hutter 2019), per step and, as in PyTorch, times the whole learning rate, where
@@ -270,9 +273,11 @@ def build_optimizer(config: OptimizerConfig) -> keras.optimizers.Optimizer:
     arguments = config.model_dump(exclude=_SCHEDULE_FIELDS)
     rate = {"learning_rate": config.learning_rate}
     optimizer = keras.optimizers.get({"class_name": config.name, "config": arguments | rate})
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "^scale$"])
+    # By variable, since patterns are sought in names that hold the layers' names too: a kernel of `debias`.
+    optimizer.exclude_from_weight_decay(var_list=[weight for weight in weights if weight.name in NOT_DECAYED])
     # None skips the pass over the weights; AdamW's constructor refuses it, so it is set here.
     optimizer.weight_decay = config.weight_decay or None
+    optimizer.build(weights)
     return optimizer
 
 

@@ -304,6 +304,5 @@ def _build_with_state(config: RunConfig, model: keras.Model) -> tuple[Any, list[
         return created[-1]
 
     with tf.variable_creator_scope(record):
-        optimizer = models.build_optimizer(config.optimizer)
-        optimizer.build(model.trainable_variables)
+        optimizer = models.build_optimizer(config.optimizer, model.trainable_variables)
     return optimizer, [(variable, variable.numpy()) for variable in created]

@@ -225,16 +225,22 @@ def test_weight_decay_spares_the_biases(trainer: Trainer) -> None:
 
 
 def test_weight_decay_spares_a_normalisations_scale_and_offset() -> None:
-    """Only kernels decay: a normalisation's numbers at 0 would switch its units off."""
+    """Only kernels decay, whatever their layers are called: a normalisation's numbers at 0 would switch units off."""
     network = models.build_model(runs.run_config(runs.ADAMW, {"batch_normalization": True}).model, 20, 10)
-    normalised = keras.Sequential([network, keras.layers.RMSNormalization()])
-    normalised.build((None, 20))
-    optimizer = models.build_optimizer(runs.run_config(runs.ADAMW | {"weight_decay": 0.1}).optimizer)
-    optimizer.build(normalised.trainable_variables)
+    more = (keras.layers.RMSNormalization(), keras.layers.Dense(3, name="debias"))
+    whole = keras.Sequential([network, *more])
+    whole.build((None, 20))
+    weights = whole.trainable_variables
+    optimizer = models.build_optimizer(runs.run_config(runs.ADAMW | {"weight_decay": 0.1}).optimizer, weights)
+    for weight in weights:
+        weight.assign(tf.ones(weight.shape))
 
-    decays = {v.name: optimizer._use_weight_decay(v) for v in normalised.trainable_variables}
+    optimizer.apply([tf.zeros(weight.shape) for weight in weights])  # gradients of zero: what moves has decayed
 
-    assert decays == {"kernel": True, "gamma": False, "beta": False, "bias": False, "scale": False}
+    decayed = [(w.path.split("/")[-2], w.name) for w in weights if float(tf.reduce_max(w.value)) < 1]
+    assert {name for _, name in decayed} == {"kernel"}
+    assert ("debias", "kernel") in decayed
+    assert len(decayed) == sum(weight.name == "kernel" for weight in weights)
 
 
 def test_every_step_draws_its_own_masks_and_warps(trainer: Trainer, mnist: Dataset) -> None:
