@@ -138,7 +138,11 @@ def _fault(name: str, array: Array, arrays: Mapping[str, Array]) -> str | None:
     axis, role = name.split("_")
     if axis == "x":
         return _image_fault(array, arrays["x_train"])
-    return _label_fault(array, arrays[f"x_{role}"].shape[:1]) or _stranger(array, arrays["y_train"])
+    if fault := _label_fault(array, arrays[f"x_{role}"].shape[:1]):
+        return fault
+    if role == "train" and array.min() == array.max():
+        return f"has the label {array[0]} alone; a network has something to learn from two classes on"
+    return _stranger(array, arrays["y_train"])
 
 
 def _image_fault(images: Array, train: Array) -> str | None:

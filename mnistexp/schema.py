@@ -242,7 +242,7 @@ class Lion(_Optimizer):
     """keras.optimizers.Lion."""
 
     name: Literal["lion"]
-    beta_1: Fraction
+    beta_1: Annotated[float, Field(gt=0, lt=1)]  # Keras's Lion refuses 0
     beta_2: Fraction
 
 

@@ -141,6 +141,12 @@ def test_all_faults_come_in_one_message() -> None:
     ]
 
 
+def test_what_keras_refuses_is_refused_before_anything_starts() -> None:
+    """Lion's first momentum can't be 0; Adam's can."""
+    assert faults("optimizer=lion", "optimizer.beta_1=0") == ["optimizer.beta_1=0: must be greater than 0"]
+    assert composed("optimizer=adam", "optimizer.beta_1=0").optimizer.model_dump()["beta_1"] == 0
+
+
 def test_a_wrong_option_blames_no_other_word() -> None:
     """optimizer.beta_1 may well be right for the optimizer that was misspelt, so only the misspelling is told."""
     found = faults("optimizer=adamm", "optimizer.beta_1=0.5")

@@ -47,6 +47,7 @@ def test_read_gives_back_what_was_saved(tmp_path: Path) -> None:
         ({"x_train": np.full((6, 2, 2), 1e300)}, "x_train has NaN .* too large for float32"),
         ({"y_train": GOOD["y_train"].astype(float)}, "y_train is float64; allowed are whole numbers"),
         ({"y_train": np.eye(6, dtype=int)}, r"y_train has the shape \(6, 6\); allowed is \(6,\)"),
+        ({"y_train": np.full(6, 3)}, "y_train has the label 3 alone; a network has something to learn from two"),
         ({"y_test": np.array([0])}, r"y_test has the shape \(1,\); allowed is \(2,\)"),
         (
             {"y_train": np.array([0, 1, 2, 0, 1, -1])},
