@@ -11,7 +11,7 @@ from mnistexp.config import Request
 from mnistexp.distributions import Choice
 from mnistexp.estimate import Estimate, Machine, estimate, time_epochs
 from mnistexp.run import Prepared, Session
-from mnistexp.schema import Config
+from mnistexp.schema import Config, StudyConfig
 from mnistexp.search_space import Node, SearchSpace
 from mnistexp.study import Claim, Progress, Refused, SharedStudy, standing
 from mnistexp.tracking import address
@@ -85,7 +85,7 @@ def certain(config: Config) -> int:
     sampler = config.study.sampler
     if sampler.name in plausibility.MODELLING:
         return sampler.startup_trials
-    return 1 if sampler.name == "qmc" else config.study.trials  # Sobol's start when a first trial has ended
+    return 2 if sampler.name == "qmc" else config.study.trials  # Sobol's points are of what the first to end has
 
 
 def _progress(prepared: Prepared, space: SearchSpace) -> Progress | None:
@@ -107,7 +107,7 @@ def text(
     yield f"Study {prepared.study_name} on {prepared.dataset.name} searches:"
     yield from space_lines(space)
     yield ""
-    yield from _wrapped(size_sentence(space, prepared.config.study.trials))
+    yield from _wrapped(size_sentence(space, prepared.config.study))
     yield ""
     if progress is not None:
         yield from _wrapped(_goes_on(progress))
@@ -118,7 +118,7 @@ def text(
     sampler, after = prepared.config.study.sampler.name, certain(prepared.config)
     if after < prepared.config.study.trials:
         modelled = f"once {after} trials have ended, {sampler} goes by how they went"
-        yield f"  ({'the points of qmc begin when a first trial has ended' if sampler == 'qmc' else modelled})"
+        yield f"  ({'the further points of qmc hang on which trial ends first' if sampler == 'qmc' else modelled})"
 
 
 def warning_lines(prepared: Prepared, space: SearchSpace) -> Iterator[str]:
@@ -157,21 +157,22 @@ def _options(leaves: Sequence[Node], group: str) -> list[str]:
     return list(dict.fromkeys(option for leaf in leaves for key, option in leaf.choices if key == group))
 
 
-def size_sentence(space: SearchSpace, trials: int) -> str:
-    """How many points there are, and how many of them the trials see."""
-    size, points = space.size(), plausibility.grid_points(space)
+def size_sentence(space: SearchSpace, study: StudyConfig) -> str:
+    """How many points there are, and how many of them the trials see: a grid each once, another sampler some twice."""
+    size, points, trials = space.size(), plausibility.grid_points(space), study.trials
     seen = f"{phrases.counted(trials, 'trial')} {'sees' if trials == 1 else 'see'}"
+    may = f"{phrases.counted(trials, 'trial')} may see all of them"
     if size is not None and points is not None:
-        share = "all of them" if trials >= points else f"at most {100 * trials / points:.2g} %"
+        every = f"{seen} all of them" if study.sampler.name == "grid" else may
+        share = every if trials >= points else f"{seen} at most {100 * trials / points:.2g} %"
         own = "" if points == size else ", and the config as it stands"
-        return f"{phrases.counted(size, 'point')}{own}; {seen} {share}."
+        return f"{phrases.counted(size, 'point')}{own}; {share}."
     combinations = choices(space)
     endless = list(dict.fromkeys(p.key for p in space.parameters() if p.distribution.points() is None))
     told = f"Infinitely many points: {phrases.listed(endless)} can be any number in between."
     most = f"{seen} at most {trials:,}"
     if combinations == 1:
         return f"{told} {seen} {trials:,} of them."
-    may = f"{phrases.counted(trials, 'trial')} may see all of them"
     return f"{told} Its choices make {combinations:,} combinations; {may if trials >= combinations else most}."
 
 

@@ -64,8 +64,11 @@ def _pruner_faults(config: Config) -> Iterator[str]:
         )
 
 
-def build_sampler(config: SamplerConfig, seed: int) -> optuna.samplers.BaseSampler:
-    """The sampler. `seed` differs between sessions, or the start-up draws of the first would come again."""
+def build_sampler(config: SamplerConfig, seed: int, study_seed: int) -> optuna.samplers.BaseSampler:
+    """The sampler. `seed` differs between sessions, or the start-up draws of the first would come again.
+
+    `study_seed` does not: with another one Sobol's sequence would begin anew, where a study counts its points.
+    """
     startup = config.startup_trials
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -75,7 +78,10 @@ def build_sampler(config: SamplerConfig, seed: int) -> optuna.samplers.BaseSampl
             case "random" | "grid":  # the grid's points are enqueued one by one: Optuna's knows no conditions
                 return optuna.samplers.RandomSampler(seed=seed)
             case "qmc":
-                return optuna.samplers.QMCSampler(scramble=True, seed=seed, warn_independent_sampling=False)
+                rest = optuna.samplers.RandomSampler(seed=seed)  # what the first trial lacks
+                return optuna.samplers.QMCSampler(
+                    scramble=True, seed=study_seed, independent_sampler=rest, warn_independent_sampling=False
+                )
             case "gp":
                 return optuna.samplers.GPSampler(n_startup_trials=startup, seed=seed)
             case "cmaes":

@@ -347,7 +347,8 @@ class SharedStudy:
         study.set_user_attr("config_dir", str(prepared.request.config_dir or ""))
         self.drivers.register()
         # Drivers' numbers differ, so no two draw the same points, nor does a session that goes on.
-        study.sampler = build_sampler(self._config.study.sampler, trial_seed(self._config.seed, self.drivers.number))
+        seed = self._config.seed
+        study.sampler = build_sampler(self._config.study.sampler, trial_seed(seed, self.drivers.number), seed)
         study.pruner = build_pruner(self._config.study.pruner, self._config.trainer.epochs)
         return study
 
@@ -383,8 +384,8 @@ class SharedStudy:
         if not trials:
             self._study.enqueue_trial(dict(self._space.baseline()[1]), user_attrs={BASELINE: True})
         elif self._config.study.sampler.name == "grid" and all(t.state is not TrialState.WAITING for t in trials):
-            taken = [t.params for t in trials]
-            point = next((point for point in self._space.points() if point not in taken), None)
+            taken = {frozenset(t.params.items()) for t in trials}
+            point = next((point for point in self._space.points() if frozenset(point.items()) not in taken), None)
             if point is not None:
                 self._study.enqueue_trial(dict(point))
 

@@ -222,7 +222,7 @@ def finished(storage: Any, sampler: optuna.samplers.BaseSampler, trials: int) ->
 def cmaes(seed: int) -> optuna.samplers.BaseSampler:
     """The sampler of study/sampler=cmaes."""
     config = compose(parse_request(["data=digits", "study/sampler=cmaes", "study.sampler.startup_trials=1"]))
-    return build_sampler(config.study.sampler, seed)
+    return build_sampler(config.study.sampler, seed, seed)
 
 
 @pytest.mark.parametrize("ours", [True, False], ids=["ours", "optunas"])

@@ -60,7 +60,7 @@ def test_every_option_is_known() -> None:
 def test_each_sampler_draws_past_its_start_up(name: str) -> None:
     """Fifteen trials of a conditional space, ten of them start-up: the model's first draws work too."""
     config, space = parts(*INFINITE, f"study/sampler={name}")
-    sampler = build_sampler(config.study.sampler, seed=1)
+    sampler = build_sampler(config.study.sampler, seed=1, study_seed=1)
     study = optuna.create_study(sampler=sampler, direction="maximize")
 
     for number in range(15):
@@ -78,11 +78,28 @@ def test_a_seed_repeats_a_sampler_and_another_does_not(name: str) -> None:
     config, _ = parts(*INFINITE, f"study/sampler={name}")
 
     def sequence(seed: int) -> list[float]:
-        study = optuna.create_study(sampler=build_sampler(config.study.sampler, seed))
+        study = optuna.create_study(sampler=build_sampler(config.study.sampler, seed, seed))
         return [study.ask().suggest_float("x", 0, 1) for _ in range(3)]
 
     assert sequence(1) == sequence(1)
     assert not set(sequence(1)) & set(sequence(2))
+
+
+def test_sobols_points_go_on_in_another_session() -> None:
+    """Eight points of two sessions fall into eight different eighths of each axis: what one chooses Sobol for."""
+    config, _ = parts(*INFINITE, "study/sampler=qmc")
+    study = optuna.create_study()
+
+    for session in range(3):
+        study.sampler = build_sampler(config.study.sampler, seed=session, study_seed=4)
+        for _ in range(3):
+            trial = study.ask()
+            trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
+            study.tell(trial, 0.5)
+
+    _, *points = study.trials  # the first is no point of Sobol's
+    for axis in ("x", "y"):
+        assert sorted(int(8 * trial.params[axis]) for trial in points) == list(range(8))
 
 
 @pytest.mark.parametrize("name", ["tpe", pytest.param("cmaes", marks=needs("cmaes"))])
@@ -99,7 +116,7 @@ def test_start_up_trials_are_the_configs(name: str) -> None:
             study.tell(trial, found[-1])
         return found
 
-    reference, drawn = values(independent), values(build_sampler(config.study.sampler, seed=5))
+    reference, drawn = values(independent), values(build_sampler(config.study.sampler, seed=5, study_seed=0))
 
     assert drawn[:3] == reference[:3]
     assert drawn != reference
@@ -274,4 +291,4 @@ def test_building_is_silent() -> None:
             config, _ = parts(*INFINITE, f"study/sampler={name}")
             if not importlib.util.find_spec(strategy.PACKAGES.get(name, ("optuna", ""))[0]):
                 continue
-            build_sampler(config.study.sampler, seed=0)
+            build_sampler(config.study.sampler, seed=0, study_seed=0)
