@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from mnistexp.config import Request, template
-from mnistexp.distributions import Distribution, parse_distribution
+from mnistexp.distributions import Choice, Distribution, parse_distribution
 from mnistexp.errors import ConfigError
 from mnistexp.overrides import override_text
+from mnistexp.phrases import listed
 from mnistexp.schema import Config
 from mnistexp.search_space import SearchSpace
 
@@ -32,6 +33,7 @@ def misleading(space: SearchSpace, config: Config, images: int) -> tuple[str, ..
         *_seeds(searched, config),
         *_single(space),
         *_grid(space, config),
+        *_never_learnt(space, config),
     )
 
 
@@ -160,6 +162,29 @@ def _grid(space: SearchSpace, config: Config) -> Iterator[str]:
             f"study/sampler=grid with study.trials={trials} leaves the last {points - trials:,} of {points:,} points "
             f"out: a corner of the space, never tried; give study.trials={points}, or study/sampler=random"
         )
+
+
+def _never_learnt(space: SearchSpace, config: Config) -> Iterator[str]:
+    """What gp and cmaes draw at random to the end, since they model the parameters that all trials share."""
+    name = config.study.sampler.name
+    if name not in ("gp", "cmaes"):
+        return
+    leaves = [{group for group, _ in leaf.choices} | {p.name for p in leaf.values} for leaf in space.root.leaves()]
+    # cmaes draws every choice at random, as its option file says
+    parameters = [p for p in space.parameters() if name == "gp" or not isinstance(p.distribution, Choice)]
+    conditional = {p.name: p.key for p in parameters if not all(p.name in leaf for leaf in leaves)}
+    _, first = space.baseline()
+    outside = {p.name: p.key for p in parameters if p.name not in {*conditional, *first}}
+    why = (
+        (conditional, "which hangs on another choice", "give that one value"),
+        (outside, "of which the first trial, the config as it stands, lies outside", "widen it"),
+    )
+    for found, cause, advice in why:
+        if found:
+            yield (
+                f"study/sampler={name} models what all trials have; drawn at random to the end: "
+                f"{listed(list(dict.fromkeys(found.values())))}, {cause}; {advice}, or give study/sampler=tpe"
+            )
 
 
 # ----------------------------------------------------------------------------------------- what is idle

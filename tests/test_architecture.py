@@ -80,7 +80,7 @@ EDGES = {  # module: what of ours it may import, inside functions and for types 
     "significance": "",
     "analysis": "config history records results run schema significance",
     "doctor": "config console data databases errors machine run schema storage tracking words",
-    "plausibility": "config distributions errors overrides schema search_space",
+    "plausibility": "config distributions errors overrides phrases schema search_space",
     "estimate": "data executor machine results run schema",
     "plan": "config console distributions estimate phrases plausibility run schema search_space storage strategy study "
     "tracking",
@@ -92,7 +92,7 @@ EDGES = {  # module: what of ours it may import, inside functions and for types 
     # … what a confirmation is made of
     "contenders": "config distributions history run schema search_space",
     "confirmation": "contenders errors history results schema significance study",
-    "confirm_text": "confirmation records study",
+    "confirm_text": "confirmation phrases records study",
     "child": "errors worker_process",
     "inference": "errors model own schema trainer",
     "pictures": "errors",

@@ -25,6 +25,7 @@ from mnistexp.plan import (
     text,
     warn,
 )
+from mnistexp.search_space import SearchSpace
 from mnistexp.storage import open_for_sweep, reading
 from mnistexp.study import Claim, standing
 
@@ -83,6 +84,10 @@ def test_a_sensible_space_is_not_warned_of(overrides: tuple[str, ...]) -> None:
         (["optimizer=choice(adam)"], "optimizer has one value to draw.*give optimizer=adam outright"),
         ([*FINITE, "study/sampler=grid", "study.trials=5"],
          r"study.trials=5 leaves the last 2 of 7 points out.*give study.trials=7, or study/sampler=random"),
+        (["optimizer=choice(sgd,adam)", "study/sampler=gp", "study.trials=30"],
+         "models what all trials have; drawn at random to the end: optimizer.learning_rate, which hangs on another"),
+        (["model.dropout=interval(0.1,0.5)", "study/sampler=cmaes", "study.trials=30"],
+         "at random to the end: model.dropout, of which the first trial.*widen it, or give study/sampler=tpe"),
         (["study/sampler=tpe", "study.trials=10"], "all of study.trials=10: it never models; give more trials"),
         (["study/pruner=median", "trainer.epochs=4"], "first 3 epochs, and none has more than 4: it never prunes"),
         (["study/pruner=median", "trainer.epochs=9", "study.trials=5"], "all of study.trials=5: it never prunes"),
@@ -124,7 +129,7 @@ def test_a_sweep_says_what_misleads_but_not_what_is_idle(capsys: pytest.CaptureF
 # ----------------------------------------------------------------------------------------------- the first trials
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe", "grid", "cmaes"])
+@pytest.mark.parametrize("sampler", ["random", "tpe", "grid", "cmaes", "qmc"])
 def test_the_first_trials_are_those_that_a_sweep_then_runs(sampler: str, quick_folder: Path) -> None:
     """Same parameters, same seeds, baseline first, whatever they score and however many run at once."""
     if sampler == "cmaes":
@@ -134,17 +139,17 @@ def test_the_first_trials_are_those_that_a_sweep_then_runs(sampler: str, quick_f
     session, searched = parts(*overrides)
     executor = FakeExecutor(by_rate, workers=2)
 
-    drawn = draws(session.prepared, searched, 5)
+    drawn = draws(session.prepared, searched, min(5, certain(session.prepared.config)))
     with closing(open_for_sweep(f"sqlite:///{quick_folder}/optuna.db")) as database:
         open_sweep(database, *overrides).run(executor)
 
     planned = [claim.config for claim in drawn if isinstance(claim, Claim)]
-    assert planned == [executor.jobs[number] for number in range(5)]
-    assert len({config.model_dump_json() for config in planned}) == 5
+    assert planned == [executor.jobs[number] for number in range(len(drawn))]
+    assert len({config.model_dump_json() for config in planned}) == (2 if sampler == "qmc" else 5)
 
 
 def test_no_trial_is_foretold_that_hangs_on_scores() -> None:
-    """Samplers that model are foretold as far as they draw at random; Sobol's points begin when a trial has ended."""
+    """Samplers that model are foretold as far as they draw at random; Sobol's until it counts which trial ended."""
     known = {
         name: certain(
             compose(parse_request(["data=digits", f"study/sampler={name}", "study.sampler.startup_trials=4"]))
@@ -155,8 +160,8 @@ def test_no_trial_is_foretold_that_hangs_on_scores() -> None:
     session, space = parts("study/sampler=qmc", "study.trials=3")
     (*_, last) = text(session.prepared, space, draws(session.prepared, space, 1), None)
 
-    assert last == "  (the points of qmc begin when a first trial has ended)"
-    assert known == {"random": 30, "tpe": 4, "qmc": 1, "gp": 4, "cmaes": 4}
+    assert last == "  (the further points of qmc hang on which trial ends first)"
+    assert known == {"random": 30, "tpe": 4, "qmc": 2, "gp": 4, "cmaes": 4}
 
 
 def test_a_draw_that_cannot_stand_is_shown_as_refused() -> None:
@@ -187,12 +192,17 @@ def test_the_size_is_that_of_counting_every_point() -> None:
     _, endless = parts("optimizer=choice(adam,sgd)", "model.activation=choice(relu,tanh,gelu)")
     points = list(finite.points())
 
+    def told(space: SearchSpace, trials: int, sampler: str = "tpe") -> str:
+        words = ["data=digits", f"study.trials={trials}", f"study/sampler={sampler}"]
+        return size_sentence(space, compose(parse_request(words)).study)
+
     assert choices(finite) == len(points) == 6
-    assert size_sentence(finite, 3) == "6 points, and the config as it stands; 3 trials see at most 43 %."
-    assert "see all of them" in size_sentence(finite, 7)
-    assert "optimizer.learning_rate can be any number" in size_sentence(endless, 4)
-    assert "Its choices make 6 combinations; 4 trials see at most 4." in size_sentence(endless, 4)
-    assert "6 trials may see all of them." in size_sentence(endless, 6)
+    assert told(finite, 3) == "6 points, and the config as it stands; 3 trials see at most 43 %."
+    assert "7 trials may see all of them." in told(finite, 7)
+    assert "7 trials see all of them." in told(finite, 7, "grid")
+    assert "optimizer.learning_rate can be any number" in told(endless, 4)
+    assert "Its choices make 6 combinations; 4 trials see at most 4." in told(endless, 4)
+    assert "6 trials may see all of them." in told(endless, 6)
 
 
 # -------------------------------------------------------------------------------------------------- the estimate
