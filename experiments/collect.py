@@ -3,7 +3,7 @@
 python experiments/collect.py STUDY experiments/NAME/results [--tracking-uri sqlite:///mlflow.db]
 
 Writes trials.csv (a row per trial, a column per setting that the trials don't share) and best.yaml (the best
-trial's whole config; its head names the commit, the machine and the versions that all of it comes from).
+trial's config, but for where its data lie; its head names the commit, the machine and the versions that it comes from).
 """
 
 from __future__ import annotations
@@ -18,17 +18,25 @@ import yaml
 
 SCORES = ["val_accuracy", "val_loss", "test_accuracy", "test_loss", "chosen_epoch", "epochs", "seconds", "parameters"]
 SETTINGS = ("model.", "optimizer.", "augmentation.", "trainer.", "seed")
+PLACES = ("root", "mirrors", "files", "timeout")  # of `data`: where and how it was found, not which it is
 
 
 def read_trials(study: str) -> pd.DataFrame:
-    """A study's runs from every experiment of the store, in the order of their trials."""
+    """A study's runs from every experiment of the store, one a trial, in their order."""
     runs = mlflow.search_runs(
         search_all_experiments=True, filter_string=f"tags.study = '{study}' and tags.kind = 'trial'", max_results=50_000
     )
     if runs.empty:
         raise SystemExit(f"no trial of a study {study!r} in {mlflow.get_tracking_uri()}; see --tracking-uri")
-    runs["trial"] = runs["tags.trial"].astype(int)
-    return runs.sort_values("trial").reset_index(drop=True)
+    return one_each(runs)
+
+
+def one_each(runs: pd.DataFrame) -> pd.DataFrame:
+    """Each trial's run of the newest study of the name; an interrupted one only where the trial wasn't run again."""
+    newest = runs.loc[runs["start_time"].idxmax(), "tags.study_id"]
+    runs = runs[runs["tags.study_id"] == newest].assign(trial=lambda found: found["tags.trial"].astype(int))
+    runs = runs.assign(ended=runs["tags.state"] != "INTERRUPTED").sort_values(["trial", "ended", "start_time"])
+    return runs.drop_duplicates("trial", keep="last").drop(columns="ended").reset_index(drop=True)
 
 
 def table(runs: pd.DataFrame) -> pd.DataFrame:
@@ -50,9 +58,11 @@ def head(best: pd.Series) -> str:
     provenance = json.loads(best["tags.mnistexp.provenance"])
     git, versions = provenance["git"], provenance["versions"]
     changed = " with changes" if git.get("dirty") else ""
+    test = best.get("metrics.test_accuracy")  # none of a confirmation's runs, whose test split is sealed
+    tested = f", test accuracy {test:.4f}" if pd.notna(test) else ""
     lines = [
-        f"trial {best['trial']} of study {best['tags.study']}: validation accuracy {best['metrics.val_accuracy']:.4f}, "
-        f"test accuracy {best['metrics.test_accuracy']:.4f}",
+        f"trial {best['trial']} of study {best['tags.study']}: validation accuracy {best['metrics.val_accuracy']:.4f}"
+        f"{tested}",
         f"{best['start_time']:%Y-%m-%d}, commit {git.get('commit', 'unknown')[:12]}{changed}",
         f"{provenance['machine']['cpu']}, {provenance['device']}",
         ", ".join(f"{name} {number}" for name, number in versions.items() if number != "missing"),
@@ -84,15 +94,14 @@ def main() -> None:
         raise SystemExit(f"no trial of {options.study!r} is complete")
     best = complete.loc[complete["metrics.val_accuracy"].idxmax()]  # of equals the first, as `mnistexp best` has it
     config = json.loads(best["tags.mnistexp.config"])
-    config["data"] = {
-        key: value for key, value in config["data"].items() if key in ("name", "validation_size", "split")
-    }
+    config["data"] = {key: value for key, value in config["data"].items() if key not in PLACES}
 
     options.results.mkdir(parents=True, exist_ok=True)
     trials.to_csv(options.results / "trials.csv", index=False)
     (options.results / "best.yaml").write_text(head(best) + yaml.safe_dump(config, sort_keys=False))
     for score in ("val_accuracy", "test_accuracy"):
-        print(spread(trials, score))
+        if score in trials:
+            print(spread(trials, score))
 
 
 if __name__ == "__main__":

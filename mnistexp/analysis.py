@@ -188,7 +188,7 @@ def costs(history: History) -> Costs:
     states = Counter(trial.state for trial in history.trials)
     ran = ended(history.trials)
     epochs = [len(_record(trial).epochs) for trial in ran]
-    planned = [_record(trial).config.trainer.epochs for trial in ran]
+    planned = [_planned(_record(trial)) for trial in ran]
     return Costs(
         trials=len(history.trials),
         complete=states["COMPLETE"],
@@ -199,6 +199,14 @@ def costs(history: History) -> Costs:
         training_seconds=sum(_record(trial).ended - _record(trial).started for trial in ran),
         busy_seconds=max(busy_seconds(ran), default=0.0),
     )
+
+
+def _planned(record: RunRecord) -> int:
+    """The epochs of a training that nothing stops: fewer than trainer.epochs where max_steps ends it."""
+    trainer, first = record.config.trainer, next(iter(record.epochs), None)
+    if trainer.max_steps is None or first is None:
+        return trainer.epochs
+    return min(trainer.epochs, math.ceil(trainer.max_steps / first.steps))
 
 
 def failures(history: History) -> dict[str, tuple[int, ...]]:

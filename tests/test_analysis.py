@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -139,6 +140,18 @@ def test_pruning_spares_the_epochs_that_were_not_run() -> None:
     assert (spent.trials, spent.complete, spent.pruned, spent.failed) == (4, 1, 1, 2)
     assert (spent.epochs, spent.spared) == (5, 2)
     assert analysis.failures(study(*trials)) == {"NaN": (2, 3)}
+
+
+def test_what_max_steps_ends_anyway_is_not_spared() -> None:
+    """Ten steps an epoch and 25 in all are three epochs, whatever trainer.epochs says: the third is a short one."""
+    pruned = trial(1, state="PRUNED")
+    assert pruned.record is not None
+    trainer = pruned.record.config.trainer.model_copy(update={"epochs": 100, "max_steps": 25})
+    config = pruned.record.config.model_copy(update={"trainer": trainer})
+
+    spent = analysis.costs(study(replace(pruned, record=replace(pruned.record, config=config))))
+
+    assert (spent.epochs, spent.spared) == (1, 2)
 
 
 # -------------------------------------------------------------------------------------------- is the best real?

@@ -141,7 +141,10 @@ def test_a_pair_on_two_machines_is_none(tmp_path: Path) -> None:
     scores = {(arm, seed): 0.9 + seed / 100 + lead for arm, lead in leads.items() for seed in range(3)}
     folder = write(tmp_path / "r", {sweep: course(*[score] * 5) for sweep, score in scores.items()})
     listed = pd.read_csv(folder / "sweeps.csv")
-    listed.loc[(listed["arm"] == "gp.none") & (listed["seed"] == 1), "cpu"] = "a slower CPU"
+    listed.loc[(listed["arm"] == "gp.none") & (listed["seed"] == 1), ["cpu", "versions"]] = (
+        "a slower CPU",
+        "python 3, b 2",
+    )
     listed.to_csv(folder / "sweeps.csv", index=False)
 
     sweeps = answer.load(folder)
@@ -152,6 +155,7 @@ def test_a_pair_on_two_machines_is_none(tmp_path: Path) -> None:
     assert len(sweeps.overall("gp.none")) == 3
     told = "Differences leave out what ran on another machine than its pair: seed 1 of GP, no pruning."
     assert told in answer.document(folder, sweeps)
+    assert answer.document(folder, sweeps).endswith("python 3, b 2\n")
 
 
 def test_a_lead_without_noise_is_tested_against_that_of_rounding() -> None:

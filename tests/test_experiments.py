@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -11,9 +13,36 @@ from mnistexp import config, search_space
 from mnistexp.config import Request
 
 ROOT = Path(config.ROOT)
+sys.path.insert(0, str(ROOT / "experiments"))
+
+import collect  # noqa: E402 - a script's folder is on its path
+
 OPTIONS = config.config_groups()["experiments"]
 FOLDERS = sorted(path.parent for path in (ROOT / "experiments").glob("*/README.md"))
 HEADINGS = ["Question", "Setup", "Result", "Conclusion", "Limits"]
+
+
+def test_what_is_collected_has_a_row_a_trial() -> None:
+    """An interrupted run counts only where its trial wasn't run again; an older study of the same name doesn't."""
+    runs = pd.DataFrame(
+        [
+            ("older", "0", "COMPLETE", 1, 0.1),
+            ("newer", "1", "INTERRUPTED", 2, 0.2),
+            ("newer", "0", "COMPLETE", 3, 0.3),
+            ("newer", "2", "INTERRUPTED", 4, 0.4),
+            ("newer", "1", "COMPLETE", 5, 0.5),
+            ("newer", "1", "INTERRUPTED", 4, 0.6),
+        ],
+        columns=["tags.study_id", "tags.trial", "tags.state", "start_time", "metrics.val_accuracy"],
+    )
+
+    found = collect.table(collect.one_each(runs))
+
+    assert found.to_dict("list") == {
+        "trial": [0, 1, 2],
+        "state": ["COMPLETE", "COMPLETE", "INTERRUPTED"],
+        "val_accuracy": [0.3, 0.5, 0.4],
+    }
 
 
 def resolved(option: str) -> str:

@@ -249,8 +249,8 @@ def provenance(results: Path, sweeps: Sweeps) -> list[str]:
         load = f"{block['other_cores'].max():.2f}"
         rows.append([str(seed), dates, *cells, f"{block['first_started'].mean():.1f}", load])
     head = ["seed", "date", *columns, "s to the first trial, mean", "cores busy with something else, at most"]
-    versions = sorted(set(table["versions"]), key=len)[-1]
-    return [*_table(head, rows), versions, ""]
+    versions = dict.fromkeys(each for text in table["versions"] for each in text.split(", "))  # of all sweeps
+    return [*_table(head, rows), ", ".join(versions), ""]
 
 
 def document(results: Path, sweeps: Sweeps) -> str:
