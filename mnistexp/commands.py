@@ -180,7 +180,7 @@ def rerun(request: Request, asked: Own) -> int:
     before = run.find_logged(tracker, name, run_id)
     own.require_for(before.config)
     device = config.trainer.device if "trainer.device" in request.fixed else None
-    recorded = run.rerun_config(before, config.data.root, device)
+    recorded = run.here(before.config, config.data.root, device)
     prepared = run.prepare_recorded(config, recorded)
     console.note(f"run {before.run_id}: {before.name}")
     executor = run.start_workers(

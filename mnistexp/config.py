@@ -455,9 +455,10 @@ def identity(config: RunConfig) -> dict[str, Any]:
     return plain
 
 
-def signature(config: RunConfig) -> str:
-    """SHA-256 over the resolved config, less what can't change the result. Never a delta to defaults."""
-    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()
+def signature(config: RunConfig, *, seed: bool = True) -> str:
+    """SHA-256 over the resolved config, less what can't change the result, or its seed. Never a delta to defaults."""
+    plain = identity(config) | ({} if seed else {"seed": None})
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def rebuild(config: RunConfig, overrides: Sequence[str], config_dir: Path | None = None) -> tuple[str, ...]:

@@ -431,17 +431,12 @@ def recorded_environment(run: LoggedRun) -> dict[str, str]:
     return found
 
 
-def rerun_config(run: LoggedRun, root: str | None, device: Literal["auto", "cpu", "gpu"] | None) -> RunConfig:
+def here(config: RunConfig, root: str | None, device: Literal["auto", "cpu", "gpu"] | None) -> RunConfig:
     """A recorded config, reading its data from where they are today.
 
     Args:
         root: the user's data.root, if given. Else the recorded one if it still exists; else the usual places.
         device: the user's trainer.device, if given: the recorded one may be missing here.
     """
-    return here(run.config, root, device)
-
-
-def here(config: RunConfig, root: str | None, device: Literal["auto", "cpu", "gpu"] | None) -> RunConfig:
-    """A config from a record, as it can be trained here; see `rerun_config`."""
     trainer = config.trainer.model_copy(update={"device": device} if device else {})
     return config.model_copy(update={"data": data.rooted(config.data, root), "trainer": trainer})

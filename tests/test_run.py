@@ -363,11 +363,11 @@ def test_data_are_looked_for_where_they_are_today(tmp_path: Path) -> None:
     here, gone = runs.mnist_data(tmp_path), runs.mnist_data(tmp_path / "gone")
     kept, lost = logged(record(config=runs.run_config(data=here)), record(config=runs.run_config(data=gone)))
 
-    assert run.rerun_config(kept, None, None).data.root == str(tmp_path)
-    assert run.rerun_config(lost, None, None).data.root is None
-    assert run.rerun_config(kept, "/mine", None).data.root == "/mine"
-    assert run.rerun_config(lost, None, None).model == lost.config.model
-    assert run.rerun_config(kept, None, "cpu").trainer.device == "cpu"
+    assert run.here(kept.config, None, None).data.root == str(tmp_path)
+    assert run.here(lost.config, None, None).data.root is None
+    assert run.here(kept.config, "/mine", None).data.root == "/mine"
+    assert run.here(lost.config, None, None).model == lost.config.model
+    assert run.here(kept.config, None, "cpu").trainer.device == "cpu"
 
 
 def test_a_recorded_training_runs_under_todays_settings() -> None:

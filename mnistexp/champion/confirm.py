@@ -330,6 +330,7 @@ def _export(dataset: Dataset, logged: LoggedRun, weights: Path, folder: Path, mo
     """Have a child process make MLflow's model of the tested network. Raises: StoreError, WorkerError."""
     features = dataset.validation.images.shape[1]
     shape = list(dataset.image_shape)
+    scaled = "in [0, 1]" if dataset.scale != 1 else "on the scale of the training images"
     order = {
         "config": logged.config.model_dump(mode="json"),
         "code": own.plain(),
@@ -340,7 +341,7 @@ def _export(dataset: Dataset, logged: LoggedRun, weights: Path, folder: Path, mo
         "example": (dataset.validation.images[:2] * dataset.scale).tolist(),
         "metadata": {
             "data": dataset.name,
-            "input": f"float32 [N, {features}]: images {shape}, flattened row by row, in [0, 1]",
+            "input": f"float32 [N, {features}]: images {shape}, flattened row by row, {scaled}",
             "output": f"float32 [N, {dataset.classes}]: the probability of each class",
         },
         "folder": str(folder),

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from mnistexp.champion.confirmation import Confirmation, Confirmed, TestLook
+from mnistexp.phrases import listed
 from mnistexp.records import RunRecord
 from mnistexp.study import Progress
 
@@ -69,9 +70,9 @@ def _about_order(confirmation: Confirmation) -> Iterable[str]:
     behind = [f"#{rival.number}" for rival in others if rival.distinguishable]
     parts = []
     if alike:
-        parts.append(f"{_listed(alike)} can't be told apart from it")
+        parts.append(f"{listed(alike)} can't be told apart from it")
     if behind:
-        parts.append(f"{_listed(behind)} {'is' if len(behind) == 1 else 'are'} behind by more than the noise")
+        parts.append(f"{listed(behind)} {'is' if len(behind) == 1 else 'are'} behind by more than the noise")
     yield (
         f"#{best.number} is best by its mean; {', and '.join(parts)} (seeds and images both counted, corrected for "
         f"having picked it)."
@@ -91,7 +92,7 @@ def _about_failures(confirmation: Confirmation) -> Iterable[str]:
     if confirmation.left_out:
         numbers = [f"#{number}" for number in confirmation.left_out]
         it = "it" if len(numbers) == 1 else "each"
-        yield f"{_listed(numbers)} {'is' if len(numbers) == 1 else 'are'} left out: a run of {it} failed."
+        yield f"{listed(numbers)} {'is' if len(numbers) == 1 else 'are'} left out: a run of {it} failed."
 
 
 def line(record: RunRecord, progress: Progress) -> str:
@@ -156,7 +157,3 @@ def page(confirmation: Confirmation) -> str:
         *sentences(confirmation),
     ]
     return "\n\n".join(filter(None, found))
-
-
-def _listed(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

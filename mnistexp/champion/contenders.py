@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mnistexp import run
-from mnistexp.config import identity, signature
+from mnistexp.config import signature
 from mnistexp.distributions import Scalar, Suggester
 from mnistexp.history import History, Trial
 from mnistexp.run import Session
@@ -41,8 +41,7 @@ def of_study(history: History, top: int) -> tuple[Contender, ...]:
     """A study's best configs, best first, `top` at most; one that differs by its seed alone counts once."""
     found: dict[str, Contender] = {}
     for each in map(contender, history.ranked):
-        key = json.dumps(identity(each.config) | {"seed": None}, sort_keys=True)
-        found.setdefault(key, each)
+        found.setdefault(signature(each.config, seed=False), each)
     return tuple(found.values())[:top]
 
 

@@ -156,9 +156,9 @@ class Registry:
 
     def _make_registered_model(self, name: str) -> None:
         about = (
-            f"Networks for {name} that `mnistexp confirm` chose. Input: float32 [N, features], images flattened, in "
-            f"[0, 1]; output: probabilities [N, classes]. The alias `{ALIAS}` moves only where a newcomer is better by "
-            f"more than the noise."
+            f"Networks for {name} that `mnistexp confirm` chose. Input: float32 [N, features], images flattened and in "
+            f"[0, 1], or as they were if they were floats; output: probabilities [N, classes]. The alias `{ALIAS}` "
+            f"moves only where a newcomer is better by more than the noise."
         )
         try:
             self._client.create_registered_model(name, description=about)
@@ -303,7 +303,10 @@ def judge(
     old = f"version {present.number}"
     stays = f"{old.capitalize()} of {version.name} stays the champion"
     if present.tags.get("data_fingerprint") != candidate.run.data_fingerprint:
-        return False, f"{stays}: it was confirmed on other data, or another split of them, than {new}."
+        return False, (
+            f"{stays}: it was confirmed on other data, or another split of them, than {new}, so nothing says which is "
+            f"better; if {new} is to follow, give it the alias {ALIAS} in `python -m mnistexp ui`."
+        )
     theirs = hits_of(present)
     if theirs is None or len(theirs) < 2 or theirs.shape[1:] != candidate.hits.shape[1:]:
         return False, f"{stays}: which images its runs got right isn't in MLflow, so {new} can't be compared with it."

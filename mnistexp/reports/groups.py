@@ -7,7 +7,6 @@ accuracies of the same trainings are only carried along.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ import numpy as np
 
 from mnistexp import analysis, significance
 from mnistexp.analysis import ALPHA
-from mnistexp.config import identity
+from mnistexp.config import signature
 from mnistexp.errors import ConfigError
 from mnistexp.history import History, Trial
 from mnistexp.schema import suggestion
@@ -221,8 +220,7 @@ def _configs(trials: Iterable[Trial], others: Sequence[str]) -> list[Repeated]:
     for trial in sorted(trials, key=lambda each: each.number):
         assert trial.record is not None
         config = trial.record.config
-        same = json.dumps(identity(config) | {SEED: None}, sort_keys=True)
-        found.setdefault(same, {}).setdefault(config.seed, trial)
+        found.setdefault(signature(config, seed=False), {}).setdefault(config.seed, trial)
     return [
         Repeated(dict(sorted(seeds.items())), analysis.settings(next(iter(seeds.values())), others))
         for seeds in found.values()
