@@ -202,11 +202,9 @@ def costs(history: History) -> Costs:
 
 
 def _planned(record: RunRecord) -> int:
-    """The epochs of a training that nothing stops: fewer than trainer.epochs where max_steps ends it."""
-    trainer, first = record.config.trainer, next(iter(record.epochs), None)
-    if trainer.max_steps is None or first is None:
-        return trainer.epochs
-    return min(trainer.epochs, math.ceil(trainer.max_steps / first.steps))
+    """The epochs that a training would have had."""
+    trainer = record.config.trainer
+    return trainer.most_epochs(record.epochs[0].steps) if record.epochs else trainer.epochs
 
 
 def failures(history: History) -> dict[str, tuple[int, ...]]:

@@ -157,7 +157,7 @@ def shape(config: RunConfig, prepared: Prepared) -> Shape:
     """What a training's time depends on."""
     trainer, dataset = config.trainer, prepared.dataset
     steps = len(dataset.train.labels) // trainer.batch_size
-    epochs = trainer.epochs if trainer.max_steps is None else min(trainer.epochs, math.ceil(trainer.max_steps / steps))
+    epochs = trainer.most_epochs(steps)
     fewest = epochs if trainer.patience is None else min(epochs, trainer.patience + 1)
     knobs = {
         name: value > 0 if isinstance(value, float) else value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -301,6 +302,10 @@ class TrainerConfig(Settings):
     timeout: Positive | None = Field(
         description="seconds without a finished epoch after which a training counts as hung; null: never"
     )
+
+    def most_epochs(self, epoch_steps: int) -> int:
+        """Epochs of a training that nothing stops: fewer than `epochs` where `max_steps` ends it."""
+        return self.epochs if self.max_steps is None else min(self.epochs, math.ceil(self.max_steps / epoch_steps))
 
 
 # ------------------------------------------------------- study, search, executor, tracking: no effect on a run

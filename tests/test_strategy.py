@@ -86,7 +86,7 @@ def test_a_seed_repeats_a_sampler_and_another_does_not(name: str) -> None:
 
 
 def test_sobols_points_go_on_in_another_session() -> None:
-    """Eight points of two sessions fall into eight different eighths of each axis: what one chooses Sobol for."""
+    """Eight points of three sessions fall into eight different eighths of each axis: what one chooses Sobol for."""
     config, _ = parts(*INFINITE, "study/sampler=qmc")
     study = optuna.create_study()
 
