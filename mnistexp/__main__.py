@@ -4,7 +4,7 @@
 import sys
 from collections.abc import Sequence
 
-from mnistexp.stopping import RaiseInterrupt, hush_lost_interrupts, leave_at_once, stop_alike
+from mnistexp.study.signals import RaiseInterrupt, hush_lost_interrupts, leave_at_once, stop_alike
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mnistexp import __version__, own
-from mnistexp.config import Request, config_groups, flatten, parse_request, template
+from mnistexp import __version__
+from mnistexp.commands.args import Own, split_own
+from mnistexp.config import user_code
+from mnistexp.config.compose import Request, config_groups, flatten, parse_request, template
 from mnistexp.errors import INTERRUPTED, ConfigError, MnistexpError
-from mnistexp.words import Own, split_own
 
 REFUSED = (
     errno.EACCES,
@@ -135,10 +136,10 @@ def _run(arguments: argparse.Namespace) -> int:
     flags = {name: getattr(arguments, name.strip("-").replace("-", "_")) for name, *_ in command.flags}
     words, overrides = split_own(arguments.overrides, command.keys, bool(command.names))
     path = getattr(arguments, "code", None)
-    own.use(own.read(path) if path else None)
+    user_code.use(user_code.read(path) if path else None)
     request = parse_request(overrides, arguments.config_dir)
     if arguments.cfg:
-        from mnistexp.commands import show_config
+        from mnistexp.commands.core import show_config
 
         return show_config(request)
     return _function(arguments.command)(request, replace(words, flags=flags))
@@ -148,30 +149,30 @@ def _function(name: str) -> Callable[[Request, Own], int]:
     """A command's function; each comes with imports of its own."""
     match name:
         case "report":
-            from mnistexp.reports.report import report
+            from mnistexp.commands.report import report
 
             return report
         case "confirm":
-            from mnistexp.champion.confirm import confirm
+            from mnistexp.commands.confirm import confirm
 
             return confirm
         case "predict":
-            from mnistexp.champion.predict import predict
+            from mnistexp.commands.predict import predict
 
             return predict
         case "ui":
-            from mnistexp.dashboards.ui import ui
+            from mnistexp.commands.ui import ui
 
             return ui
         case "doctor":
-            from mnistexp.doctor import doctor
+            from mnistexp.commands.doctor import doctor
 
             return doctor
         case _:
-            from mnistexp import commands
+            from mnistexp.commands import core
 
-            functions = {"train": commands.train, "sweep": commands.sweep, "best": commands.best}
-            return {**functions, "rerun": commands.rerun}[name]
+            functions = {"train": core.train, "sweep": core.sweep, "best": core.best}
+            return {**functions, "rerun": core.rerun}[name]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -181,9 +182,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Start with:  python -m mnistexp sweep",
     )
     parser.add_argument("--version", action="version", version=f"mnistexp {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    core = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, about in COMMANDS.items():
-        command = commands.add_parser(
+        command = core.add_parser(
             name,
             help=about.summary,
             description=f"{about.summary[0].upper()}{about.summary[1:]}.",

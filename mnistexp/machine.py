@@ -71,7 +71,7 @@ def worker_versions() -> dict[str, str]:
     mnistexp's own has a hash of its source files, since a checkout's version says little.
     """
     source = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         source.update(path.read_bytes().replace(b"\r\n", b"\n"))
     libraries = {name: version(name) for name in ("numpy", "tensorflow", "keras")}
     own = f"{__version__} (source {source.hexdigest()[:8]})"

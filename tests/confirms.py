@@ -8,17 +8,17 @@ import numpy as np
 from fakes import FakeExecutor, RecordingTracker, Script, Step
 from sweeps import open_sweep
 
-from mnistexp import config as configs
-from mnistexp import history
-from mnistexp.champion import confirm, confirmation
-from mnistexp.champion.confirm import Question
-from mnistexp.champion.confirmation import Confirmation
-from mnistexp.executor import Event, Executor, Finished
-from mnistexp.results import FitResult
-from mnistexp.run import Prepared, Session
-from mnistexp.schema import RunConfig
-from mnistexp.storage import Database
-from mnistexp.words import Own
+from mnistexp.analysis import confirmation, history
+from mnistexp.analysis.confirmation import Confirmation
+from mnistexp.commands import confirm
+from mnistexp.commands.args import Own
+from mnistexp.commands.confirm import Question
+from mnistexp.config import compose as configs
+from mnistexp.config.schema import RunConfig
+from mnistexp.study.database import Database
+from mnistexp.tracking.run_context import Prepared, Session
+from mnistexp.training.results import FitResult
+from mnistexp.workers.pool import Event, Executor, Finished
 
 IMAGES = 400
 RATES = ("optimizer.learning_rate=interval(0.01, 0.4)",)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from services import skip_or_fail
 
-from mnistexp.storage import Database, open_for_sweep
+from mnistexp.study.database import Database, open_for_sweep
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mnistexp.config.schema import RunConfig
 from mnistexp.errors import StoreError
-from mnistexp.executor import EpochEnded, Event, Failed, Finished, Lost
-from mnistexp.records import LoggedRun, RunRecord
-from mnistexp.results import EpochScores, FitResult, RunResult, Stopped
-from mnistexp.schema import RunConfig
-from mnistexp.tracking import Ending
+from mnistexp.tracking.records import LoggedRun, RunRecord
+from mnistexp.tracking.runs import Ending
+from mnistexp.training.results import EpochScores, FitResult, RunResult, Stopped
+from mnistexp.workers.pool import EpochEnded, Event, Failed, Finished, Lost
 
 Step = float | str | signal.Signals | BaseException | None
 """One step of a script: an epoch's validation accuracy, why the job fails there, a signal to this process, what ends

@@ -13,12 +13,12 @@ import numpy.typing as npt
 from fakes import FakeExecutor, epoch_scores
 from sweeps import SMALL
 
-from mnistexp.config import compose, parse_request, run_config
-from mnistexp.executor import Event, Finished
-from mnistexp.history import History, Trial
-from mnistexp.records import RunRecord, State
-from mnistexp.results import FitResult, RunResult
-from mnistexp.schema import RunConfig
+from mnistexp.analysis.history import History, Trial
+from mnistexp.config.compose import compose, parse_request, run_config
+from mnistexp.config.schema import RunConfig
+from mnistexp.tracking.records import RunRecord, State
+from mnistexp.training.results import FitResult, RunResult
+from mnistexp.workers.pool import Event, Finished
 
 VALIDATION = 300  # images of data=digits
 

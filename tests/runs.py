@@ -11,10 +11,10 @@ from typing import Any
 
 import psutil
 
-from mnistexp.executor import EpochEnded, Event, Executor
-from mnistexp.local_executor import LocalExecutor
-from mnistexp.results import RunResult
-from mnistexp.schema import RunConfig
+from mnistexp.config.schema import RunConfig
+from mnistexp.training.results import RunResult
+from mnistexp.workers.local import LocalExecutor
+from mnistexp.workers.pool import EpochEnded, Event, Executor
 
 MODEL = {
     "name": "mlp",

@@ -9,13 +9,14 @@ from fakes import FakeExecutor, RecordingTracker, Script
 from optuna.storages._rdb.storage import _VersionManager
 from optuna.trial import FrozenTrial
 
-from mnistexp import run, search_space
-from mnistexp.config import parse_request
-from mnistexp.run import Session
-from mnistexp.schema import RunConfig
-from mnistexp.search_space import SearchSpace
-from mnistexp.storage import Database
-from mnistexp.sweep import Listener, Sweep
+from mnistexp.config.compose import parse_request
+from mnistexp.config.schema import RunConfig
+from mnistexp.search import space as search_space
+from mnistexp.search.space import SearchSpace
+from mnistexp.study.database import Database
+from mnistexp.study.sweep import Listener, Sweep
+from mnistexp.tracking import run_context
+from mnistexp.tracking.run_context import Session
 
 # Each opening of a database has Alembic run all of Optuna's migration scripts to learn which is the newest: 60 ms,
 # a fifth of what the property tests take. It is the same one all the time.
@@ -39,7 +40,7 @@ PLAIN = ("study/sampler=random", "study/pruner=none")
 def parts(*overrides: str) -> tuple[Session, SearchSpace]:
     """What a sweep with these overrides searches; nothing of it has a state, so tests share it."""
     searched = [word for word in overrides if not word.startswith(("study", "executor", "tracking"))]
-    return Session(run.prepare(parse_request([*SMALL, *PLAIN, *overrides])), {}, {}), space(*searched)
+    return Session(run_context.prepare(parse_request([*SMALL, *PLAIN, *overrides])), {}, {}), space(*searched)
 
 
 @functools.cache

@@ -18,10 +18,10 @@ import yaml
 
 import mnistexp
 from mnistexp import cli
-from mnistexp.config import compose, config_groups, parse_request
+from mnistexp.commands.args import split_own
+from mnistexp.config.compose import compose, config_groups, parse_request
+from mnistexp.config.schema import Config
 from mnistexp.errors import ConfigError, TrainingError
-from mnistexp.schema import Config
-from mnistexp.words import split_own
 
 HEAVY = ("tensorflow", "keras", "mlflow", "optuna", "sqlalchemy", "sklearn", "pandas", "matplotlib", "torch")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(mnistexp.__file__).parent.parent)}

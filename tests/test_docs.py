@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mnistexp import cli, config, search_space
-from mnistexp.words import split_own
+from mnistexp import cli
+from mnistexp.commands.args import split_own
+from mnistexp.config import compose
+from mnistexp.search import space
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "GUIDE.md", "CONTRIBUTING.md", "CLUSTER.md")
@@ -43,10 +45,10 @@ def test_a_documented_command_is_one(path: Path, command: str, monkeypatch: pyte
     own = [word for word in words if word.startswith("-") or re.split("[./=]", word)[-1] in OWN_FILES]
     _, typed = split_own([word for word in words if word not in own], about.keys, bool(about.names))
 
-    request = config.parse_request(typed)
-    config.compose(request)
+    request = compose.parse_request(typed)
+    compose.compose(request)
     if name == "sweep" and not own:
-        search_space.build(request)
+        space.build(request)
 
 
 def test_every_command_stands_in_the_readme() -> None:
@@ -63,7 +65,7 @@ def test_every_option_of_the_readme_exists_and_every_existing_one_is_there() -> 
         assert row is not None, group
         named = set(re.findall(r"[a-z_]+", row[1]))
 
-        assert named == set(config.config_groups()[group]), group
+        assert named == set(compose.config_groups()[group]), group
 
 
 def test_links_between_documents_lead_somewhere() -> None:

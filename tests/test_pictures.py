@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits
 
-from mnistexp.champion import pictures
+from mnistexp import pictures
 from mnistexp.errors import DataError
 
 Floats = npt.NDArray[np.float32]

@@ -27,16 +27,17 @@ import pytest
 import yaml
 
 import mnistexp
-from mnistexp import npz, tracking
-from mnistexp.config import compose, parse_request
-from mnistexp.download import fetch
+from mnistexp.config.compose import compose, parse_request
+from mnistexp.config.option_files import MAX_ENTRIES
+from mnistexp.config.schema import IdxFile
+from mnistexp.data import arrays
+from mnistexp.data.download import fetch
 from mnistexp.errors import ConfigError, DataError, StoreError, without_passwords
-from mnistexp.options import MAX_ENTRIES
-from mnistexp.schema import IdxFile
-from mnistexp.search_space import build
-from mnistexp.storage import open_for_sweep
-from mnistexp.strategy import MAX_GRID, ReplayedCmaEs, build_sampler, check_study
-from mnistexp.tracking import MlflowTracker
+from mnistexp.search.samplers import MAX_GRID, ReplayedCmaEs, build_sampler, check_study
+from mnistexp.search.space import build
+from mnistexp.study.database import open_for_sweep
+from mnistexp.tracking import runs
+from mnistexp.tracking.runs import MlflowTracker
 
 PACKAGE = Path(mnistexp.__file__).parent
 REPOSITORY = PACKAGE.parent
@@ -205,7 +206,7 @@ def test_a_data_set_is_not_unpickled(tmp_path: Path) -> None:
     np.savez(path, x_train=images, x_test=images, y_test=[0, 1], y_train=np.array([Evil(proof), 1], object))
 
     with pytest.raises(DataError, match="allow_pickle=False"):
-        npz.read(path)
+        arrays.read(path)
 
     assert not proof.exists()
 
@@ -396,8 +397,8 @@ def test_a_large_honest_data_set_is_taken(tmp_path: Path) -> None:
     labels = np.arange(270_000) % 10
     np.savez(tmp_path / "mine.npz", x_train=images, y_train=labels, x_test=images[:9], y_test=labels[:9])
 
-    assert images.nbytes > npz.SAFE_BYTES
-    assert len(npz.read(tmp_path / "mine.npz")["x_train"]) == 270_000
+    assert images.nbytes > arrays.SAFE_BYTES
+    assert len(arrays.read(tmp_path / "mine.npz")["x_train"]) == 270_000
 
 
 def test_a_grid_is_not_laid_out_without_end() -> None:
@@ -619,7 +620,7 @@ def test_no_run_records_a_password(url: str) -> None:
     request = parse_request(words)
     config = compose(request)
 
-    recorded = [*request.run_overrides, json.dumps(tracking.params(_run_config(config)))]
+    recorded = [*request.run_overrides, json.dumps(runs.params(_run_config(config)))]
     recorded += [_run_config(config).model_dump_json()]
 
     assert config.study.storage == config.tracking.uri == url
@@ -628,7 +629,7 @@ def test_no_run_records_a_password(url: str) -> None:
 
 
 def _run_config(config: Any) -> Any:
-    from mnistexp.config import run_config
+    from mnistexp.config.compose import run_config
 
     return run_config(config)
 
@@ -673,7 +674,7 @@ def test_hiding_passwords_takes_no_time_to_speak_of() -> None:
 def test_telemetry_is_off() -> None:
     """As MLflow itself sees it once our tracking is imported, in a process that is told nothing else."""
     code = (
-        "import mnistexp.tracking; from mlflow.telemetry import utils; utils._IS_IN_CI_ENV_OR_TESTING = False; "
+        "import mnistexp.tracking.runs; from mlflow.telemetry import utils; utils._IS_IN_CI_ENV_OR_TESTING = False; "
         "utils._IS_MLFLOW_DEV_VERSION = False; print(utils.is_telemetry_disabled())"
     )
     told = {"MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"}

@@ -9,10 +9,10 @@ from typing import Any
 from fakes import epoch_scores, run_result
 from runs import run_config
 
-from mnistexp.history import Trial
-from mnistexp.records import RunRecord, State
-from mnistexp.results import RunResult
-from mnistexp.schema import RunConfig
+from mnistexp.analysis.history import Trial
+from mnistexp.config.schema import RunConfig
+from mnistexp.tracking.records import RunRecord, State
+from mnistexp.training.results import RunResult
 
 CONFIG = run_config()
 

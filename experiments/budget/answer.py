@@ -24,8 +24,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
-from mnistexp.reports.canvas import accuracy_axis, legend, sheet, styled, to_png, zoom
-from mnistexp.significance import Interval, holm, mean_interval, paired_t, rounding
+from mnistexp.analysis.statistics import Interval, holm, mean_interval, paired_t, rounding
+from mnistexp.report.canvas import accuracy_axis, legend, sheet, styled, to_png, zoom
 
 Floats = NDArray[np.float64]
 KEY = ["arm", "seed"]

@@ -164,7 +164,7 @@ class Soak:
         os.killpg(os.getpgid(self._driver().pid), signal.SIGKILL)
 
     def _kill_worker(self) -> None:
-        workers = [child for child in self._driver().children() if "mnistexp.worker" in " ".join(child.cmdline())]
+        workers = [child for child in self._driver().children() if "mnistexp.training.worker" in child.cmdline()]
         if not workers:
             raise psutil.NoSuchProcess(0)
         self._random.choice(workers).kill()
@@ -197,7 +197,7 @@ def verdict(soak: Soak, trials: int) -> dict[str, Any]:
     import optuna
     from mlflow import MlflowClient
 
-    from mnistexp.storage import open_to_read
+    from mnistexp.study.database import open_to_read
 
     study = optuna.load_study(study_name="soak", storage=open_to_read(soak.study))
     known = {trial.number: trial for trial in study.get_trials(deepcopy=False)}

@@ -29,7 +29,7 @@ import joblib
 from matplotlib.figure import Figure
 
 from mnistexp.machine import cpu_model, source_state
-from mnistexp.reports.canvas import BLUE, GREY, sheet, styled, to_png
+from mnistexp.report.canvas import BLUE, GREY, sheet, styled, to_png
 
 HERE = Path(__file__).parent
 CONFIGS = json.loads((HERE / "configs.json").read_text())

@@ -13,10 +13,10 @@ import json
 import statistics
 from pathlib import Path
 
-from mnistexp.config import compose, parse_request
-from mnistexp.executor import EpochEnded, Failed, Finished, Lost
-from mnistexp.local_executor import LocalExecutor
-from mnistexp.schema import RunConfig
+from mnistexp.config.compose import compose, parse_request
+from mnistexp.config.schema import RunConfig
+from mnistexp.workers.local import LocalExecutor
+from mnistexp.workers.pool import EpochEnded, Failed, Finished, Lost
 
 
 def run_config(folder: Path, threads: int, epochs: int) -> RunConfig:

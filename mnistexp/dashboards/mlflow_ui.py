@@ -19,12 +19,12 @@ from typing import Any
 from sqlalchemy import NullPool, create_engine, inspect
 from sqlalchemy.exc import SQLAlchemyError
 
-from mnistexp import view
 from mnistexp.dashboards.front import Front
-from mnistexp.databases import reason, shown, sqlite_path
 from mnistexp.errors import StoreError
-from mnistexp.stopping import SIGNALS
-from mnistexp.tracking import check_reachable, ready_database
+from mnistexp.storage.urls import reason, shown, sqlite_path
+from mnistexp.study.signals import SIGNALS
+from mnistexp.tracking import ui_pages
+from mnistexp.tracking.runs import check_reachable, ready_database
 
 GRACE = 1  # seconds that an answer under way gets when the server is stopped
 
@@ -61,8 +61,8 @@ def first_page(uri: str, experiment: str) -> str:
     if found is None:
         return ""
     with suppress(Exception):  # one that may only look sees MLflow's own columns
-        view.describe(client, found.experiment_id)
-    return view.address(found.experiment_id)
+        ui_pages.describe(client, found.experiment_id)
+    return ui_pages.address(found.experiment_id)
 
 
 def serve(uri: str, page: str, listener: socket, hosts: Sequence[str], ready: Callable[[], None]) -> None:

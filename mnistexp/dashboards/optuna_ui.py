@@ -8,8 +8,8 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from mnistexp import storage
 from mnistexp.errors import ConfigError
+from mnistexp.study import database as storage
 
 METRIC = "study:metric_names"  # where Optuna's set_metric_names, which is experimental, puts them
 

@@ -14,7 +14,7 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial
 
-from mnistexp.storage import reading
+from mnistexp.study.database import reading
 
 ROOT = Path(__file__).resolve().parents[2]
 

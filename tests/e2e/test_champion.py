@@ -24,9 +24,9 @@ import pytest
 from conftest import Folder
 from PIL import Image
 
-from mnistexp import data
-from mnistexp.config import compose, parse_request
-from mnistexp.data import Dataset
+from mnistexp.config.compose import compose, parse_request
+from mnistexp.data import dataset as data
+from mnistexp.data.dataset import Dataset
 
 pytestmark = pytest.mark.slow
 

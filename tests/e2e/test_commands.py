@@ -15,7 +15,7 @@ import yaml
 from conftest import ROOT, Folder, accuracies
 from services import wait_until
 
-from mnistexp.study import trial_seed
+from mnistexp.study.study import trial_seed
 
 SPACE = ("search=none", "optimizer=choice(sgd, adam)", "model.activation=choice(relu, tanh)")
 
@@ -230,7 +230,7 @@ def _interrupted_in_trial_1(
     first = process.stdout.readline()
     wait_until(begun, 240, "trial 1's first epoch")
     children = psutil.Process(process.pid).children(recursive=True)
-    workers = [child for child in children if "mnistexp.worker" in child.cmdline()]
+    workers = [child for child in children if "mnistexp.training.worker" in child.cmdline()]
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it as well
     (Path(offline.environment["HOME"]) / str(trial_seed(0, 1))).touch()
     out, err = process.communicate(timeout=180)

@@ -25,11 +25,11 @@ from e2e.conftest import ROOT, Folder
 from optuna.trial import FrozenTrial
 from services import wait_until
 
-from mnistexp.databases import sqlite_path
-from mnistexp.drivers import PREFIX
 from mnistexp.errors import StoreError
-from mnistexp.storage import reading
-from mnistexp.study import DRIVER, trial_seed
+from mnistexp.storage.urls import sqlite_path
+from mnistexp.study.database import reading
+from mnistexp.study.lease import PREFIX
+from mnistexp.study.study import DRIVER, trial_seed
 
 HERE = Path(__file__).resolve().parent
 PATIENCE = 240.0  # seconds for anything to happen: a start takes 10 on an idle machine, and this one may be busy
@@ -218,7 +218,7 @@ class Place(Folder):
     def workers(self) -> list[psutil.Process]:
         """Those of them that train."""
         with suppress(psutil.Error):
-            return [process for process in self.processes() if "mnistexp.worker" in process.cmdline()]
+            return [process for process in self.processes() if "mnistexp.training.worker" in process.cmdline()]
         return []
 
     def nobody_is_left(self) -> None:

@@ -14,7 +14,7 @@ import pytest
 from harness import PATIENCE, Place, Running
 from services import wait_until
 
-from mnistexp.study import DEATHS, RECORD
+from mnistexp.study.study import DEATHS, RECORD
 
 pytest_plugins = ["fault_fixtures"]
 pytestmark = [
@@ -154,10 +154,10 @@ def test_ctrl_c_twice_ends_it_at_once(place: Place) -> None:
     "point",
     [
         pytest.param("mnistexp.cli:parse_request:1:before", id="when the config is read"),
-        pytest.param("mnistexp.storage:open_for_sweep:1:before", id="when the database is opened"),
-        pytest.param("mnistexp.commands:open_tracker:1:before", id="when MLflow is opened"),
+        pytest.param("mnistexp.study.database:open_for_sweep:1:before", id="when the database is opened"),
+        pytest.param("mnistexp.commands.core:open_tracker:1:before", id="when MLflow is opened"),
         pytest.param("optuna.study:Study.set_user_attr:2:before", id="when the driver is registered"),
-        pytest.param("mnistexp.run:wait_until_ready:1:before", id="when workers start"),
+        pytest.param("mnistexp.tracking.run_context:wait_until_ready:1:before", id="when workers start"),
     ],
 )
 def test_ctrl_c_during_start_up(place: Place, point: str) -> None:
@@ -173,7 +173,7 @@ def test_ctrl_c_during_start_up(place: Place, point: str) -> None:
 
 def test_a_signal_that_python_swallows_during_start_up(place: Place) -> None:
     """Imports and destructors swallow what a signal's handler raises; the sweep ends in order all the same."""
-    running = place.sweep(2, strike="SIGTERM:mnistexp.storage:open_for_sweep:1:inside").ends(INTERRUPTED)
+    running = place.sweep(2, strike="SIGTERM:mnistexp.study.database:open_for_sweep:1:inside").ends(INTERRUPTED)
     place.nobody_is_left()
 
     place.finish(2)

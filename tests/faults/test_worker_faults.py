@@ -7,7 +7,7 @@ import sys
 import pytest
 from harness import Place
 
-from mnistexp.study import DEATHS, trial_seed
+from mnistexp.study.study import DEATHS, trial_seed
 
 pytest_plugins = ["fault_fixtures"]
 pytestmark = [

@@ -1,7 +1,7 @@
 """Faults planted in real workers, without a line of them in the package.
 
 A folder on PYTHONPATH with a file of this name is imported by every Python at its start. This one does something only
-in `python -m mnistexp.worker`, as these variables say:
+in `python -m mnistexp.training.worker`, as these variables say:
 
     MNISTEXP_PLANT       FAULT[@epochN][#SEED], several with commas: "segfault@epoch2#12,hang". The epoch is the one
                          that is not reported any more, 1 if none is given; with a seed only that training is struck.
@@ -36,7 +36,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 PLANTED = re.compile(r"([a-z-]+)(?:@epoch(\d+))?(?:#(\d+))?")
-TRAINER = "mnistexp.trainer"
+TRAINER = "mnistexp.training.trainer"
 
 
 class Plan:
@@ -155,5 +155,5 @@ class Hook(importlib.abc.MetaPathFinder):
         return spec
 
 
-if os.environ.get("MNISTEXP_PLANT") and "mnistexp.worker" in sys.orig_argv:
+if os.environ.get("MNISTEXP_PLANT") and "mnistexp.training.worker" in sys.orig_argv:
     sys.meta_path.insert(0, Hook(Plan(os.environ["MNISTEXP_PLANT"])))

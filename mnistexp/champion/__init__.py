@@ -1,1 +1,0 @@
-"""From a sweep's winner to a champion that is used: `confirm`, the model registry, `predict`."""

@@ -1,0 +1,100 @@
+"""`mnistexp doctor`: what is here, and whether each part works. Every check is the real thing, tried once."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import platformdirs
+
+from mnistexp import machine
+from mnistexp.commands.args import Own
+from mnistexp.config import compose as configs
+from mnistexp.config.compose import Request
+from mnistexp.config.schema import Config, IdxData
+from mnistexp.data import dataset as data
+from mnistexp.errors import MnistexpError, WorkerError
+from mnistexp.storage.urls import shown
+from mnistexp.study.database import check_apart, check_usable
+from mnistexp.terminal import console
+from mnistexp.tracking import run_context
+from mnistexp.tracking.runs import check_reachable, resolved_uri
+
+
+def doctor(request: Request, _: Own) -> int:
+    """Check everything that a sweep with this request would use. Returns: 0 if all of it works, else 1."""
+    config = configs.compose(request)
+    console.say("versions")
+    for line in console.table(machine.versions()):
+        console.say(line)
+    console.say("\nthis machine")
+    for line in console.table({"processor": machine.cpu_model(), "cores": str(machine.cores())}):
+        console.say(line)
+    console.say("\nwhat a sweep here would use")
+    checks: dict[str, Callable[[], str]] = {
+        "config": _config,
+        "data": lambda: _data(request, config),
+        "training": lambda: _training(config),
+        "study.storage": lambda: check_usable(config.study.storage),
+        "tracking.uri": lambda: _tracking(config),
+        "cache": _cache,
+    }
+    works = [_show(name, check) for name, check in checks.items()]  # all of them, also after a fault
+    return 0 if all(works) else 1
+
+
+def _show(name: str, check: Callable[[], str]) -> bool:
+    try:
+        found, works = check(), True
+    except MnistexpError as error:
+        found, works = str(error), False
+    console.say(f"  {'ok  ' if works else 'FAIL'}  {name:<14} {found}")
+    return works
+
+
+def _config() -> str:
+    groups = configs.config_groups()
+    return f"{configs.ROOT / 'conf'}, {sum(map(len, groups.values()))} options in {len(groups)} groups"
+
+
+def _data(request: Request, config: Config) -> str:
+    """Never downloads: a check should not take minutes or fill a disk."""
+    if isinstance(config.data, IdxData) and config.data.root is None and data.find(config.data) is None:
+        return f"data={config.data.name}: not here yet; `train` and `sweep` will try to download it"
+    dataset = run_context.prepare(request.plus(["trainer.device=auto"])).dataset  # the device has a line of its own
+    sizes = " / ".join(f"{len(split.labels):,}" for split in (dataset.train, dataset.validation, dataset.test))
+    return f"{dataset.name}, {sizes} images, from {dataset.source} (fingerprint {dataset.fingerprint})"
+
+
+def _training(config: Config) -> str:
+    """Start a real worker on the bundled digits: it imports TensorFlow and says which devices that sees."""
+    digits = configs.compose(configs.Request(choices=("data=digits",), values=("trainer.epochs=1",)))
+    trainer = digits.trainer.model_copy(update={"device": config.trainer.device})
+    small = digits.model_copy(update={"trainer": trainer, "executor": config.executor})
+    executor = run_context.start_workers(small, at_most=1)
+    try:
+        result = run_context.train(executor, configs.run_config(small), lambda _: None)
+        devices = ", ".join(executor.facts["devices"])
+    finally:
+        executor.close()
+    return f"{result.device}; TensorFlow sees {devices}; one epoch of digits ran"
+
+
+def _tracking(config: Config) -> str:
+    if config.tracking.name == "none":
+        return "none: nothing is logged"
+    uri = resolved_uri(config.tracking)
+    check_apart(config.study.storage, uri)
+    check_reachable(uri)
+    return shown(uri)
+
+
+def _cache() -> str:
+    folder = Path(platformdirs.user_cache_dir("mnistexp"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return f"{folder} (downloads, compiled epochs)"
+    except OSError as error:
+        raise WorkerError(f"{folder}: can't be written to ({error.strerror}); give XDG_CACHE_HOME=FOLDER") from None

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import optuna
+import pytest
+from fakes import FakeExecutor, RecordingTracker, Step
+from sweeps import by_rate, open_sweep, parts, trials_of
+
+from mnistexp.analysis import history
+from mnistexp.config.schema import RunConfig
+from mnistexp.errors import StoreError
+from mnistexp.study.database import Database
+from mnistexp.study.sweep import Listener, Sweep
+
+RATES = "optimizer.learning_rate=tag(log, interval(1e-3, 1e-1))"
+
+
+def test_a_history_is_what_the_sweep_did(database: Database) -> None:
+    """Each finished trial with its state, its record and why it failed; the first one is the config as it stands."""
+
+    def script(job: int, config: RunConfig) -> list[Step]:
+        return ["its loss is NaN"] if job == 2 else list(by_rate(job, config))
+
+    sweep = open_sweep(database, RATES, "study.trials=5")
+    sweep.run(FakeExecutor(script))
+
+    found = history.load(database.storage, "digits")
+
+    assert [trial.state for trial in found.trials] == ["COMPLETE", "COMPLETE", "FAILED", "COMPLETE", "COMPLETE"]
+    assert [trial.baseline for trial in found.trials] == [True, False, False, False, False]
+    assert found.trials[2].reason == "its loss is NaN"
+    assert found.trials[2].val_accuracy is None
+    assert [trial.val_accuracy for trial in found.complete] == [
+        each.value for each in trials_of(database) if each.value is not None
+    ]
+    assert found.test_looks == 4
+    assert found.fingerprint["search.model.activation"]
+    assert len(found.id) == 32
+
+
+def test_the_best_is_the_first_of_equals(database: Database) -> None:
+    """Complete trials are ranked by validation accuracy, then by number; pruned ones are not among them."""
+    scores = [[0.5, 0.5, 0.5], [0.7, 0.7, 0.7], [0.7, 0.7, 0.7], [0.55, 0.55, 0.55], [0.8, 0.8, 0.8]]
+    pruned = ("study/pruner=median", "study.pruner.startup_trials=1", "study.pruner.warmup_epochs=1")
+    sweep = open_sweep(database, RATES, "study.trials=5", *pruned)
+    sweep.run(FakeExecutor(lambda job, _: scores[job]))
+
+    found = history.load(database.storage, "digits")
+
+    assert found.trials[3].state == "PRUNED"
+    assert found.trials[3].val_accuracy == 0.55  # more than trial 0
+    assert [trial.number for trial in found.ranked] == [4, 1, 2, 0]
+
+
+def test_only_a_study_of_ours_is_read(database: Database) -> None:
+    """A study that isn't there, or that something else made, is named in a sentence; confirmations are not offered."""
+    optuna.create_study(study_name="theirs", storage=database.storage)
+    optuna.create_study(study_name="theirs.confirm.1234", storage=database.storage)
+
+    with pytest.raises(StoreError, match=r"study\.name=mine: no such study here; there are theirs; run"):
+        history.load(database.storage, "mine")
+    with pytest.raises(StoreError, match="was not made by mnistexp"):
+        history.load(database.storage, "theirs")
+    assert history.study_names(database.storage, "theirs.") == ["theirs.confirm.1234"]
+
+
+# ------------------------------------------------------------------------------------------------ importances
+
+
+def studied(count: int, *values: float) -> optuna.Study:
+    """A study whose score is decided by `much`, and hardly by `little`; `rare` has a value in every second trial."""
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=1))
+    for n in range(count):
+        trial = study.ask()
+        much, little = trial.suggest_float("much", 0, 1), trial.suggest_float("little", 0, 1)
+        if n % 2:
+            trial.suggest_categorical("rare", ("a", "b"))
+        study.tell(trial, values[n] if values else -((much - 0.3) ** 2) + little / 1000)
+    return study
+
+
+@pytest.fixture
+def quiet() -> None:
+    """Optuna says each trial otherwise."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_what_decides_the_score_is_important() -> None:
+    """Shares add up to 1, what matters comes first, what only some trials have takes part, and all come again."""
+    study = studied(100)
+
+    first = history.importances(study._storage, study.study_name)
+    again = history.importances(study._storage, study.study_name)
+
+    assert next(iter(first.shares)) == "much"
+    assert first.shares["much"] > 0.5
+    assert set(first.shares) == {"much", "little", "rare"}
+    assert sum(first.shares.values()) == pytest.approx(1)
+    assert list(first.shares.items()) == list(again.shares.items())
+    assert first.top == 10
+
+
+@pytest.mark.usefixtures("quiet")
+def test_too_little_to_go_by_is_said() -> None:
+    """Few trials, or trials that score alike, give no importances but a reason."""
+    few, alike = studied(9), studied(20, *[0.5] * 20)
+
+    assert history.importances(few._storage, few.study_name).why_not == ("it takes 10 complete trials, and there are 9")
+    assert history.importances(alike._storage, alike.study_name) == history.Importances(
+        {}, 0, "all trials that matter score alike"
+    )
+
+
+def test_sealed_trials_have_not_looked(database: Database) -> None:
+    """A study whose test split stayed sealed counts no look at it."""
+    session, space = parts(RATES, "study.trials=2")
+    listener = Listener(lambda record, progress: None)
+
+    Sweep(database, session, space, RecordingTracker(), listener, sealed=True).run(FakeExecutor(by_rate))
+
+    assert history.load(database.storage, "digits").test_looks == 0

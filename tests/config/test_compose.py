@@ -1,0 +1,698 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from mnistexp.config import compose as configs
+from mnistexp.config import user_code as code_of
+from mnistexp.config.compose import (
+    NO_EFFECT,
+    ROOT,
+    Request,
+    compose,
+    config_groups,
+    flatten,
+    identity,
+    parse_request,
+    rebuild,
+    run_config,
+    signature,
+    template,
+)
+from mnistexp.config.option_files import MAX_BYTES
+from mnistexp.config.overrides import override_text
+from mnistexp.config.schema import Config
+from mnistexp.errors import ConfigError
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(configs.PACKAGE.parent)}
+"""Of processes in another folder: they import the package that is tested here."""
+
+GROUPS = config_groups()
+NEEDS = {"data=npz": ["data.root=mine.npz"]}
+"""What an option can't do without."""
+
+
+def composed(*overrides: str, config_dir: Path | None = None) -> Config:
+    """What a command line composes."""
+    return compose(parse_request(overrides, config_dir))
+
+
+def faults(*overrides: str, config_dir: Path | None = None) -> list[str]:
+    """Every fault of a command line."""
+    with pytest.raises(ConfigError) as caught:
+        composed(*overrides, config_dir=config_dir)
+    return list(caught.value.faults)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A config folder of the user's: an optimizer that never heard of ours, written as ours are."""
+    write_option(tmp_path, "optimizer/mine", "optimizer:", ADAM, "  warmup_epochs: ${trainer.epochs}")
+    return tmp_path
+
+
+ADAM = """
+  name: adam
+  learning_rate: 0.002
+  beta_1: 0.8
+  beta_2: 0.99
+  epsilon: 1e-6
+  schedule: cosine
+  weight_decay: 0.0
+"""
+
+
+def write_option(folder: Path, name: str, *parts: str) -> Path:
+    """Write one option file."""
+    path = folder / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(["# @package _global_", *parts]))
+    return path
+
+
+# ------------------------------------------------------------------------------------------ every option
+
+
+DEFAULT = flatten(template(Request()).plain)
+
+
+@pytest.mark.parametrize("choice", [f"{group}={option}" for group, options in GROUPS.items() for option in options])
+def test_every_option_composes(choice: str) -> None:
+    """Each option is a valid config on top of the defaults, and sets nothing but its own node and the search."""
+    found = flatten(template(parse_request([choice, *NEEDS.get(choice, [])])).plain)
+
+    group = choice.partition("=")[0]
+    differing = {key for key in DEFAULT | found if DEFAULT.get(key) != found.get(key)}
+    if group != "experiments":  # which may set anything
+        assert all(key.startswith((f"{group.replace('/', '.')}.", "search")) for key in differing)
+
+
+def test_groups_are_the_folders_and_the_experiments() -> None:
+    """What `--help` lists is what lies in conf/ and experiments/."""
+    files = {path.relative_to(ROOT / "conf").as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
+    files |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "experiments").glob("*/*.yaml")}
+
+    listed = {f"{group}/{option}.yaml" for group, options in GROUPS.items() for option in options}
+
+    assert listed == files - {"config.yaml"}
+
+
+def test_the_last_word_wins() -> None:
+    """Of two overrides of one key or group the later one counts, as in Hydra."""
+    config = composed("optimizer=adam", "seed=1", "seed=2", "optimizer=lion")
+
+    assert (config.seed, config.optimizer.name) == (2, "lion")
+
+
+def test_conf_is_found_from_anywhere(tmp_path: Path) -> None:
+    """A process in another folder composes the same config, and leaves nothing behind there."""
+    code = "from mnistexp.config.compose import *; print(compose(parse_request(['seed=3'])).model_dump_json())"
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+
+    assert Config.model_validate_json(done.stdout) == composed("seed=3")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------ faults
+
+
+def test_all_faults_come_in_one_message() -> None:
+    """What Hydra, the schema and we ourselves refuse is told together, so that it is mended in one go."""
+    found = faults("+x=1", "trainer.epochs=-5", "optimizer.learnig_rate=1", "model.activation=rleu", "study/sampler=tp")
+
+    starts = [fault.partition(":")[0] for fault in found]
+    assert starts == [
+        "+x=1",
+        "study/sampler=tp",
+        "optimizer.learnig_rate=1",
+        "model.activation=rleu",
+        "trainer.epochs=-5",
+    ]
+
+
+def test_what_keras_refuses_is_refused_before_anything_starts() -> None:
+    """Lion's first momentum can't be 0; Adam's can."""
+    assert faults("optimizer=lion", "optimizer.beta_1=0") == ["optimizer.beta_1=0: must be greater than 0"]
+    assert composed("optimizer=adam", "optimizer.beta_1=0").optimizer.model_dump()["beta_1"] == 0
+
+
+def test_a_wrong_option_blames_no_other_word() -> None:
+    """optimizer.beta_1 may well be right for the optimizer that was misspelt, so only the misspelling is told."""
+    found = faults("optimizer=adamm", "optimizer.beta_1=0.5")
+
+    assert len(found) == 1
+    assert found[0].startswith("optimizer=adamm: must be one of adam, adamw,")
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("optimizer=adamm", "did you mean adam?"),
+        ("optimizer=ADAM", "did you mean adam?"),
+        ("optimzer=adam", "did you mean optimizer?"),
+        ("study/samplr=tpe", "did you mean study/sampler?"),
+        ("experiments=blog_2017/basline", "did you mean blog_2017/baseline?"),
+        ("model.activation=rleu", "did you mean relu?"),
+        ("model.activatoin=relu", "did you mean model.activation?"),
+        ("optimizer.learnig_rate=1", "did you mean optimizer.learning_rate?"),
+        ("epochs=3", "did you mean trainer.epochs?"),
+        ("learning_rate=3", "did you mean optimizer.learning_rate?"),
+        ("optimizer.epochs=3", "optimizer has learning_rate, momentum, name, nesterov"),
+        ("optimizer.sgd.momentum=0.5", "did you mean optimizer.momentum?"),
+    ],
+)
+def test_a_near_miss_gets_a_suggestion(override: str, hint: str) -> None:
+    """A misspelt option, key or value is answered with the word that was meant."""
+    (found,) = faults(override)
+
+    assert found.startswith(f"{override}: ")
+    assert hint in found
+
+
+@pytest.mark.parametrize("override", ["optimizer.beta_1=0.5", "qqq=1", "optimizer=xyz"])
+def test_a_wide_miss_gets_no_suggestion(override: str) -> None:
+    """Nothing is suggested that isn't near: optimizer.name is no way to write optimizer.beta_1."""
+    (found,) = faults(override)
+
+    assert "did you mean" not in found
+
+
+@pytest.mark.parametrize(
+    ("override", "allowed"),
+    [
+        (
+            "model.activation=x",
+            "must be one of relu, leaky_relu, elu, selu, gelu, silu, softplus, tanh, sigmoid, linear",
+        ),
+        ("data.split=x", "must be one of first, stratified"),
+        ("trainer.device=x", "must be one of auto, cpu, gpu"),
+        ("study/pruner=x", "must be one of hyperband, median, none"),
+        ("optimizer=null", "must be one of adam, adamw, lion"),
+        ("experiments=null", "must be one of activations/sweep, blog_2017/baseline"),
+        ("optimizer.name=x", "must be one of sgd, adam, adamw, nadam, rmsprop, lion"),
+        ("executor.workers=x", "must be a whole number, or must be auto"),
+        ("study.target=2", "must be less than or equal to 1"),
+        ("model={}", "must be one of mlp"),
+        ("trainer=5", "must be one of default"),
+    ],
+)
+def test_allowed_values_are_named(override: str, allowed: str) -> None:
+    """A refused value is answered with all that would be taken."""
+    (found,) = faults(override)
+
+    assert found.startswith(f"{override}: {allowed}")
+
+
+def test_what_is_no_override_is_said_so() -> None:
+    """A word that Hydra can't read is told in one line, with the form that it reads."""
+    words = ["seed", "=3", "seed==", "x y", "seed='", "--foo=1", "seed=${oc.env:HOME,${seed}}", "model.activation=f(x)"]
+
+    found = faults(*words)
+
+    for word, fault in zip(words, found, strict=True):
+        assert f"{word!r} is not an override (" in fault
+        assert "write KEY=VALUE" in fault
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("study.sampler=random", "study.sampler is a config group; write study/sampler=OPTION"),
+        ("optimizer.name=adam", "write optimizer=adam, which brings its other settings too"),
+        ("study.pruner.name=none", "write study/pruner=none,"),
+        ("data.files=3", "data.files=3: must be a node with settings of its own"),
+    ],
+)
+def test_a_group_is_no_key(override: str, words: str) -> None:
+    """Half of an option, or a whole node as a value, is answered with how to write it."""
+    (found,) = faults(override)
+
+    assert words in found
+
+
+def test_a_study_may_be_called_as_an_option_is() -> None:
+    """study.name is a name, not the choice of an option."""
+    assert composed("study.name=default").study.name == "default"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ("optimizer.warmup_epochs=11",),
+            "optimizer.warmup_epochs=11.0: longer than the training; at most trainer.epochs=10",
+        ),
+        (("model.hidden_units=[]", "model.dropout=0.5"), "there is no hidden layer to drop from; give 0"),
+        (
+            ("optimizer.schedule=one_cycle", "optimizer.warmup_epochs=1.0"),
+            "optimizer.schedule=one_cycle has a warm-up of its own, 30 % of the run; give 0",
+        ),
+        (
+            ("model.hidden_units=[]", "model.batch_normalization=true"),
+            "there is no hidden layer to normalise; give false",
+        ),
+        (("data=npz",), "data=npz: needs your file; give data.root=FILE.npz"),
+        (("optimizer=nesterov", "optimizer.momentum=0"), "give optimizer.momentum a value such as 0.9"),
+    ],
+)
+def test_what_cannot_stand_together_is_refused(overrides: tuple[str, ...], words: str) -> None:
+    """Values that are each allowed but make no sense together get a sentence of their own."""
+    (found,) = faults(*overrides)
+
+    assert words in found
+    composed("optimizer.warmup_epochs=10", "model.hidden_units=[]", "data=npz", "data.root=x.npz")
+
+
+# ---------------------------------------------------------------------------------------- what is refused
+
+
+def test_nothing_is_added_moved_or_run() -> None:
+    """Overrides that would change the config's shape or make a library run code are refused one and all."""
+    words = [
+        "+x=1",
+        "+optimizer=adam",
+        "++seed=3",
+        "~seed",
+        "~model",
+        "optimizer@foo=adam",
+        "hydra.run.dir=/tmp/x",
+        "+hydra.callbacks.x._target_=os.mkdir",
+        "hydra/launcher=joblib",
+        "hydra=x",
+        "hydra.searchpath=[file:///tmp]",
+        "model._target_=os.mkdir",
+        "_target_=os.mkdir",
+        "model._partial_=true",
+        "model={_target_:os.mkdir}",
+        "model.name={_target_:os.mkdir}",
+        "model.hidden_units=[{_target_:os.mkdir}]",
+    ]
+
+    found = faults(*words)
+
+    reasons = ("takes no new, removed or moved keys", "can't be overridden here", "runs code named in a config")
+    for word, fault in zip(words, found, strict=True):
+        assert fault.startswith(f"{word}: ")
+        assert any(reason in fault for reason in reasons)
+
+
+@pytest.mark.parametrize("key", ["study.storage", "tracking.uri", "data.root"])
+def test_addresses_may_come_from_the_environment(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A password needn't stand on the command line: what addresses resolve to is never logged."""
+    monkeypatch.setenv("OUR_ADDRESS", "sqlite:///secret.db")
+
+    assert flatten(composed(f"{key}=${{oc.env:OUR_ADDRESS}}").model_dump())[key] == "sqlite:///secret.db"
+
+
+def test_a_variable_that_is_not_set_is_named() -> None:
+    """The message says which setting wanted which variable."""
+    (found,) = faults("tracking.uri=${oc.env:NOT_SET_ANYWHERE}")
+
+    assert found == "tracking.uri=${oc.env:NOT_SET_ANYWHERE}: Environment variable 'NOT_SET_ANYWHERE' not found"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "study.name=${oc.env:SECRET}",
+        'study.name="${oc.env:SECRET}"',
+        "model.activation=${oc.env:SECRET}",
+        "seed='${oc.decode:${oc.env:SECRET}}'",
+        "study.name=a${oc.env:SECRET}b",
+        "data.mirrors=['${oc.env:SECRET}']",
+        "model.hidden_units=[1,'${oc.env:SECRET}']",
+        "search.model.activation='choice(${oc.env:SECRET}, relu)'",
+        "study.name=${oc.select:seed}",
+    ],
+)
+def test_no_other_setting_reads_the_environment(override: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be logged: every other key refuses resolvers, in lists and distributions as well."""
+    monkeypatch.setenv("SECRET", "hunter2")
+
+    (found,) = faults(override)
+
+    assert "only study.storage, tracking.uri, data.root may use ${resolver:…}" in found
+    assert "hunter2" not in found
+
+
+def test_a_value_may_refer_to_another() -> None:
+    """Plain interpolation works on the command line, and what it refers to must exist."""
+    assert composed("trainer.epochs=7", "optimizer.warmup_epochs=${trainer.epochs}").optimizer.warmup_epochs == 7
+    assert faults("seed=${nothing}") == ["seed=${nothing}: Interpolation key 'nothing' not found"]
+
+
+# ------------------------------------------------------------------------------------- the user's own files
+
+
+def test_own_options_stand_beside_ours(own: Path) -> None:
+    """An option under --config-dir is composed by name, and its references resolve in the whole config."""
+    config = composed("optimizer=mine", "trainer.epochs=4", config_dir=own)
+
+    assert (config.optimizer.learning_rate, config.optimizer.warmup_epochs) == (0.002, 4)
+    assert "mine" in config_groups(own)["optimizer"]
+    assert "must be one of" in faults("optimizer=mine")[0]
+
+
+def test_references_follow_a_trials_values(own: Path) -> None:
+    """A template filled in with values is what composing anew with them gives, references included."""
+    base = template(parse_request(["optimizer=mine"], own))
+
+    filled = base.config({"trainer.epochs": 6, "optimizer.learning_rate": 0.25})
+
+    assert filled.optimizer.warmup_epochs == 6
+    assert filled == composed("optimizer=mine", "trainer.epochs=6", "optimizer.learning_rate=0.25", config_dir=own)
+
+
+def test_own_experiments_are_found(tmp_path: Path) -> None:
+    """experiments/NAME/OPTION.yaml under --config-dir is an option of the group experiments."""
+    write_option(tmp_path, "experiments/mine/wide", "model:", "  hidden_units: [2000]")
+
+    assert composed("experiments=mine/wide", config_dir=tmp_path).model.hidden_units == (2000,)
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    """Quotes, commas, braces and spaces in a path are not grammar."""
+    folder = tmp_path / "it's {a}, [b] $c = d"
+    write_option(folder, "model/tiny", "model:", "  hidden_units: [3]", "defaults:", "  - mlp")
+    (folder / "model" / "tiny.yaml").write_text("defaults:\n  - mlp\nhidden_units: [3]\n")
+
+    assert composed("model=tiny", config_dir=folder).model.hidden_units == (3,)
+
+
+def test_own_files_may_not_read_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule of the command line holds for option files too."""
+    monkeypatch.setenv("SECRET", "5")
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer/mine.yaml").write_text(
+        "defaults:\n  - default\n  - _self_\nepochs: ${oc.decode:${oc.env:SECRET}}\n"
+    )
+
+    (found,) = faults("trainer=mine", config_dir=tmp_path)
+
+    assert found.startswith("trainer.epochs=${oc.decode:${oc.env:SECRET}}: only study.storage")
+
+
+def test_a_huge_option_file_is_not_read(tmp_path: Path) -> None:
+    """OmegaConf takes seconds on an alias bomb, so size decides before anything is parsed."""
+    path = write_option(tmp_path, "optimizer/bomb", "x" * MAX_BYTES)
+
+    (found,) = faults(config_dir=tmp_path)
+
+    assert found == f"{path}: {path.stat().st_size} bytes; an option file has at most {MAX_BYTES}"
+
+
+def test_an_option_of_ones_own_under_a_built_in_name_is_refused(tmp_path: Path) -> None:
+    """Hydra would take ours and pass the user's over in silence."""
+    path = write_option(tmp_path, "optimizer/adam", "")
+
+    (found,) = faults("optimizer=adam", config_dir=tmp_path)
+
+    assert found == f"{path}: mnistexp's own optimizer/adam.yaml would win over it; give yours another name"
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    """--config-dir with a typo is no silent nothing."""
+    (found,) = faults(config_dir=tmp_path / "nowhere")
+
+    assert found.startswith(f"--config-dir {tmp_path / 'nowhere'}: no such folder; give one that holds groups")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a: [", "bad.yaml"),
+        (b"a:\n\t- b", "cannot start any token"),
+        (b"a: 1\na: 2", "found duplicate key a"),
+        (b"a: !!python/object:os.system {}", "could not determine a constructor"),
+        (b"a: \xff", "can't decode byte 0xff"),
+        (b"defaults: 3", "defaults must be a list"),
+        (b"defaults:\n  - nope", "Could not load 'optimizer/nope'"),
+        (b"", "optimizer.name: needs a value"),
+        (b"- 1", "must be a node with settings of its own"),
+        (b"# @package _other_\na: 1", "_other_: the config has no such key"),
+        (b"# @package hydra\nrun:\n  dir: /x", "optimizer: needs a value"),
+    ],
+)
+def test_a_broken_option_file_is_one_clear_fault(tmp_path: Path, content: bytes, words: str) -> None:
+    """Whatever stands in a user's file, what comes is a sentence and no traceback."""
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer/bad.yaml").write_bytes(content)
+
+    found = faults("optimizer=bad", config_dir=tmp_path)
+
+    assert any(words in fault for fault in found)
+    assert all("\n" not in fault for fault in found)
+
+
+# ------------------------------------------------------------------------------------ requests and identity
+
+
+def test_flat_keys_are_override_keys() -> None:
+    """Each flattened key but `search`, given its own value, composes the same config again."""
+    config = composed("optimizer=adam", "data=digits")
+    flat = {key: value for key, value in flatten(config.model_dump(mode="json")).items() if not key.endswith(".name")}
+
+    again = composed(
+        "optimizer=adam", "data=digits", *(override_text(key, value) for key, value in flat.items() if key != "search")
+    )
+
+    assert again.model_dump(exclude={"search"}) == config.model_dump(exclude={"search"})
+
+
+def test_fixed_keys_leave_the_search() -> None:
+    """A plain value for a key or group ends its being searched; the rest of the space stays."""
+    space = composed("optimizer=adam", "trainer.batch_size=64").search
+
+    assert set(composed().search) - set(space) == {"optimizer", "trainer.batch_size"}
+    assert "optimizer.learning_rate" in space
+
+
+def test_a_distribution_joins_the_search() -> None:
+    """KEY=choice(…) and search.KEY=choice(…) are two ways to say one thing, but only the first is a sweep word."""
+    bare, prefixed = (
+        parse_request(["model.dropout=choice(0,0.5)"]),
+        parse_request(["search.model.dropout=choice(0,0.5)"]),
+    )
+
+    assert compose(bare) == compose(prefixed)
+    assert compose(bare).search["model.dropout"] == "choice(0,0.5)"
+    assert (bare.swept, prefixed.swept) == (("model.dropout",), ())
+
+
+def test_the_last_word_on_a_key_wins() -> None:
+    """A distribution that a plain value follows is no distribution any more, and the other way round."""
+    fixed = parse_request(["model.dropout=choice(0,0.5)", "model.dropout=0.25"])
+    swept = parse_request(["model.dropout=0.25", "model.dropout=choice(0,0.5)"])
+
+    assert (fixed.swept, compose(fixed).model.dropout) == ((), 0.25)
+    assert "model.dropout" not in compose(fixed).search
+    assert (swept.swept, compose(swept).search["model.dropout"]) == (("model.dropout",), "choice(0,0.5)")
+
+
+@pytest.mark.parametrize("override", ["search.model.dropout=null", "~search.model.dropout", "~search.model.dropout=x"])
+def test_a_key_can_be_taken_out_of_the_search(override: str) -> None:
+    """Three ways to write it, one meaning: the key keeps its value and is not searched."""
+    assert set(composed().search) - set(composed(override).search) == {"model.dropout"}
+
+
+def test_what_a_run_records_holds_no_address() -> None:
+    """Overrides of study, tracking and executor, with their passwords, are not among a run's."""
+    words = ["study.storage=postgresql://u:hunter2@h/db", "tracking.uri=http://u:hunter2@h", "executor.workers=2"]
+
+    request = parse_request(
+        ["optimizer=adam", *words, "study/sampler=random", "seed=3", "tracking=mlflow", "trainer.epochs=2"]
+    )
+
+    assert request.run_overrides == ("optimizer=adam", "seed=3", "trainer.epochs=2")
+    assert "hunter2" not in repr(request.plus(["seed=4"]).run_overrides)
+
+
+def test_later_requests_win_and_replace() -> None:
+    """`plus` drops the earlier word for a key instead of piling them up, and what it gives is no more searched."""
+    request = parse_request(["optimizer=adam", "seed=1", "model.dropout=choice(0.1,0.2)"])
+
+    later = request.plus(["seed=2", "optimizer=sgd", "model.dropout=0.3"])
+
+    assert later.overrides == ("optimizer=sgd", "seed=2", "model.dropout=0.3")
+    assert later.search == ()
+
+
+def test_a_signature_is_of_what_decides_the_result() -> None:
+    """Where the bytes come from and how long they may take changes nothing; a hyperparameter does, to the last bit."""
+    base = composed("data=mnist")
+    elsewhere = composed(
+        *("data=mnist", "data.root=/x", "data.mirrors=[http://x/]", "data.timeout=1", "study.trials=99"),
+        *("trainer.timeout=7", "executor=ray"),
+    )
+    changed = {
+        "seed": 1,
+        "data.validation_size": 5001,
+        "data.split": "stratified",
+        "data.split_seed": 1,
+        "model.hidden_units": [301],
+        "model.activation": "gelu",
+        "model.batch_normalization": True,
+        "model.input_dropout": 0.1,
+        "model.dropout": 0.1,
+        "model.initializer": "he_normal",
+        "model.initializer_stddev": 0.06,
+        "model.bias_initializer_stddev": 0.1,
+        "optimizer.learning_rate": 0.05000000000000001,
+        "optimizer.momentum": 0.8,
+        "optimizer.nesterov": True,
+        "optimizer.schedule": "cosine",
+        "optimizer.warmup_epochs": 1.0,
+        "optimizer.weight_decay": 0.1,
+        "augmentation.shift": 1.0,
+        "augmentation.rotate": 1.0,
+        "augmentation.scale": 0.1,
+        "augmentation.shear": 1.0,
+        "augmentation.elastic_alpha": 1.0,
+        "augmentation.elastic_sigma": 5.0,
+        "trainer.epochs": 11,
+        "trainer.max_steps": 5,
+        "trainer.batch_size": 129,
+        "trainer.patience": 3,
+        "trainer.restore_best_weights": False,
+        "trainer.label_smoothing": 0.1,
+        "trainer.ema_momentum": 0.99,
+        "trainer.device": "cpu",
+        "trainer.threads": 2,
+    }
+    keys = {key for key in flatten(run_config(base).model_dump()) if key.partition(".")[0] not in ("data",)} | {
+        key for key in changed if key.startswith("data.")
+    }
+
+    mnist = template(parse_request(["data=mnist"]))
+    signatures = {key: signature(run_config(mnist.config({key: value}))) for key, value in changed.items()}
+
+    assert keys - {"model.name", "optimizer.name", "trainer.timeout"} == set(changed)
+    assert signature(run_config(elsewhere)) == signature(run_config(base))
+    assert len({signature(run_config(base)), *signatures.values()}) == 1 + len(changed)
+
+
+def test_an_identity_is_the_config_less_what_has_no_effect() -> None:
+    """Each key of NO_EFFECT is missing from it, where the data set has it at all, and nothing else is."""
+    for data, missing in (("mnist", set(NO_EFFECT)), ("digits", {"data.root", "trainer.timeout"})):
+        config = run_config(composed(f"data={data}"))
+        whole = flatten(config.model_dump(mode="json"))
+
+        assert flatten(identity(config)) == {key: value for key, value in whole.items() if key not in missing}
+        assert missing <= set(whole)
+
+
+def test_a_signature_is_the_same_in_every_process() -> None:
+    """It is a hash of the values alone: no order of dicts, no seed of Python's."""
+    code = (
+        "from mnistexp.config.compose import *; print(signature(run_config(compose(parse_request(['data=digits'])))))"
+    )
+    environment = {**ENVIRONMENT, "PYTHONHASHSEED": "7"}
+
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == signature(run_config(composed("data=digits")))
+
+
+# -------------------------------------------------------------------------------------------------- rebuild
+
+
+@contextmanager
+def other_defaults(folder: Path, *changes: tuple[str, str, str]) -> Iterator[None]:
+    """Another conf/ in the place of ours: (file, text, its replacement) each."""
+    shutil.copytree(ROOT / "conf", folder / "conf")
+    shutil.copytree(ROOT / "experiments", folder / "experiments", ignore=shutil.ignore_patterns("results"))
+    for name, text, replacement in changes:
+        path = folder / "conf" / name
+        assert text in path.read_text()
+        path.write_text(path.read_text().replace(text, replacement))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(configs, "ROOT", folder)
+        yield
+
+
+def test_rebuild_adds_nothing_where_nothing_changed() -> None:
+    """As long as conf/ is as it was, the recorded overrides are the command."""
+    overrides = ("optimizer=adam", "data=digits", "seed=7", "optimizer.learning_rate=0.25")
+
+    assert rebuild(run_config(composed(*overrides)), overrides) == overrides
+
+
+def test_rebuild_mends_what_defaults_have_changed(tmp_path: Path) -> None:
+    """Identity is the resolved config: other defaults today, another one for the group too, compose it all the same."""
+    overrides = ("data=digits", "seed=7", "model.dropout=0.25")
+    recorded = run_config(composed(*overrides))
+    changes = (
+        ("optimizer/momentum.yaml", "learning_rate: 0.05", "learning_rate: 0.5"),
+        ("trainer/default.yaml", "epochs: 10", "epochs: 99"),
+        ("model/mlp.yaml", "[300]", "[8, 9]"),
+        ("trainer/default.yaml", "patience: null", "patience: 3"),
+        ("config.yaml", "optimizer: momentum", "optimizer: adam"),
+    )
+
+    with other_defaults(tmp_path, *changes):
+        now = rebuild(recorded, overrides)
+        again = run_config(composed(*now))
+
+    assert again == recorded
+    assert set(overrides) < set(now)
+    assert set(now) - set(overrides) == {
+        "optimizer=sgd",
+        "optimizer.momentum=0.9",
+        "optimizer.learning_rate=0.05",
+        "trainer.epochs=10",
+        "model.hidden_units=[300]",
+        "trainer.patience=null",
+    }
+
+
+def test_rebuild_refuses_what_no_override_takes_away(tmp_path: Path) -> None:
+    """A setting that a network of the user's has got since would train something else: it is named."""
+    (tmp_path / "mine.py").write_text("def mine(features, classes, *, units, dropout=0.0): ...\n")
+    for folder, settings in (("then", "units: 3"), ("now", "units: 4, dropout: 0.5")):
+        (tmp_path / folder / "model").mkdir(parents=True)
+        text = f"name: own\nfunction: mine\nsettings: {{{settings}}}\n"
+        (tmp_path / folder / "model/mine.yaml").write_text(text)
+    code_of.use(code_of.read(tmp_path / "mine.py"))
+    try:
+        recorded = run_config(compose(parse_request(["model=mine", "data=digits"], tmp_path / "then")))
+
+        with pytest.raises(ConfigError, match=r"^model\.settings\.dropout: changed in conf/ or --config-dir since"):
+            rebuild(recorded, ("model=mine", "data=digits"), tmp_path / "now")
+    finally:
+        code_of.use(None)
+
+
+def test_rebuild_reads_data_from_where_the_user_says() -> None:
+    """A recorded folder, or patience with a hang, is no part of a config's identity, so it isn't mended."""
+    recorded = run_config(composed("data=mnist", "data.root=/then", "trainer.timeout=5"))
+
+    assert rebuild(recorded, ("data=mnist",)) == ("data=mnist",)
+
+
+def test_rebuild_says_what_is_lost(tmp_path: Path) -> None:
+    """An option that conf/ no longer has is named, and not silently another."""
+    recorded = run_config(composed("optimizer=lion", "data=digits"))
+
+    with other_defaults(tmp_path):
+        (tmp_path / "conf/optimizer/lion.yaml").unlink()
+
+        with pytest.raises(ConfigError, match="optimizer=lion: must be one of adam, adamw, momentum"):
+            rebuild(recorded, ("optimizer=lion", "data=digits"))
+
+
+def test_a_configs_json_is_plain() -> None:
+    """What is stored of a config is JSON that any program reads, with no inf and no tuple in disguise."""
+    text = composed().model_dump_json()
+
+    assert json.loads(text)["model"]["hidden_units"] == [300]

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import runs
+from pydantic import ValidationError
+
+from mnistexp.config.compose import compose, parse_request
+from mnistexp.config.schema import Config, RunConfig, Settings, recorded_config
+from mnistexp.config.validation import validated
+from mnistexp.errors import ConfigError, StoreError
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, Any]:
+    """The default config as plain values."""
+    return compose(parse_request(["data=digits"])).model_dump()
+
+
+def with_value(plain: dict[str, Any], key: str, value: object) -> dict[str, Any]:
+    """A copy with one key changed."""
+    changed = json.loads(json.dumps(plain))
+    *nodes, leaf = key.split(".")
+    node = changed
+    for name in nodes:
+        node = node[name]
+    node[leaf] = value
+    return changed
+
+
+def fault(plain: dict[str, Any], key: str, value: object) -> str:
+    """What the schema says of one value; empty where it takes it."""
+    try:
+        validated(with_value(plain, key, value))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+EDGES = [  # key, lowest and highest that are taken, what lies just outside
+    ("seed", [0, 2**32 - 1], [-1, 2**32]),
+    ("data.validation_size", [1, 10**9], [0]),
+    ("data.split_seed", [0, 2**32 - 1], [-1, 2**32]),
+    ("model.hidden_units", [[], [1], [65536], [1] * 64], [[0], [65537], [1] * 65]),
+    ("model.dropout", [0.0, math.nextafter(1, 0)], [-1e-300, 1.0]),
+    ("model.input_dropout", [0.0, math.nextafter(1, 0)], [-1e-300, 1.0]),
+    ("model.initializer_stddev", [5e-324], [0.0]),
+    ("model.bias_initializer_stddev", [0.0], [-5e-324]),
+    ("optimizer.learning_rate", [5e-324, 1000.0], [0.0, -0.1, 1000.1]),
+    ("optimizer.momentum", [0.0, 0.999], [1.0, -0.1]),
+    ("optimizer.weight_decay", [0.0, 0.999], [1.0, -0.1]),
+    ("optimizer.warmup_epochs", [0.0, 10.0], [-0.1]),
+    ("trainer.epochs", [1, 100_000], [0, -1, 100_001]),
+    ("trainer.max_steps", [None, 1], [0]),
+    ("trainer.batch_size", [1], [0, -32]),
+    ("trainer.patience", [None, 1], [0]),
+    ("trainer.label_smoothing", [0.0, 0.999], [1.0]),
+    ("trainer.ema_momentum", [0.0, 0.9999], [1.0, -0.1]),
+    ("augmentation.shift", [0.0, 1000.0], [-0.1, 1001.0]),
+    ("augmentation.rotate", [0.0, 45.0], [-1.0, 45.1]),
+    ("augmentation.scale", [0.0, 0.9], [-0.1, 1.0]),
+    ("augmentation.shear", [0.0, 45.0], [-1.0, 45.1]),
+    ("augmentation.elastic_alpha", [0.0, 1000.0], [-1.0]),
+    ("augmentation.elastic_sigma", [0.1, 1000.0], [0.0]),
+    ("trainer.threads", [1, 1024], [0, 1025]),
+    ("study.trials", [1], [0]),
+    ("study.timeout", [None, 0.1], [0.0]),
+    ("study.target", [None, 1.0], [0.0, 1.1]),
+    ("study.pruner.startup_trials", [0], [-1]),
+    ("study.pruner.warmup_epochs", [0], [-1]),
+    ("study.pruner.min_epochs", [1], [0]),
+    ("study.pruner.reduction_factor", [2], [1]),
+    ("study.sampler.startup_trials", [1], [0]),
+    ("executor.workers", ["auto", 1, 1024], [0, 1025, "many"]),
+    ("executor.max_worker_memory", [0.1], [0.0]),
+]
+
+
+@pytest.mark.parametrize(("key", "inside", "outside"), EDGES, ids=[key for key, _, _ in EDGES])
+def test_each_range_ends_where_it_says(plain: dict[str, Any], key: str, inside: list[Any], outside: list[Any]) -> None:
+    """The lowest and highest values of a setting are taken, and what lies just beyond is refused under its key."""
+    refused = [fault(plain, key, value) for value in outside]
+
+    assert [fault(plain, key, value) for value in inside] == [""] * len(inside)
+    assert all(message.startswith(key) for message in refused)
+
+
+@pytest.mark.parametrize("key", ["optimizer.learning_rate", "model.dropout", "study.timeout", "study.target"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_setting_takes_inf_or_nan(plain: dict[str, Any], key: str, value: float) -> None:
+    """Infinite and undefined numbers are refused, by name."""
+    assert fault(plain, key, value) == f"{key}={value}: must be finite"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("trainer.epochs", 1.0, "must be a whole number"),
+        ("trainer.epochs", "5", "must be a whole number"),
+        ("trainer.epochs", True, "must be a whole number"),
+        ("optimizer.learning_rate", "0.1", "must be a number"),
+        ("optimizer.nesterov", 1, "must be true or false"),
+        ("tracking.save_weights", "no", "must be true or false"),
+        ("study.name", 5, "must be a text"),
+        ("model.hidden_units", 300, "must be a list, such as [300, 100]"),
+        ("model.activation", "Relu", "did you mean relu?"),
+        ("model", 3, "must be a node with settings of its own"),
+    ],
+)
+def test_nothing_is_converted_in_silence(plain: dict[str, Any], key: str, value: object, words: str) -> None:
+    """A value of another type is refused in plain words, also where Python could convert it."""
+    assert words in fault(plain, key, value)
+
+
+@pytest.mark.parametrize("name", ["mnist", "a b", "A.b_c-9", "x" * 100])
+def test_names_that_are_safe_everywhere_are_taken(plain: dict[str, Any], name: str) -> None:
+    """Letters, digits, dots, hyphens, underscores and spaces, up to a hundred."""
+    assert fault(plain, "study.name", name) == ""
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../x", "a\nb", "x" * 101, "é", "a\n", "a'b"])
+def test_names_that_could_be_paths_or_worse_are_refused(plain: dict[str, Any], name: str) -> None:
+    """Anything else is refused in one line, whatever it holds."""
+    message = fault(plain, "study.name", name)
+
+    assert "must be 1 to 100 letters, digits, dots, hyphens, underscores or spaces" in message
+    assert "\n" not in message
+
+
+def test_a_pattern_that_is_no_name_is_shown_itself(plain: dict[str, Any]) -> None:
+    """A malformed digest isn't answered with the rule for names."""
+    mnist = compose(parse_request(["data=mnist"])).model_dump()
+
+    message = fault(mnist, "data.files.train_images.md5", "zz")
+
+    assert message == "data.files.train_images.md5=zz: string must match pattern '^[0-9a-f]{32}$'"
+
+
+@pytest.mark.parametrize("key", ["model.depth", "optimizer.beta_1", "trainer.x", "study.sampler.y", "z"])
+def test_no_node_takes_an_unknown_key(plain: dict[str, Any], key: str) -> None:
+    """A key that the schema doesn't have is refused, another optimizer's included."""
+    assert fault(plain, key, 1) == f"{key}: the config has no such key"
+
+
+def test_a_missing_key_is_named(plain: dict[str, Any]) -> None:
+    """No key has a default here: an option file that forgets one is told which."""
+    lacking = {**plain, "trainer": {key: value for key, value in plain["trainer"].items() if key != "epochs"}}
+
+    with pytest.raises(ConfigError) as caught:
+        validated(lacking)
+
+    assert caught.value.faults == ("trainer.epochs: needs a value, and no option file gives one",)
+
+
+def test_all_faults_come_at_once_each_under_its_key(plain: dict[str, Any]) -> None:
+    """Five faults in four nodes are five sentences, and a union's members count as one key."""
+    faulty = plain
+    for key, value in {
+        "seed": -1,
+        "model.activation": "rleu",
+        "optimizer.momentum": 2.0,
+        "trainer.epochs": 0,
+        "executor.workers": "many",
+    }.items():
+        faulty = with_value(faulty, key, value)
+
+    with pytest.raises(ConfigError) as caught:
+        validated(faulty)
+
+    keys = [sentence.partition("=")[0] for sentence in caught.value.faults]
+    assert sorted(keys) == ["executor.workers", "model.activation", "optimizer.momentum", "seed", "trainer.epochs"]
+
+
+def test_nesterov_without_momentum_says_what_to_give(plain: dict[str, Any]) -> None:
+    """A combination that would do nothing is refused with the setting that mends it."""
+    still = with_value(plain, "optimizer.momentum", 0.0)
+
+    assert "give optimizer.momentum a value such as 0.9" in fault(still, "optimizer.nesterov", True)
+    assert fault(still, "optimizer.nesterov", False) == ""
+
+
+def test_a_config_cannot_be_changed(plain: dict[str, Any]) -> None:
+    """Nodes are frozen, so what was checked is what runs."""
+    config = validated(plain)
+
+    with pytest.raises(ValidationError, match="frozen"):
+        config.trainer.epochs = 99  # type: ignore[misc]
+
+
+def test_json_gives_back_the_same_config(plain: dict[str, Any]) -> None:
+    """What MLflow and the workers get as JSON is read back exactly, floats to the last bit."""
+    config = validated(with_value(plain, "optimizer.learning_rate", 0.1 + 0.2))
+
+    assert Config.model_validate_json(config.model_dump_json()) == config
+    run = runs.run_config(runs.ADAM)
+    assert RunConfig.model_validate_json(run.model_dump_json()) == run
+
+
+def test_no_setting_has_a_default() -> None:
+    """Defaults live in conf/ alone: even a null is written there."""
+    found = {
+        f"{node.__name__}.{name}"
+        for node in descendants(Settings)
+        for name, field in node.model_fields.items()
+        if not field.is_required()
+    }
+
+    assert found == set()
+
+
+def descendants(node: type[Settings]) -> set[type[Settings]]:
+    """All node types of the schema."""
+    return {node}.union(
+        *(descendants(child) for child in node.__subclasses__() if "mnistexp.config.schema" in child.__module__)
+    )
+
+
+def test_an_older_record_is_read() -> None:
+    """A record from before some setting means what it did then: without it; one without anything else is refused."""
+    old = json.loads(runs.run_config(runs.ADAM).model_dump_json())
+    del old["trainer"]["timeout"], old["trainer"]["ema_momentum"]
+    del old["model"]["batch_normalization"], old["model"]["input_dropout"], old["augmentation"]
+
+    assert recorded_config(json.dumps(old)) == runs.run_config(runs.ADAM)
+    del old["trainer"]["threads"]
+    for nonsense in (json.dumps(old), "null", "[]", "{", '{"trainer": 1}'):
+        with pytest.raises(StoreError, match="recorded by a version of mnistexp with other settings"):
+            recorded_config(nonsense)
+
+
+def test_each_executor_has_settings_of_its_own(plain: dict[str, Any]) -> None:
+    """A cluster's address is no setting of local processes, and a share of a GPU is no negative number."""
+    ray = {**plain["executor"], "name": "ray", "address": None, "cpus_per_trial": 1.0, "gpus_per_trial": 0.25}
+
+    assert validated({**plain, "executor": ray}).executor.name == "ray"
+    with pytest.raises(ConfigError) as caught:
+        validated({**plain, "executor": {**ray, "gpus_per_trial": -1.0, "cpus_per_trial": 0.0, "retries": -1}})
+    assert caught.value.faults == (
+        "executor.retries=-1: must be greater than or equal to 0",
+        "executor.cpus_per_trial=0.0: must be greater than 0",
+        "executor.gpus_per_trial=-1.0: must be greater than or equal to 0",
+    )
+    assert fault(plain, "executor.address", "auto") == "executor.address: the config has no such key"
+    assert fault(plain, "executor.name", "dask") == "executor.name=dask: must be one of local, ray"

@@ -1,0 +1,550 @@
+"""Data sets and models of one's own: a folder outside the repository, YAML and one function each."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mnistexp import cli
+from mnistexp.config import user_code
+from mnistexp.config.compose import Request, compose, parse_request, run_config, signature
+from mnistexp.config.schema import Config, OwnCode, recorded_config
+from mnistexp.data import dataset as data
+from mnistexp.errors import ConfigError, DataError
+from mnistexp.search import space as search_space
+from mnistexp.study.database import Database, open_for_sweep
+from mnistexp.study.study import SharedStudy
+from mnistexp.tracking import run_context
+from mnistexp.tracking.run_context import run_name
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CODE = '''
+import numpy as np
+
+open("executed", "a").close()  # so that a test sees whether this was run
+
+
+def squares(*, images: int = 400, root: str | None = None) -> dict[str, np.ndarray]:
+    """8x8 images: where the bright square is, is the class, from 0 to 3."""
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 4, images)
+    pictures = draw.integers(0, 60, (images, 8, 8))
+    for picture, label in zip(pictures, labels):
+        row, column = 4 * (label // 2), 4 * (label % 2)
+        picture[row : row + 4, column : column + 4] += 150
+    pictures = pictures.astype(np.uint8)
+    return {"x_train": pictures[100:], "y_train": labels[100:], "x_test": pictures[:100], "y_test": labels[:100]}
+
+
+def residual(features: int, classes: int, *, units: int = 32, blocks: int = 1):
+    import keras
+
+    inputs = keras.Input((features,))
+    signal = keras.layers.Dense(units)(inputs)
+    for _ in range(blocks):
+        inner = keras.layers.BatchNormalization(momentum=0.8)(signal)
+        inner = keras.layers.Dense(units)(keras.layers.Activation("relu")(inner))
+        signal = keras.layers.Add()([signal, keras.layers.Dropout(0.1)(inner)])
+    return keras.Model(inputs, keras.layers.Dense(classes)(signal))
+
+
+def broken(*, deep: bool = True):
+    values = {}
+    return values["no such key"]
+
+
+def needy(features, classes, *, width):
+    """Has a setting without a default."""
+
+
+def narrow(features):
+    """Takes too little."""
+'''
+
+DATA = """\
+name: own
+function: squares
+settings:
+  images: 400
+root: null
+validation_size: 100
+split: stratified
+split_seed: 0
+"""
+
+MODEL = """\
+# @package _global_
+model:
+  name: own
+  function: residual
+  settings: {units: 32, blocks: 1}
+search:
+  model.settings.units: choice(16, 32)
+"""
+
+LAST_LINE = CODE.splitlines().index('    return values["no such key"]') + 1
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user's folder, worked in; afterwards this process has no code of the user's any more."""
+    for name, text in (("mine/data/squares.yaml", DATA), ("mine/model/residual.yaml", MODEL), ("functions.py", CODE)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    user_code.use(None)
+
+
+def type_in(folder: Path, *words: str, expect: int = 0) -> str:
+    """Type a command as a user does who has installed the package. Returns: all that it says."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "MNISTEXP_"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "mnistexp", *words],
+        cwd=folder,
+        env={**kept, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == expect, f"{words}: {done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def request(*overrides: str) -> Request:
+    """A request with the options of the user's folder."""
+    return parse_request(overrides, Path("mine").resolve())
+
+
+def composed(*overrides: str) -> Config:
+    """What it composes to."""
+    return compose(request(*overrides))
+
+
+def fault(*words: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command says that ends with the exit code for what the user can mend."""
+    assert cli.main([*words]) == 2
+    return capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------- the journey
+
+
+@pytest.mark.slow
+def test_a_data_set_and_a_model_of_ones_own_go_all_the_way(folder: Path) -> None:
+    """Searched in two workers, rerun bit by bit, confirmed, asked about a picture; by nothing but this folder."""
+    code = ("--code", "functions.py")
+    short = ("data=squares", "model=residual", "optimizer=adam", "trainer.batch_size=32", "trainer.epochs=4")
+    study = ("study.trials=3", "study/pruner=none", "executor.workers=2")
+
+    swept = type_in(folder, "sweep", *code, "--config-dir", "mine", *short, *study)
+    rerun = type_in(folder, "rerun", *code, "study.name=squares")
+    confirmed = type_in(folder, "confirm", "-q", *code, "study.name=squares", "top=1", "seeds=2", "executor.workers=1")
+    write_picture(folder / "corner.png")
+    asked = type_in(folder, "predict", *code, "corner.png", "data=squares", "--config-dir", "mine")
+
+    assert re.search(r"residual units=(16|32) blocks=1 b=32", swept)
+    assert "python -m mnistexp rerun study.name=squares --code functions.py" in swept
+    assert "bit-identical: the scores and every weight came out as before" in rerun
+    assert "is the champion now: there was none" in " ".join(confirmed.split())
+    assert re.search(r"corner\.png +\d +\d", asked)
+    assert {kept.read_text() for kept in (folder / "mlruns").rglob("code.py")} == {CODE}
+
+
+def write_picture(path: Path) -> None:
+    """A dark blot on light paper."""
+    from PIL import Image
+
+    paper = np.full((64, 64), 255, np.uint8)
+    paper[8:30, 8:30] = 0
+    Image.fromarray(paper).save(path)
+
+
+@pytest.mark.slow
+def test_an_edit_in_between_changes_nothing_that_runs(folder: Path) -> None:
+    """A worker has the text that the command read, whatever stands in the file when the worker starts."""
+    from mnistexp.workers.local import LocalExecutor
+
+    user_code.use(user_code.read(Path("functions.py")))
+    config = composed("data=squares")
+    dataset = data.load(config.data)
+    Path("functions.py").write_text("def squares():\n    raise ValueError\n")
+
+    executor = LocalExecutor(
+        config.data, threads=1, device="cpu", workers=1, at_most=1, fingerprint=dataset.fingerprint
+    )
+    try:
+        while not executor.idle():
+            executor.next_event(60)
+        assert executor.facts["fingerprint"] == dataset.fingerprint
+    finally:
+        executor.close()
+
+
+# --------------------------------------------------------------------------------------------- what it becomes
+
+
+def test_the_data_are_what_the_function_made(folder: Path) -> None:
+    """Its arrays in three splits, under its name, with its shape; its settings are the config's."""
+    user_code.use(user_code.read(Path("functions.py")))
+
+    made = data.load(composed("data=squares", "data.settings.images=300").data)
+
+    assert (made.name, made.classes, made.image_shape, made.scale) == ("squares", 4, (8, 8), 1 / 255)
+    assert [len(split.labels) for split in (made.train, made.validation, made.test)] == [100, 100, 100]
+    assert made.source == "squares() of functions.py"
+
+
+def test_root_is_given_to_a_function_that_wants_it_and_is_no_part_of_the_run(folder: Path) -> None:
+    """Where data lie doesn't change which they are: other roots have one signature."""
+    user_code.use(user_code.read(Path("functions.py")))
+    here, there = (composed("data=squares", f"data.root={root}") for root in ("/here", "/there"))
+
+    assert here.data.keywords == {"images": 400, "root": "/here"}  # type: ignore[union-attr]
+    assert signature(run_config(here)) == signature(run_config(there))
+
+
+def test_the_files_hash_is_part_of_the_config_and_its_signature(folder: Path) -> None:
+    """One changed letter is another run, and a record reads back as it was written."""
+    user_code.use(user_code.read(Path("functions.py")))
+    before = run_config(composed("data=squares", "model=residual"))
+    user_code.use(OwnCode(name="functions.py", text=f"{CODE}# changed\n"))
+    after = run_config(composed("data=squares", "model=residual"))
+
+    assert before.model.code == before.data.code != after.model.code  # type: ignore[union-attr]
+    assert signature(before) != signature(after)
+    assert recorded_config(before.model_dump_json()) == before
+
+
+def test_line_ends_and_a_byte_order_mark_are_no_difference(folder: Path) -> None:
+    """A file that went through Windows is the same file."""
+    (folder / "other.py").write_bytes(b"\xef\xbb\xbf" + CODE.replace("\n", "\r\n").encode())
+
+    assert user_code.read(Path("other.py")).text == user_code.read(Path("functions.py")).text
+
+
+def test_a_models_settings_are_searched_and_the_perceptrons_are_not(folder: Path) -> None:
+    """The default space goes with an own model: what it has for the perceptron's settings is left out."""
+    user_code.use(user_code.read(Path("functions.py")))
+
+    space = composed("model=residual", "model.settings.blocks=choice(1, 2)").search
+
+    assert {key for key in space if key.startswith("model.")} == {"model.settings.units", "model.settings.blocks"}
+    assert "optimizer.learning_rate" in space
+
+
+def test_a_run_is_named_after_the_function_and_its_settings(folder: Path) -> None:
+    """In a table one sees what was built."""
+    user_code.use(user_code.read(Path("functions.py")))
+
+    name = run_name(run_config(composed("model=residual", "optimizer=adam", "model.settings.units=64")), 7)
+
+    assert name == "007 adam lr=0.001 residual units=64 blocks=1 b=128"
+
+
+# -------------------------------------------------------------------------------------------- nothing runs unasked
+
+
+def test_no_config_has_code_run_without_the_option(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An option file may name a function; without --code it is told that, and the file beside it stays as it is."""
+    words = ("train", "--config-dir", "mine", "data=squares", "model=residual")
+
+    said = fault(*words, capsys=capsys)
+
+    assert "data.function=squares: is a function of a file of your own; give --code FILE.py" in said
+    assert "model.function=residual: is a function of a file of your own; give --code FILE.py" in said
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("key", ["code=/tmp/evil.py", "file=evil.py", "_target_=os.system"])
+def test_an_option_file_cannot_name_a_file(key: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever it calls it: only the command line names the file."""
+    name, _, value = key.partition("=")
+    Path("mine/data/squares.yaml").write_text(f"{DATA}{name}: {value}\n")
+
+    said = fault("train", "--config-dir", "mine", "--code", "functions.py", "data=squares", capsys=capsys)
+
+    assert re.search(rf"data\.{name}.*(is the hash of --code FILE and filled in; leave it out|has no such key)", said)
+    assert not Path("executed").exists()
+
+
+def test_a_config_is_composed_and_checked_without_running_the_file(folder: Path) -> None:
+    """What is wrong with a name or a setting is seen in the text: nothing runs before something is to be made."""
+    user_code.use(user_code.read(Path("functions.py")))
+
+    composed("data=squares", "model=residual")
+
+    assert not Path("executed").exists()
+
+
+def test_a_record_is_made_again_by_its_own_code_alone(folder: Path) -> None:
+    """No file, or another one: it is said which it was and where a copy is. The record itself has none run."""
+    user_code.use(user_code.read(Path("functions.py")))
+    text = run_config(composed("data=squares")).model_dump_json()
+    recorded = recorded_config(text)
+
+    user_code.use(None)
+    with pytest.raises(
+        ConfigError, match=r"squares: is a function of a file of your own; give --code FILE\.py\. MLflow"
+    ):
+        data.load(recorded.data)
+    user_code.use(OwnCode(name="new.py", text=CODE.replace("150", "140")))
+    with pytest.raises(ConfigError) as refused:
+        user_code.require_for(recorded)
+
+    assert re.search(r"--code new\.py: is other code \(SHA-256 [0-9a-f]{12}…\) than the squares", str(refused.value))
+    assert "as the artifact code.py of the run or of its sweep: download it, read it" in str(refused.value)
+    assert not Path("executed").exists()
+
+
+def test_a_study_is_not_gone_on_with_by_other_code(folder: Path) -> None:
+    """Trials of two versions of a model are not comparable, nor are those of a model and of none."""
+    user_code.use(user_code.read(Path("functions.py")))
+    asked = request("model=residual", "data=digits", "search=none", "model.settings.units=choice(8, 16)")
+    with closing(open_for_sweep("sqlite:///optuna.db")) as database:
+        started(database, asked)
+        started(database, asked)  # the same file goes on
+
+        user_code.use(OwnCode(name="functions.py", text=f"{CODE}#"))
+        with pytest.raises(
+            ConfigError, match=r"was started with other code of the user's own \(--code\); MLflow keeps"
+        ):
+            started(database, asked)
+        user_code.use(None)
+        with pytest.raises(ConfigError, match=r"was started with other code of the user's own"):
+            started(database, request("data=digits", "search=none", "model.activation=choice(relu, tanh)"))
+
+
+def started(database: Database, asked: Request) -> None:
+    """Open a study and claim a trial, as a sweep does: from its first trial on it has one question."""
+    prepared = run_context.prepare(asked)
+    SharedStudy(database, run_context.session(prepared), search_space.build(prepared.request)).claim()
+
+
+def test_root_is_no_setting(folder: Path) -> None:
+    """Where the data lie is data.root: as a setting it would be part of what the run is."""
+    user_code.use(user_code.read(Path("functions.py")))
+    Path("mine/data/rooted.yaml").write_text(DATA.replace("images: 400", "root: here"))
+
+    with pytest.raises(ConfigError, match=r"data\.settings\.root: is data\.root"):
+        composed("data=rooted")
+
+
+def test_a_file_that_nothing_needs_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is given is not passed over in silence."""
+    said = fault("train", "--code", "functions.py", "data=digits", capsys=capsys)
+
+    assert "--code functions.py: nothing here is made by it; leave it out" in said
+
+
+# ------------------------------------------------------------------------------------------------ each mistake
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "--code no.py: no such file; give the Python file with your functions"),
+        ("folder", "--code no.py: is a folder; give the Python file with your functions"),
+        (b"def f(:\n", "no.py:1: SyntaxError: "),
+        (b"x = 1\n\nwhile True print(x)\n", "no.py:3: SyntaxError: "),
+        (b"x = '\xff'\n", "--code no.py: is not in UTF-8; give a Python file"),
+        (b"x = '\0'\n", "no.py"),
+        (b"#" * (user_code.MAX_BYTES + 1), "--code no.py: has 262145 bytes; a file of functions has at most 262144"),
+        (b"x = " + b"(" * 5000, "no.py"),
+    ],
+)
+def test_a_file_that_is_none_is_told(
+    content: bytes | str | None, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence, with the line where there is one."""
+    path = Path("no.py")
+    if isinstance(content, str):
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+
+    said = fault("train", "--code", "no.py", "data=digits", capsys=capsys)
+
+    assert said.startswith(f"mnistexp: {message}")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["model.function=residul"],
+            "functions.py: has no function 'residul', as `def` at its top level makes one; "
+            "it has squares, residual, broken, needy, narrow; did you mean residual?",
+        ),
+        (
+            ["model.function=needy", "model.settings={}"],
+            "needy() needs the setting 'width'; give it in `settings`, or a default in the file",
+        ),
+        (["model.function=narrow"], "narrow() takes 1 arguments; it is given 2 before its settings"),
+        (["model.function=needy"], "needy() has no setting 'units'; it takes width"),
+        (["model.function='os.system'"], "must be a name in Python: a letter, then letters, digits and underscores"),
+        (["model.settings.unit=3"], "did you mean model.settings.units?"),
+        (
+            ["model.settings.units=null"],
+            "model.settings.units=null: must be a number, true or false, a text or a list of whole numbers",
+        ),
+        (["model.settings.units=[1,x]"], "must be a number, true or false, a text or a list of whole numbers"),
+        (["model.settings.units=choice(1, [a])"], "must be a number, true or false, a text or a list of whole numbers"),
+        (["model.hidden_units=[3]"], "the config has no model.hidden_units; model has "),
+    ],
+)
+def test_a_function_that_does_not_fit_is_told(
+    words: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names and settings are looked at before anything runs, and it is said what is allowed."""
+    Path("mine/model/residual.yaml").write_text(MODEL.partition("search:")[0])
+    if words[-1] == "model.settings={}":
+        words = words[:-1]
+        Path("mine/model/residual.yaml").write_text(MODEL.partition("search:")[0].replace("units: 32, blocks: 1", ""))
+    command = "sweep" if "choice" in words[-1] else "train"
+
+    said = fault(command, "--config-dir", "mine", "--code", "functions.py", "model=residual", *words, capsys=capsys)
+
+    assert message in said
+    assert "Traceback" not in said
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            'def squares(*, images):\n    found = {}\n    return found["x"]\n',
+            "functions.py:3: KeyError: 'x'",
+        ),
+        ("def squares(*, images):\n    raise SystemExit(3)\n", "functions.py:2: SystemExit: 3"),
+        ("import no_such_module\n\n\ndef squares(*, images): ...\n", "functions.py:1: ModuleNotFoundError: "),
+        ("def squares(*, images): ...\n\n\nreturn 1\n", "functions.py:4: SyntaxError: "),
+        ("def squares(*, images): ...\n\n\ndel squares\n", "functions.py: AttributeError: "),
+        (
+            "def squares(*, images): ...\n",
+            "squares() of functions.py gave a NoneType; wanted is a dict of arrays named",
+        ),
+        ("def squares(*, images):\n    return {'x': 1}\n", "squares() of functions.py gave 'x'; wanted is a dict"),
+        (
+            "def squares(*, images):\n    return {'x_train': [[1.0]]}\n",
+            "squares() of functions.py: x_train is a list; wanted is a NumPy array, numpy.asarray(…).",
+        ),
+    ],
+)
+def test_a_function_that_fails_is_told_with_its_own_line(
+    text: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The user's file and line, the error's type and text; never a traceback through ours."""
+    Path("functions.py").write_text(text)
+
+    said = fault("train", "--config-dir", "mine", "--code", "functions.py", "data=squares", capsys=capsys)
+
+    assert said.startswith(f"mnistexp: {message}")
+    assert "Traceback" not in said
+
+
+def test_doctor_calls_the_function(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says what the data are, or why there are none, and not that they will be downloaded."""
+    words = ("doctor", "--config-dir", "mine", "--code", "functions.py", "data=squares", "tracking=none")
+
+    works, said = cli.main(words), capsys.readouterr().out
+    Path("functions.py").write_text("def squares(*, images):\n    raise ValueError('none today')\n")
+    fails, failed = cli.main(words), capsys.readouterr().out
+
+    assert works == 0
+    assert re.search(r"ok +data +squares, 200 / 100 / 100 images", said)
+    assert fails == 1
+    assert re.search(r"FAIL +data +functions.py:2: ValueError: none today", failed)
+
+
+GOOD: dict[str, Any] = {
+    "x_train": np.zeros((4, 2)),
+    "y_train": np.array([0, 1, 0, 1]),
+    "x_test": np.zeros((2, 2)),
+    "y_test": np.array([0, 1]),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y_test": None}, "lacks y_test. It needs x_train, y_train, x_test, y_test"),
+        ({"x_train": np.array([[object()]] * 4)}, "x_train is object; allowed are uint8 (0 to 255) and floats"),
+        ({"x_train": np.full((4, 2), np.nan)}, "x_train has NaN or infinite values"),
+        ({"y_train": np.array([0, 1, 0])}, "y_train has the shape (3,); allowed is (4,): one class per image"),
+        ({"y_train": np.array([0.0, 1.0, 0.0, 1.0])}, "y_train is float64; allowed are whole numbers"),
+        ({"y_test": np.array([0, 7])}, "y_test has the label 7, which y_train has not"),
+        ({"x_train": np.ma.masked_array(np.zeros((4, 2)), True)}, "x_train is a MaskedArray; wanted is a NumPy array"),
+    ],
+)
+def test_what_a_function_made_is_checked_as_a_file_is(changes: dict[str, Any], message: str) -> None:
+    """The same words as for an .npz file."""
+    from mnistexp.data import arrays
+
+    found = {name: array for name, array in {**GOOD, **changes}.items() if array is not None}
+
+    with pytest.raises(DataError, match=re.escape(message)):
+        arrays.made(found, "squares() of functions.py")
+    with pytest.raises(DataError, match=re.escape(message)):
+        arrays.made(dict(reversed(found.items())), "squares() of functions.py")
+
+
+@pytest.mark.parametrize(
+    ("signature", "arguments", "settings", "taken"),
+    [
+        ("a, b, *, c=1", 2, {"c": 2}, True),
+        ("a, b, c=1", 2, {"c": 2}, True),
+        ("*things, **named", 2, {"any": 1}, True),
+        ("a, b, /, c=1", 2, {"c": 2}, True),
+        ("a, b, c, /", 2, {"c": 2}, False),
+        ("a, b, c", 2, {}, False),
+        ("a, b, *, c", 2, {"c": 1}, True),
+        ("a, b=1, *, c", 2, {"b": 1, "c": 1}, False),
+        ("a", 2, {}, False),
+        ("", 0, {}, True),
+        ("**named", 0, {"x": 1}, True),
+        ("c=1, /", 0, {}, True),
+        ("a, b, **named", 2, {"a": 1}, False),
+        ("a, b, /, **named", 2, {"a": 1}, True),
+    ],
+)
+def test_the_look_at_a_signature_agrees_with_python(
+    signature: str, arguments: int, settings: dict[str, Any], taken: bool, folder: Path
+) -> None:
+    """What is refused beforehand is what the call itself would refuse, and nothing else."""
+    user_code.use(OwnCode(name="f.py", text=f"def f({signature}):\n    return 'made'\n"))
+    namespace: dict[str, Any] = {}
+    exec(f"def f({signature}):\n    return 'made'\n", namespace)
+
+    said = ""
+    try:
+        found = user_code.call("f", *range(arguments), settings=settings) == "made"
+    except ConfigError as error:
+        found, said = False, str(error)
+    try:
+        expected = namespace["f"](*range(arguments), **settings) == "made"
+    except TypeError:
+        expected = False
+
+    assert found == expected == taken
+    assert "TypeError" not in said
+
+
+def test_a_worker_is_told_the_file_as_text(folder: Path) -> None:
+    """What travels is one plain object."""
+    user_code.use(user_code.read(Path("functions.py")))
+
+    assert json.loads(json.dumps(user_code.plain())) == {"name": "functions.py", "text": CODE}

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mnistexp.data.arrays import read
+from mnistexp.errors import DataError
+
+GOOD = {
+    "x_train": np.arange(6 * 4, dtype=np.uint8).reshape(6, 2, 2),
+    "y_train": np.array([0, 1, 2, 0, 1, 2]),
+    "x_test": np.ones((2, 2, 2), np.uint8),
+    "y_test": np.array([2, 0]),
+}
+
+
+def saved(path: Path, **changes: np.ndarray | None) -> Path:
+    """GOOD with changes, as a file; None leaves an array out."""
+    arrays = {name: array for name, array in {**GOOD, **changes}.items() if array is not None}
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+def test_read_gives_back_what_was_saved(tmp_path: Path) -> None:
+    """Good arrays come back bit for bit; arrays of other names are left alone."""
+    arrays = read(saved(tmp_path / "mine.npz", another=np.array(["text"])))
+
+    assert arrays.keys() == GOOD.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, GOOD[name], strict=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"y_test": None}, "lacks y_test. It needs x_train, y_train, x_test, y_test"),
+        ({"x_validation": GOOD["x_test"]}, "lacks y_validation"),
+        ({"x_train": GOOD["x_train"].astype(np.int64)}, "x_train is int64; allowed are uint8"),
+        ({"x_train": np.zeros(6, np.uint8)}, r"x_train has the shape \(6,\); allowed is \[N, ...\]"),
+        ({"x_train": np.zeros((0, 2, 2), np.uint8)}, r"x_train has the shape \(0, 2, 2\)"),
+        ({"x_train": np.uint8(3)}, r"x_train has the shape \(\)"),
+        ({"x_test": np.ones((2, 2, 3), np.uint8)}, r"x_test has uint8 images of shape \(2, 3\), but x_train"),
+        ({"x_test": np.ones((2, 2, 2))}, "x_test has float64 images .*, but x_train uint8 images"),
+        ({"x_train": np.full((6, 2, 2), np.nan)}, "x_train has NaN or infinite values"),
+        ({"x_train": np.full((6, 2, 2), 1e300)}, "x_train has NaN .* too large for float32"),
+        ({"y_train": GOOD["y_train"].astype(float)}, "y_train is float64; allowed are whole numbers"),
+        ({"y_train": np.eye(6, dtype=int)}, r"y_train has the shape \(6, 6\); allowed is \(6,\)"),
+        ({"y_train": np.full(6, 3)}, "y_train has the label 3 alone; a network has something to learn from two"),
+        ({"y_test": np.array([0])}, r"y_test has the shape \(1,\); allowed is \(2,\)"),
+        (
+            {"y_train": np.array([0, 1, 2, 0, 1, -1])},
+            "y_train has labels from -1 to 2; allowed are 0 to 65535",
+        ),
+        ({"y_train": np.array([0, 1, 2, 0, 1, 10**9])}, "labels from 0 to 1000000000"),
+        ({"y_test": np.array([0, 7])}, "y_test has the label 7, which y_train has not"),
+        ({"y_test": np.array([0, None])}, "can't be read .*allow_pickle=False.* Write plain arrays"),
+    ],
+)
+def test_read_says_what_is_wrong(changes: dict[str, np.ndarray], words: str, tmp_path: Path) -> None:
+    """Arrays that can't be trained on are refused with file, array, value and what is allowed."""
+    path = saved(tmp_path / "mine.npz", **changes)
+
+    with pytest.raises(DataError, match=words) as caught:
+        read(path)
+
+    assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"\x93NUMPY\x01\x00"])
+def test_read_refuses_other_files(content: bytes, tmp_path: Path) -> None:
+    """A file that is no zip archive is told from one with bad arrays."""
+    (tmp_path / "mine.npz").write_bytes(content)
+
+    with pytest.raises(DataError, match=r"is no \.npz file, or a truncated one"):
+        read(tmp_path / "mine.npz")
+
+
+def test_read_refuses_a_damaged_archive(tmp_path: Path) -> None:
+    """A changed byte inside the archive is noticed by its checksum."""
+    path = saved(tmp_path / "mine.npz")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(GOOD["x_train"].tobytes(), bytes(24)))
+
+    with pytest.raises(DataError, match=r"can't be read .*Bad CRC-32"):
+        read(path)

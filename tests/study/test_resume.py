@@ -1,0 +1,186 @@
+"""Property tests of studies that are resumed: any history of faults ends well, any damaged study ends in a sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeExecutor, RecordingTracker, Step
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sweeps import check_invariants, finish, open_sweep, trials_of
+
+from mnistexp.analysis import history
+from mnistexp.config.schema import RunConfig
+from mnistexp.errors import MnistexpError
+from mnistexp.study import study
+from mnistexp.study.database import Database, open_for_sweep
+from mnistexp.study.lease import COUNT, PREFIX
+
+TRIALS = 5
+COMMON: dict[str, Any] = {
+    "deadline": None,
+    "derandomize": True,
+    "print_blob": False,
+    "suppress_health_check": [HealthCheck.function_scoped_fixture],
+}
+
+
+class Killed(BaseException):
+    """Ends this process as far as the study can see."""
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database of Optuna's."""
+    path = tmp_path_factory.mktemp("optuna") / "optuna.db"
+    open_for_sweep(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def interrupted(fresh: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with finished trials, a failed one, and one that was under way when its driver died."""
+    path = Path(shutil.copy(fresh, tmp_path_factory.mktemp("study") / "optuna.db"))
+    database, scripts = open_for_sweep(f"sqlite:///{path}"), {0: [0.5] * 3, 1: ["loss became nan"], 2: [0.5]}
+
+    def script(job: int, config: RunConfig) -> list[Step]:
+        return [*scripts.get(job, [0.5]), *([signal.SIGINT, 0.5] if job == 3 else [])]
+
+    open_sweep(database, f"study.trials={TRIALS}").run(FakeExecutor(script, workers=2))
+    with pytest.raises(Killed):
+        open_sweep(database, f"study.trials={TRIALS}").run(FakeExecutor(lambda *_: [0.5, Killed()]))
+    assert {trial.state.name for trial in trials_of(database)} == {"COMPLETE", "FAIL", "RUNNING"}
+    database.close()
+    return path
+
+
+def copied(path: Path, folder: Path) -> Database:
+    """A database of one example's own."""
+    return open_for_sweep(f"sqlite:///{shutil.copy(path, folder / 'optuna.db')}")
+
+
+# ------------------------------------------------------------------------------------------ any history
+
+EPOCH = st.sampled_from([0.25, 0.5, 0.75])
+STEP = st.one_of(
+    *[EPOCH] * 4,
+    st.sampled_from([None, "loss became nan", "out of memory", signal.SIGINT, signal.SIGTERM]),
+    st.builds(Killed),
+)
+SESSION = st.fixed_dictionaries(
+    {
+        "steps": st.lists(st.lists(STEP, min_size=3, max_size=5), min_size=TRIALS, max_size=TRIALS),
+        "workers": st.integers(1, 3),
+        "away": st.sets(st.integers(0, TRIALS)),  # trials during which MLflow is away
+        "trials": st.integers(1, TRIALS),
+    }
+)
+
+
+@settings(max_examples=30, **COMMON)
+@given(sessions=st.lists(SESSION, min_size=1, max_size=4))
+def test_any_history_of_faults_ends_well(fresh: Path, quick_folder: Path, sessions: list[dict[str, Any]]) -> None:
+    """After sessions of lost workers, NaNs, signals, kills and an MLflow that comes and goes: all, once, in both."""
+    tracker, database = RecordingTracker(), copied(fresh, quick_folder)
+
+    for session in sessions:
+
+        def script(job: int, config: RunConfig, session: dict[str, Any] = session) -> list[Step]:
+            tracker.away = job in session["away"]
+            return list(session["steps"][job])
+
+        executor = FakeExecutor(script, session["workers"])
+        with contextlib.suppress(Killed, KeyboardInterrupt):
+            open_sweep(database, f"study.trials={session['trials']}", tracker=tracker).run(executor)
+        tracker.away = False
+    finish(database, tracker, TRIALS)
+    database.close()
+
+    check_invariants(database, tracker, TRIALS)
+
+
+# ------------------------------------------------------------------------------------------ any damage
+
+JUNK = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-2, 2**70), st.floats(allow_nan=False), st.text(max_size=8)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=6,
+)
+TRIAL_KEYS = [study.ATTRIBUTE, study.BASELINE, study.DRIVER, study.DEATHS, study.RECORD]
+STUDY_KEYS = ["fingerprint", "id", COUNT, *(f"{PREFIX}{number}" for number in range(3))]
+
+
+def changed(found: Any, path: list[int], junk: Any) -> Any:
+    """A value with one of its parts, found by going down `path`, replaced."""
+    if not path or not isinstance(found, dict | list) or not found:
+        return junk
+    keys = list(found) if isinstance(found, dict) else range(len(found))
+    key = keys[path[0] % len(keys)]
+    copy = dict(found) if isinstance(found, dict) else list(found)
+    copy[key] = changed(found[key], path[1:], junk)
+    return copy
+
+
+def resumed(database: Database) -> None:
+    """Type `sweep`, then `best`, on whatever is there."""
+    finish(database, RecordingTracker(), TRIALS)
+    history.best(database.storage, "digits")
+
+
+def outcome(call: Callable[[Database], None], database: Database) -> str:
+    """How a call ended: "" if well, else the sentence. Anything but a MnistexpError goes on."""
+    try:
+        call(database)
+    except MnistexpError as error:
+        return str(error)
+    finally:
+        database.close()
+    return ""
+
+
+@settings(max_examples=150, **COMMON)
+@given(
+    number=st.integers(0, 3), key=st.sampled_from(TRIAL_KEYS), path=st.lists(st.integers(0, 9), max_size=4), junk=JUNK
+)
+def test_a_trial_that_something_else_wrote_is_told_in_a_sentence(
+    interrupted: Path, quick_folder: Path, number: int, key: str, path: list[int], junk: Any
+) -> None:
+    """Whatever stands in a trial's attributes, a resumed sweep ends, well or in one line that says what to do."""
+    database = copied(interrupted, quick_folder)
+    trial = trials_of(database)[number]
+    value = changed(trial.user_attrs.get(key), path, junk)
+    with database.storage.engine.begin() as connection:  # Optuna itself changes no finished trial
+        row = {"trial": trial._trial_id, "key": key, "value": json.dumps(value)}
+        connection.exec_driver_sql("delete from trial_user_attributes where trial_id = :trial and key = :key", row)
+        connection.exec_driver_sql(
+            "insert into trial_user_attributes (trial_id, key, value_json) values (:trial, :key, :value)", row
+        )
+
+    said = outcome(resumed, database)
+
+    assert "\n" not in said
+    assert said == "" or "study.name" in said
+
+
+@settings(max_examples=100, **COMMON)
+@given(key=st.sampled_from(STUDY_KEYS), path=st.lists(st.integers(0, 9), max_size=3), junk=JUNK)
+def test_a_study_that_something_else_wrote_is_told_in_a_sentence(
+    interrupted: Path, quick_folder: Path, key: str, path: list[int], junk: Any
+) -> None:
+    """The same of a study's attributes: its fingerprint, its id, its drivers."""
+    database = copied(interrupted, quick_folder)
+    storage = database.storage
+    study_id = storage.get_study_id_from_name("digits")
+    storage.set_study_user_attr(study_id, key, changed(storage.get_study_user_attrs(study_id).get(key), path, junk))
+
+    said = outcome(resumed, database)
+
+    assert "\n" not in said
+    assert said == "" or "study.name" in said

@@ -1,0 +1,659 @@
+"""What becomes of trials when something is interrupted, dies or goes away: with scripted workers, a real database."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeExecutor, RecordingTracker, Step
+from sweeps import (
+    by_rate,
+    check_invariants,
+    constantly,
+    finish,
+    open_sweep,
+    parts,
+    states_of,
+    trials_of,
+)
+
+from mnistexp.config.compose import run_config
+from mnistexp.config.schema import RunConfig
+from mnistexp.errors import ConfigError, StoreError
+from mnistexp.study import study as studies
+from mnistexp.study.database import Database, open_for_sweep
+from mnistexp.study.lease import PREFIX
+from mnistexp.study.study import Claim
+
+
+class Killed(BaseException):
+    """Ends this process as far as the study can see: nothing that is ours runs after it."""
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights wait in the test's folder."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+# ------------------------------------------------------------------------------------------- orderly stops
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_sweep_in_order(database: Database, number: signal.Signals) -> None:
+    """Running trials end their epoch and go back; their runs are logged as interrupted; the next session has them."""
+    tracker, first = (
+        RecordingTracker(),
+        FakeExecutor(
+            lambda job, _: [0.5] * 3 if job < 2 else [0.6, number, 0.7, 0.8] if job == 2 else [0.6] * 3, workers=2
+        ),
+    )
+
+    summary = open_sweep(database, "study.trials=6", tracker=tracker).run(first)
+    between = states_of(database)
+    second = finish(database, tracker, 6)
+
+    interrupted = [record for record in tracker.records if record.state == "INTERRUPTED"]
+    assert (summary.interrupted, summary.stopped, summary.progress.done) == (True, "interrupted", 2)
+    assert between == ["COMPLETE", "COMPLETE", "WAITING", "WAITING"]
+    assert [len(record.epochs) for record in interrupted] == [2, 2]
+    assert [second.jobs[number] for number in (2, 3)] == [first.jobs[number] for number in (2, 3)]
+    assert tracker.sweeps[0][3] == "KILLED"
+    check_invariants(database, tracker, 6)
+
+
+def test_a_trial_in_its_last_epoch_is_finished(database: Database) -> None:
+    """A stop that comes while the last epoch runs costs nothing: the trial is told and logged."""
+    tracker = RecordingTracker()
+
+    open_sweep(database, "study.trials=3", tracker=tracker).run(FakeExecutor(lambda *_: [0.5, 0.6, signal.SIGINT, 0.7]))
+
+    assert states_of(database) == ["COMPLETE"]
+    assert tracker.records[0].state == "COMPLETE"
+
+
+def test_a_trial_that_no_worker_has_yet_goes_back_without_a_run(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop that comes while the next trial is claimed: it waits for the next session, and there is nothing to log."""
+    tracker, claim = RecordingTracker(), studies.SharedStudy.claim
+
+    def interrupted(study: studies.SharedStudy) -> Any:
+        claimed = claim(study)
+        if isinstance(claimed, Claim) and claimed.number == 1:
+            signal.raise_signal(signal.SIGINT)
+        return claimed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(studies.SharedStudy, "claim", interrupted)
+        open_sweep(database, "study.trials=3", tracker=tracker).run(FakeExecutor(by_rate))
+
+    assert states_of(database) == ["COMPLETE", "WAITING"]
+    assert [record.state for record in tracker.records] == ["COMPLETE"]
+    finish(database, tracker, 3)
+    check_invariants(database, tracker, 3)
+
+
+def test_a_second_signal_is_obeyed_at_once(database: Database) -> None:
+    """Pressing twice writes nothing more; the next session finds what was under way and runs it again."""
+    tracker, executor = RecordingTracker(), FakeExecutor(lambda *_: [0.5, signal.SIGINT, signal.SIGINT])
+
+    with pytest.raises(KeyboardInterrupt):
+        open_sweep(database, "study.trials=3", tracker=tracker).run(executor)
+    assert tracker.records == []
+    assert states_of(database) == ["RUNNING"]
+    finish(database, tracker, 3)
+
+    check_invariants(database, tracker, 3)
+
+
+def test_signals_mean_afterwards_what_they_meant_before(database: Database) -> None:
+    """The handlers are put back."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    open_sweep(database, "study.trials=1").run(FakeExecutor(by_rate))
+
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_interrupts_never_use_up_the_retries(database: Database) -> None:
+    """A trial that is interrupted time and again is still run in the end."""
+    tracker = RecordingTracker()
+
+    for _ in range(5):
+        open_sweep(database, "study.trials=1", tracker=tracker).run(FakeExecutor(lambda *_: [signal.SIGINT, 0.5, 0.5]))
+    finish(database, tracker, 1)
+
+    check_invariants(database, tracker, 1)
+    assert trials_of(database)[0].state.name == "COMPLETE"
+
+
+# ------------------------------------------------------------------------------------------- dead workers
+
+
+def test_a_lost_worker_costs_no_trial(database: Database) -> None:
+    """A trial whose worker was killed is run again, with the same parameters and seed, and counted once."""
+    executor = FakeExecutor(by_rate, workers=2)
+    configs: list[RunConfig] = []
+
+    def script(job: int, config: RunConfig) -> list[Step]:
+        configs.extend([config] * (job == 1))
+        return [0.5, None] if job == 1 and len(configs) < 3 else by_rate(job, config)
+
+    executor._script, tracker, notes = script, RecordingTracker(), []
+    summary = open_sweep(database, "study.trials=4", tracker=tracker, notes=notes).run(executor)
+
+    assert configs == [configs[0]] * 3
+    assert summary.trials == summary.progress.complete == 4
+    assert notes[0] == "trial 1: its worker was killed; it will be run again (1 of 2)"
+    check_invariants(database, tracker, 4)
+
+
+def test_a_trial_that_kills_each_worker_fails(database: Database) -> None:
+    """After executor.retries further attempts it has failed, with the reason in both stores; the sweep goes on."""
+    tracker = RecordingTracker()
+    executor = FakeExecutor(lambda job, config: [0.5, None] if job == 1 else by_rate(job, config))
+
+    summary = open_sweep(database, "study.trials=3", "executor.retries=1", tracker=tracker).run(executor)
+
+    reason = "its worker was killed; it was run 2 times (executor.retries=1)"
+    assert (summary.progress.complete, summary.progress.failed) == (2, 1)
+    assert trials_of(database)[1].user_attrs["reason"] == reason
+    assert [record.reason for record in tracker.records if record.state == "FAILED"] == [reason]
+
+
+def test_a_sweep_stops_when_all_fail_alike(database: Database) -> None:
+    """study.max_failures trials in a row with one cause end the session, which says it; others in between don't."""
+    scores = [["loss became nan in epoch 1"], [0.5] * 3, *([f"loss became nan in epoch {n}"] for n in (2, 1, 3, 1))]
+    words = ("study.trials=9", "study.max_failures=3")
+
+    summary = open_sweep(database, *words).run(FakeExecutor(lambda job, _: scores[job]))
+
+    assert summary.stopped == ("3 trials in a row failed alike (study.max_failures): loss became nan in epoch 3")
+    assert summary.gave_up  # the command's exit code is 1, though there is a best trial
+    assert states_of(database) == ["FAIL", "COMPLETE", "FAIL", "FAIL", "FAIL"]
+
+
+def test_different_causes_are_no_pattern(database: Database) -> None:
+    """Failures in a row with different causes don't end the session."""
+    causes = ["loss became nan", "out of memory", "loss became nan", "out of memory"]
+
+    summary = open_sweep(database, "study.trials=4", "study.max_failures=2").run(
+        FakeExecutor(lambda job, _: [causes[job]])
+    )
+
+    assert summary.progress.failed == 4
+    assert not summary.gave_up
+
+
+# ------------------------------------------------------------------------------- killed, at every single write
+
+
+class Tapped:
+    """An object whose method calls are counted; from call number `fatal` on, each ends the process."""
+
+    def __init__(self, inner: Any, counter: list[int], fatal: int, after: bool) -> None:
+        self._inner, self._counter, self._fatal, self._after = inner, counter, fatal, after
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if not callable(found) or name.startswith("_") or name.startswith(("get_", "check_", "find")):
+            return found
+
+        def call(*args: Any, **more: Any) -> Any:
+            self._counter[0] += 1
+            if self._counter[0] > self._fatal or (self._counter[0] == self._fatal and not self._after):
+                raise Killed
+            result = found(*args, **more)
+            if self._counter[0] == self._fatal:
+                raise Killed
+            return result
+
+        return call
+
+
+WRITES = 45  # of a session of three trials, from the making of the study to its parent run's closing
+
+
+def test_the_writes_are_all_there_are(database: Database) -> None:
+    """A write that is added is killed at as well, below."""
+    counter, never = [0], WRITES + 1
+    tracker: Any = Tapped(RecordingTracker(), counter, never, False)
+    database.storage = Tapped(database.storage, counter, never, False)  # type: ignore[assignment]
+
+    open_sweep(database, "study.trials=3", "executor.retries=9", tracker=tracker).run(FakeExecutor(by_rate, workers=2))
+
+    assert counter == [WRITES]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("fatal", range(1, WRITES + 1))
+def test_a_kill_at_any_write_is_mended(database: Database, fatal: int, after: bool) -> None:
+    """Killed before or after write n, for every n: the next session ends with everything, once, in both stores."""
+    tracker, real, counter = RecordingTracker(), database.storage, [0]
+    database.storage = Tapped(real, counter, fatal, after)  # type: ignore[assignment]
+    tapped: Any = Tapped(tracker, counter, fatal, after)
+
+    session = functools.partial(open_sweep, database, "study.trials=3", "executor.retries=9", tracker=tapped)
+    with pytest.raises(Killed):
+        session().run(FakeExecutor(by_rate, workers=2))
+    finished = [record.tags["trial"] for record in tracker.records]
+    database.storage = real
+    executor = finish(database, tracker, 3, "executor.retries=9")
+
+    check_invariants(database, tracker, 3)
+    assert not set(finished) & {str(number) for number in executor.jobs}
+    for number, config in executor.jobs.items():
+        assert config.seed == studies.trial_seed(0, number)
+
+
+def test_a_driver_that_dies_again_and_again_is_not_the_trials_end_of_the_world(database: Database) -> None:
+    """A trial with which drivers die has failed after executor.retries, with the reason in both stores."""
+    tracker = RecordingTracker()
+
+    for _ in range(3):
+        with pytest.raises(Killed):
+            open_sweep(database, "study.trials=2", tracker=tracker).run(FakeExecutor(lambda *_: [0.5, Killed()]))
+    finish(database, tracker, 2)
+
+    check_invariants(database, tracker, 2)
+    assert states_of(database) == ["FAIL", "COMPLETE"]
+    assert trials_of(database)[0].user_attrs["reason"].startswith("its worker or driver died 3 times")
+    assert [record.state for record in tracker.records] == ["FAILED", "COMPLETE"]
+
+
+def test_what_was_judged_in_an_earlier_attempt_is_not_judged_again(database: Database) -> None:
+    """A trial that is run again isn't pruned at an epoch that it had passed."""
+    pruning = ("study/pruner=median", "study.pruner.startup_trials=1", "study.pruner.warmup_epochs=0")
+    tracker = RecordingTracker()
+    scores = {0: [0.9] * 3, 1: [0.95, 0.3, Killed()]}
+    with pytest.raises(Killed):
+        open_sweep(database, "study.trials=2", *pruning[:0], "study/pruner=none", tracker=tracker).run(
+            FakeExecutor(lambda job, _: scores[job])
+        )
+    seen: list[int] = []
+    executor = FakeExecutor(lambda job, _: [0.95, 0.3, 0.96])
+    answer = executor.answer
+
+    def noting(job: int, *, go: bool) -> None:
+        seen.append(go)
+        answer(job, go=go)
+
+    executor.answer = noting  # type: ignore[method-assign]
+    open_sweep(database, "study.trials=2", *pruning, tracker=tracker).run(executor)
+
+    assert seen == [True, True, True]
+    assert states_of(database) == ["COMPLETE", "COMPLETE"]
+
+
+# ------------------------------------------------------------------------------------------- several drivers
+
+
+def foreign(database: Database, number: int, **changes: object) -> None:
+    """Make a driver's entry that of another machine."""
+    storage = database.storage
+    study_id = storage.get_study_id_from_name("digits")
+    entry = storage.get_study_user_attrs(study_id)[f"{PREFIX}{number}"]
+    storage.set_study_user_attr(study_id, f"{PREFIX}{number}", {**entry, "host": "elsewhere", **changes})
+
+
+def test_another_machines_trial_is_left_alone_while_it_beats(database: Database) -> None:
+    """A trial of a driver elsewhere is not run here, nor more than the budget; it is told by its own driver."""
+    tracker = RecordingTracker()
+    theirs = open_sweep(database, "study.trials=3", tracker=tracker)
+    claim = theirs._study.claim()
+    assert isinstance(claim, Claim)
+    foreign(database, 0)
+
+    mine = open_sweep(database, "study.trials=3", tracker=tracker)
+    first, second = mine._study.claim(), mine._study.claim()
+
+    assert isinstance(first, Claim)
+    assert isinstance(second, Claim)
+    assert {claim.number, first.number, second.number} == {0, 1, 2}
+    assert mine._study.claim() is None
+    assert states_of(database) == ["RUNNING"] * 3
+
+
+def test_another_machines_question_stands_before_its_first_trial(database: Database) -> None:
+    """A driver elsewhere that is still starting its workers is not asked another question in the meantime."""
+    open_sweep(database, "study.trials=3")
+    foreign(database, 0)
+
+    with pytest.raises(ConfigError, match="was started with another trainer"):
+        open_sweep(database, "study.trials=3", "trainer.epochs=4")
+
+
+def test_another_machines_trial_is_taken_over_when_it_is_silent(database: Database) -> None:
+    """After the lease's time without a beat, by the taker's clock, its trial is run again; it can't be told then."""
+    theirs = open_sweep(database, "study.trials=1")
+    claim = theirs._study.claim()
+    assert isinstance(claim, Claim)
+    foreign(database, 0)
+    mine = open_sweep(database, "study.trials=1", "study.lease=30")
+    now = [0.0]
+    mine._study.drivers._clock = lambda: now[0]
+    mine._study.drivers._seen.clear()
+
+    for now[0] in (0, 10, 20, 29):
+        assert mine._study.claim() is None
+    now[0] = 31
+    taken = mine._study.claim()
+
+    assert isinstance(taken, Claim)
+    assert taken.config == claim.config
+    record = theirs._session.trial(0, claim.config, (), 0.0, "FAILED", theirs._study.tags, reason="late")
+    assert theirs._study.finish(0, record, None) is False
+    assert states_of(database) == ["RUNNING"]
+
+
+def test_a_dead_machines_trial_is_logged_by_the_survivor(database: Database) -> None:
+    """A driver elsewhere that told its trial and died before it logged it: whoever ends the study sees to both."""
+    tracker = RecordingTracker(faults={0: Killed()})
+    with pytest.raises(Killed):
+        open_sweep(database, "study.trials=3", tracker=tracker).run(FakeExecutor(by_rate))
+    tracker.records.clear()  # it died a moment before
+    foreign(database, 0)
+    notes: list[str] = []
+
+    open_sweep(database, "study.trials=3", "study.lease=10", tracker=tracker, notes=notes).run(FakeExecutor(by_rate))
+
+    assert sorted(record.tags["trial"] for record in tracker.records) == ["0", "1", "2"]
+    check_invariants(database, tracker, 3)
+    assert notes[-1].startswith("all is done; waiting for this study's other sweeps (1)")
+
+
+def test_a_database_that_was_away_is_nobodys_death(database: Database) -> None:
+    """While nobody can beat, nobody's silence counts: a trial elsewhere is left alone after a long outage."""
+    open_sweep(database, "study.trials=1")._study.claim()
+    foreign(database, 0)
+    mine, now = open_sweep(database, "study.trials=1", "study.lease=60"), [0.0]
+    mine._study.drivers._clock = lambda: now[0]
+    assert mine._study.claim() is None
+
+    now[0] = 300
+
+    assert mine._study.claim() is None
+
+
+def test_a_trial_that_comes_back_is_not_started_twice(database: Database) -> None:
+    """A driver that slept, lost both its trials, and claims one while it is still training it, tells each once."""
+    tracker = RecordingTracker()
+    theirs = open_sweep(database, "study.trials=3", tracker=tracker)
+    slept: list[bool] = []
+
+    class Slept(FakeExecutor):
+        """While it sleeps in its first epochs, another machine's driver hands its trials back to the study."""
+
+        def next_event(self, timeout: float) -> Any:
+            if len(self.jobs) == 2 and not slept:
+                slept.append(True)
+                for number in (0, 1):
+                    theirs._study._again(theirs._study._trials()[number])
+            return super().next_event(timeout)
+
+    executor = Slept(lambda job, _: [0.5] * 3 if job == 0 else [0.6], workers=2)
+    summary = theirs.run(executor)
+
+    assert summary.progress.done == 3
+    check_invariants(database, tracker, 3)
+
+
+def test_one_ctrl_c_is_orderly_while_another_driver_has_its_turn(database: Database) -> None:
+    """A stop waits for the turn that handing back needs; it is no second Ctrl-C."""
+    other = open_for_sweep(f"sqlite:///{database.storage.engine.url.database}")
+    tracker = RecordingTracker()
+    holding = threading.Event()
+
+    def hold() -> None:
+        holding.set()
+        time.sleep(2.5)
+
+    def script(job: int, config: RunConfig) -> list[Step]:
+        thread.start()
+        holding.wait()
+        return [0.5, signal.SIGINT, 0.5, 0.5]
+
+    thread = threading.Thread(target=lambda: other.in_turn(hold))
+    summary = open_sweep(database, "study.trials=2", tracker=tracker).run(FakeExecutor(script))
+    thread.join()
+    other.close()
+
+    assert summary.interrupted
+    assert states_of(database) == ["WAITING"]
+
+
+def test_a_beat_keeps_another_machines_lease(database: Database) -> None:
+    """However long it takes, a driver that goes on beating keeps its trials."""
+    open_sweep(database, "study.trials=1")._study.claim()
+    foreign(database, 0)
+    mine, now = open_sweep(database, "study.trials=1"), [0.0]
+    mine._study.drivers._clock = lambda: now[0]
+
+    for beat in range(10):
+        now[0] += 25
+        foreign(database, 0, beat=beat)
+        assert mine._study.claim() is None
+
+
+def test_drivers_draw_different_points(database: Database) -> None:
+    """Two drivers that start at the same moment with one seed have samplers of their own."""
+    words = ("study.trials=9", "optimizer.learning_rate=interval(0.01, 0.1)")
+    one = open_sweep(database, *words)
+    foreign(database, 0)
+    two = open_sweep(database, *words)
+    foreign(database, 1)
+
+    claims = [sweep._study.claim() for sweep in (one, two, one, two)]
+
+    rates = [claim.config.optimizer.learning_rate for claim in claims[1:] if isinstance(claim, Claim)]
+    assert len(set(rates)) == 3
+
+
+def test_a_result_that_came_too_late_is_left_out(database: Database) -> None:
+    """A driver that slept while its trial was taken over and finished doesn't tell it twice, nor log it."""
+    tracker, notes = RecordingTracker(), []
+    theirs = open_sweep(database, "study.trials=1", tracker=tracker, notes=notes)
+
+    class Slept(FakeExecutor):
+        """While it sleeps in its first epoch, another driver takes the trial over."""
+
+        def next_event(self, timeout: float) -> Any:
+            if self.jobs and not tracker.records:
+                foreign(database, 0, ended=True)
+                finish(database, tracker, 1)
+            return super().next_event(timeout)
+
+    summary = theirs.run(Slept(by_rate))
+
+    assert summary.trials == 0
+    assert len(tracker.records) == 1
+    assert any("another driver has taken it over" in note for note in notes)
+    check_invariants(database, tracker, 1)
+
+
+# ------------------------------------------------------------------------------------------- MLflow goes away
+
+
+def test_trials_go_on_while_mlflow_is_away(database: Database) -> None:
+    """Their runs are kept and logged, each once, when it is back; the user is told once."""
+    tracker, notes = RecordingTracker(), []
+
+    def script(job: int, config: RunConfig) -> list[float]:
+        tracker.away = 1 <= job <= 3
+        return by_rate(job, config)
+
+    sweep = open_sweep(database, "study.trials=6", tracker=tracker, notes=notes)
+    now = [0.0]
+    sweep._outbox._clock = lambda: now[0]
+    executor = FakeExecutor(script)
+    original = executor.next_event
+
+    def ticking(timeout: float) -> Any:
+        now[0] += 2
+        return original(timeout)
+
+    executor.next_event = ticking  # type: ignore[method-assign]
+    summary = sweep.run(executor)
+
+    assert summary.unlogged == 0
+    assert len([note for note in notes if "MLflow can't use it" in note]) == 1
+    check_invariants(database, tracker, 6)
+
+
+def test_an_mlflow_that_goes_away_at_the_start_stops_nothing(database: Database) -> None:
+    """Even the sweep's own run can be opened later: before the first trial's is logged."""
+    tracker = RecordingTracker()
+
+    def script(job: int, config: RunConfig) -> list[float]:
+        tracker.away = False
+        return by_rate(job, config)
+
+    sweep = open_sweep(database, "study.trials=2", tracker=tracker)
+    tracker.away = True
+    now = [0.0]
+    sweep._outbox._clock = lambda: now[0]
+    sweep.run(FakeExecutor(script))
+
+    assert tracker.parents == ["parent of digits"] * 2
+    check_invariants(database, tracker, 2)
+
+
+def test_the_next_session_logs_what_mlflow_missed(database: Database) -> None:
+    """A session that ends while MLflow is away says how many runs it lacks; the next delivers them and trains none."""
+    tracker = RecordingTracker()
+
+    def script(job: int, config: RunConfig) -> list[float]:
+        tracker.away = job >= 1
+        return by_rate(job, config)
+
+    summary = open_sweep(database, "study.trials=3", tracker=tracker).run(FakeExecutor(script))
+    logged = len(tracker.records)
+    tracker.away = False
+    again = finish(database, tracker, 3)
+
+    assert (logged, summary.unlogged) == (1, 2)
+    assert again.jobs == {}
+    check_invariants(database, tracker, 3)
+
+
+def test_a_store_that_was_emptied_is_filled_again(database: Database) -> None:
+    """Whatever MLflow lost, a study still has: an emptied store gets every run back, with its curves."""
+    tracker, empty = RecordingTracker(), RecordingTracker()
+    finish(database, tracker, 3)
+
+    finish(database, empty, 3)
+
+    assert [record.tags["trial"] for record in empty.records] == ["0", "1", "2"]
+    assert [record.result for record in empty.records] == [record.result for record in tracker.records]
+    assert [record.config for record in empty.records] == [record.config for record in tracker.records]
+
+
+def test_a_write_whose_answer_was_lost_is_not_repeated(database: Database) -> None:
+    """A run that MLflow kept although it answered with an error is there once."""
+    tracker = RecordingTracker(faults={1: StoreError("the answer was lost")})
+
+    open_sweep(database, "study.trials=3", tracker=tracker).run(FakeExecutor(by_rate))
+
+    check_invariants(database, tracker, 3)
+
+
+def test_weights_wait_with_their_run(database: Database, tmp_path: Path) -> None:
+    """Weights that were asked for are logged with their run; until that can be done they are kept, then deleted."""
+    tracker = RecordingTracker()
+    words = ("study.trials=1", "tracking.save_weights=true")
+
+    def script(job: int, config: RunConfig) -> list[float]:
+        tracker.away = True
+        return by_rate(job, config)
+
+    open_sweep(database, *words, tracker=tracker).run(FakeExecutor(script))
+    kept = list((tmp_path / "state").rglob("*.h5"))
+    tracker.away = False
+    found: list[bytes] = []
+    log = tracker.log
+
+    def reading(record: Any, *args: Any, **more: Any) -> str:
+        found.append(record.weights_path.read_bytes())
+        return log(record, *args, **more)
+
+    tracker.log = reading  # type: ignore[method-assign]
+    open_sweep(database, *words, tracker=tracker).run(FakeExecutor(by_rate))
+
+    assert [path.name for path in kept] == ["0.weights.h5"]
+    assert found == [b"weights"]
+    assert list((tmp_path / "state").rglob("*.h5")) == []
+
+
+# ------------------------------------------------------------------------------------------- the parent run
+
+
+@pytest.mark.parametrize(("how", "ending"), [("finished", "FINISHED"), ("interrupted", "KILLED")])
+def test_the_parent_run_is_closed(database: Database, how: str, ending: str) -> None:
+    """However a session ends, its parent run is closed with the counts, the best score and the space."""
+    tracker = RecordingTracker()
+
+    def script(job: int, config: RunConfig) -> list[Step]:
+        return [signal.SIGINT, 0.8] if job == 2 and how == "interrupted" else [0.8] * 3
+
+    open_sweep(database, "study.trials=3", tracker=tracker).run(FakeExecutor(script))
+
+    [(parent, description, metrics, ended)] = tracker.sweeps
+    assert (parent, ended) == ("parent of digits", ending)
+    assert metrics["sweep/trials"] == (3 if how == "finished" else 2)
+    assert metrics["best_val_accuracy"] == 0.8
+    assert "| `model.activation` | relu, tanh |" in description
+    assert "Best: trial 0, validation accuracy 0.8000" in description
+
+
+def test_the_parent_run_stays_open_while_others_drive(database: Database) -> None:
+    """A driver that leaves first leaves the parent run to the others; the last one closes it."""
+    tracker = RecordingTracker()
+    open_sweep(database, "study.trials=2", tracker=tracker)
+    foreign(database, 0)
+
+    finish(database, tracker, 9, "study.target=0.5")  # which the first trials reach
+    between = set(tracker.open)
+    foreign(database, 0, ended=True)
+    finish(database, tracker, 9, "study.target=0.5")
+
+    assert between == {"parent of digits"}
+    assert not tracker.open
+
+
+def test_the_composed_config_survives_kills(database: Database) -> None:
+    """The first trial, of which parts lie outside the space, comes back as it was, again and again."""
+    words = ("study.trials=2", "trainer.batch_size=choice(32, 64)", "seed=9")
+    tried = []
+
+    for _ in range(2):
+        executor = FakeExecutor(lambda *_: [Killed()])
+        with pytest.raises(Killed):
+            open_sweep(database, *words).run(executor)
+        tried.append(executor.jobs[0])
+    last = FakeExecutor(by_rate)
+    summary = open_sweep(database, *words).run(last)
+
+    assert [*tried, last.jobs[0]] == [run_config(parts(*words)[0].prepared.config)] * 3
+    assert summary.progress.complete == 2
+
+
+def test_only_the_studys_own_runs_count_as_logged(database: Database, fresh: Path, tmp_path: Path) -> None:
+    """An older study of the same name, whose database was deleted, stands for no trial of the new one."""
+    tracker = RecordingTracker()
+    older = open_for_sweep(f"sqlite:///{shutil.copy(fresh, tmp_path / 'older.db')}")
+    open_sweep(older, "study.trials=3", "seed=1", tracker=tracker).run(FakeExecutor(constantly(0.9, 0.9, 0.9)))
+    with pytest.raises(Killed):
+        open_sweep(database, "study.trials=3", "seed=2", tracker=tracker).run(FakeExecutor(lambda *_: [Killed()]))
+
+    executor = finish(database, tracker, 3, "seed=2")
+
+    assert len(executor.jobs) == 3
+    assert len(tracker.records) == 6
+    assert 0.9 not in [trial.value for trial in trials_of(database)]

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import runs
+import tensorflow as tf
+
+from mnistexp.training import model as models
+
+# Threefry exists in compiled programs alone, which is where the trainer draws its masks.
+drop = tf.function(models.drop, jit_compile=True, autograph=False)
+
+IMAGES = np.random.default_rng(0).random((64, 20), np.float32)
+LABELS = np.random.default_rng(1).integers(0, 10, 64).astype(np.int32)
+
+
+def test_the_network_is_plain_keras_and_ends_in_logits() -> None:
+    """Input, hidden layers with activation and dropout, and a last Dense layer without activation."""
+    config = runs.run_config(model={"hidden_units": [8, 4], "dropout": 0.5}).model
+
+    network = models.build_model(config, 20, 10)
+
+    names = [type(layer).__name__ for layer in network.layers]
+    assert names == ["Dense", "Activation", "Dropout"] * 2 + ["Dense"]
+    assert all(type(layer).__module__.startswith("keras.") for layer in network.layers)
+    assert network.layers[-1].activation is keras.activations.linear
+    assert network.output_shape == (None, 10)
+
+
+def test_no_hidden_units_is_softmax_regression() -> None:
+    """An empty hidden_units leaves one linear layer."""
+    network = models.build_model(runs.run_config(model={"hidden_units": []}).model, 20, 10)
+
+    assert network.count_params() == 20 * 10 + 10
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "gelu", "silu", "softplus", "selu"])
+def test_activations_are_keras_own(activation: str) -> None:
+    """A hidden layer applies the Keras activation of the config's name."""
+    network = models.build_model(runs.run_config(model={"activation": activation}).model, 20, 10)
+
+    first, second = network.layers[0], network.layers[-1]
+    expected = second(keras.activations.get(activation)(first(IMAGES)))
+    np.testing.assert_allclose(network(IMAGES), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("initializer", ["glorot_uniform", "he_normal", "lecun_uniform", "random_normal"])
+def test_fresh_weights_are_fixed_by_the_seed(initializer: str) -> None:
+    """The same seed gives the same weights whatever the network held before; another seed gives others."""
+    config = runs.run_config(model={"initializer": initializer, "bias_initializer_stddev": 0.1}).model
+    network, other = (models.build_model(config, 20, 10) for _ in range(2))
+
+    models.initialise(network, config, 7)
+    first = network.get_weights()
+    models.initialise(network, config, 2**32 - 1)
+    second = network.get_weights()
+    keras.utils.set_random_seed(3)
+    models.initialise(other, config, 7)
+
+    assert all(np.array_equal(a, b) for a, b in zip(first, other.get_weights(), strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_initial_spread_is_the_configs() -> None:
+    """Kernels follow their initializer's standard deviation, biases theirs, and zero means zeros."""
+    drawn = {"initializer": "random_normal", "initializer_stddev": 0.3, "bias_initializer_stddev": 0.2}
+    config = runs.run_config(model={"hidden_units": [500], **drawn}).model
+    network = models.build_model(config, 400, 10)
+    models.initialise(network, config, 0)
+
+    kernel, bias = network.layers[0].get_weights()
+
+    assert kernel.std() == pytest.approx(0.3, rel=0.02)
+    assert bias.std() == pytest.approx(0.2, rel=0.15)
+    plain = runs.run_config().model
+    network = models.build_model(plain, 20, 10)
+    models.initialise(network, plain, 0)
+    assert not network.layers[0].bias.numpy().any()
+
+
+def test_streams_of_one_seed_are_independent() -> None:
+    """Weights, minibatches and dropout, and their indices, never share a seed."""
+    streams = ("weights", "minibatches", "dropout", "augmentation")
+
+    seeds = {models.stateless_seeds(1, stream, index) for stream in streams for index in range(1000)}
+
+    assert len(seeds) == 4000
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_drops_its_share_and_keeps_the_mean(rate: float) -> None:
+    """A share `rate` becomes zero, the rest is scaled up so that the mean stays."""
+    signal = tf.ones([500, 400])
+
+    dropped = drop(signal, tf.constant(rate), tf.constant([1, 2])).numpy()
+
+    assert (dropped == 0).mean() == pytest.approx(rate, abs=0.005)
+    np.testing.assert_allclose(dropped[dropped != 0], 1 / (1 - rate), rtol=1e-6)
+    assert dropped.mean() == pytest.approx(1, abs=0.02)
+
+
+def test_dropout_masks_differ_by_seed_and_layer() -> None:
+    """Two layers of one step, and two steps, get masks that agree only by chance."""
+    config = runs.run_config(model={"hidden_units": [400, 400], "dropout": 0.5, "activation": "linear"}).model
+    network = models.build_model(config, 400, 10)
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Dense) and layer.units == 400:
+            layer.set_weights([np.eye(400, dtype=np.float32), np.zeros(400, np.float32)])
+    signal = tf.ones([100, 400])
+    half = tf.constant(0.5)
+
+    one = drop(signal, half, tf.constant([1, 2])).numpy() > 0
+    two = drop(signal, half, tf.constant([2, 2])).numpy() > 0
+    both = _before_last(network, signal, half, tf.constant([1, 0]))
+
+    assert (one == two).mean() == pytest.approx(0.5, abs=0.02)
+    assert (both > 0).mean() == pytest.approx(0.25, abs=0.02)  # one mask twice would leave a half
+
+
+def _before_last(network: keras.Sequential, signal: tf.Tensor, rate: tf.Tensor, seed: tf.Tensor) -> np.ndarray:
+    return _training(keras.Sequential(network.layers[:-1]), signal, rate, seed)
+
+
+def _training(network: keras.Sequential, signal: tf.Tensor, rate: tf.Tensor, seed: tf.Tensor) -> np.ndarray:
+    training_pass = models.TrainingPass(network)
+
+    def forward() -> tf.Tensor:
+        return training_pass(tf.constant(signal), seed, lambda _: rate)
+
+    return tf.function(forward, jit_compile=True, autograph=False)().numpy()
+
+
+def test_each_dropout_layer_drops_its_own_share() -> None:
+    """Inputs and hidden outputs have shares of their own; where none is given, the layer's is taken."""
+    config = runs.run_config(model={"hidden_units": [400], "input_dropout": 0.5, "dropout": 0.1}).model
+    network = keras.Sequential(models.build_model(config, 400, 10).layers[:1])
+    masks = models.TrainingPass(models.build_model(config, 400, 10))._masks
+
+    kept = _training(network, tf.ones([100, 400]), None, tf.constant([1, 0])) > 0
+
+    assert [(mask.name, mask.rate) for mask in masks] == [(models.INPUT_DROPOUT, 0.5), (masks[1].name, 0.1)]
+    assert kept.mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_dropout_inside_a_users_network_is_masked_too() -> None:
+    """In a functional network, and in one within it, no Keras Dropout is left that would draw by itself."""
+    inner = keras.Sequential([keras.Input((20,)), keras.layers.Dense(20), keras.layers.Dropout(0.5)])
+    inputs = keras.Input((20,))
+    network = keras.Model(inputs, keras.layers.Dropout(0.3)(keras.layers.add([inputs, inner(inputs)])))
+
+    first, again, other = (_training(network, IMAGES, None, tf.constant([seed, 0])) for seed in (1, 1, 2))
+
+    assert len(models.TrainingPass(network)._masks) == 2
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("units", [[8], [8, 4]])
+def test_batch_normalization_stands_before_each_activation(units: list[int]) -> None:
+    """Dense without a bias that would be taken out again, BatchNormalization, activation; none before the logits."""
+    config = runs.run_config(model={"hidden_units": units, "batch_normalization": True}).model
+
+    network = models.build_model(config, 20, 10)
+
+    names = [type(layer).__name__ for layer in network.layers]
+    assert names == ["Dense", "BatchNormalization", "Activation"] * len(units) + ["Dense"]
+    assert [layer.use_bias for layer in network.layers if isinstance(layer, keras.layers.Dense)] == [
+        *(False for _ in units),
+        True,
+    ]
+
+
+def test_inference_knows_no_dropout() -> None:
+    """A network with dropout gives the same logits as one without, outside training."""
+    with_dropout = models.build_model(runs.run_config(model={"dropout": 0.5}).model, 20, 10)
+    without = models.build_model(runs.run_config().model, 20, 10)
+    without.set_weights(with_dropout.get_weights())
+
+    assert np.array_equal(with_dropout(IMAGES, training=False), without(IMAGES, training=False))
+    trained = _training(with_dropout, IMAGES, tf.constant(0.5), tf.constant([0, 0]))
+    assert not np.array_equal(trained, without(IMAGES, training=False))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_smoothed_loss_is_keras_own(smoothing: float) -> None:
+    """The loss from logits equals keras.losses.CategoricalCrossentropy with label smoothing."""
+    logits = np.random.default_rng(2).normal(0, 3, (64, 10)).astype(np.float32)
+
+    losses = models.training_losses(tf.constant(LABELS), tf.constant(logits), smoothing)
+
+    reference = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing, reduction=None)
+    np.testing.assert_allclose(losses, reference(keras.ops.one_hot(LABELS, 10), logits), rtol=1e-5)
+
+
+@pytest.mark.parametrize("warmup_epochs", [0.0, 0.5, 2.0])
+def test_cosine_is_keras_own(warmup_epochs: float) -> None:
+    """Warm-up and cosine give the learning rates of keras.optimizers.schedules.CosineDecay."""
+    schedule = {"schedule": "cosine", "warmup_epochs": warmup_epochs, "learning_rate": 0.3}
+    config = runs.run_config(runs.SGD | schedule).optimizer
+    warmup = int(warmup_epochs * 10)
+    start = {"initial_learning_rate": 0.0, "warmup_target": 0.3} if warmup else {"initial_learning_rate": 0.3}
+    reference = keras.optimizers.schedules.CosineDecay(decay_steps=50 - warmup, warmup_steps=warmup, **start)
+
+    rates = models.learning_rates(config, 0, 50, 50, 10)
+
+    np.testing.assert_allclose(rates, [float(reference(step)) for step in range(50)], atol=1e-6)
+
+
+@pytest.mark.parametrize(("total", "top"), [(10, 2), (100, 29), (1000, 299)])
+def test_one_cycle_rises_to_its_peak_and_falls_to_almost_nothing(total: int, top: int) -> None:
+    """It starts at peak / 25, is at its peak after 30 % of the run, ends at peak / 250,000, and turns once."""
+    config = runs.run_config(runs.SGD | {"schedule": "one_cycle", "learning_rate": 0.5}).optimizer
+
+    rates = models.learning_rates(config, 0, total, total, 10)
+
+    assert rates[[0, top, -1]] == pytest.approx([0.5 / 25, 0.5, 0.5 / 250_000])
+    assert (np.diff(rates[: top + 1]) > 0).all()
+    assert (np.diff(rates[top:]) < 0).all()
+    # PyTorch's OneCycleLR(max_lr=0.5, total_steps=10): start + (end - start) (1 - cos(pi s)) / 2, s = 1/2 at step 1.
+    if total == 10:
+        assert rates[1] == pytest.approx((0.02 + 0.5) / 2)
+
+
+def test_a_constant_rate_is_exact_and_pieces_join() -> None:
+    """Without a schedule every step has the config's very number; epochs are slices of one curve."""
+    constant = runs.run_config(runs.SGD).optimizer
+    cosine = runs.run_config(runs.SGD | {"schedule": "cosine", "warmup_epochs": 1.5}).optimizer
+
+    assert set(models.learning_rates(constant, 0, 20, 20, 10)) == {0.1}
+    whole = models.learning_rates(cosine, 0, 30, 30, 10)
+    pieces = [models.learning_rates(cosine, first, first + 10, 30, 10) for first in (0, 10, 20)]
+    assert np.array_equal(whole, np.concatenate(pieces))
+
+
+def test_warmup_longer_than_the_run_only_rises() -> None:
+    """A run that ends within its warm-up rises linearly to its end."""
+    config = runs.run_config(runs.SGD | {"schedule": "cosine", "warmup_epochs": 100.0}).optimizer
+
+    rates = models.learning_rates(config, 0, 20, 20, 10)
+
+    np.testing.assert_allclose(rates, 0.1 * np.arange(20) / 20)
+
+
+def test_structure_ignores_values_but_not_zeros() -> None:
+    """Two momenta share a program, momentum 0 has its own: Keras branches on it in Python."""
+    structures = [
+        models.optimizer_structure(runs.run_config(runs.SGD | {"momentum": momentum}).optimizer)
+        for momentum in (0.5, 0.9, 0.0)
+    ]
+
+    assert structures[0] == structures[1] != structures[2]
+
+
+def test_a_knob_stands_where_keras_has_a_number() -> None:
+    """It converts to its value, 1 - knob is its complement, and any other subtraction is refused."""
+    knob = models.Knob(tf.constant(0.25), tf.constant(0.75))
+
+    assert float(tf.convert_to_tensor(knob)) == 0.25
+    assert float(1 - knob) == 0.75
+    with pytest.raises(TypeError, match="only 1 - x is known"):
+        2 - knob

@@ -1,0 +1,553 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import runs
+import tensorflow as tf
+from pydantic import TypeAdapter
+
+from mnistexp.config.schema import DataConfig, RunConfig
+from mnistexp.data import dataset
+from mnistexp.data.dataset import Dataset, Split
+from mnistexp.errors import ConfigError, TrainingError
+from mnistexp.training import augmentation
+from mnistexp.training import model as models
+from mnistexp.training.compiled_epoch import permutation
+from mnistexp.training.results import EpochScores
+from mnistexp.training.trainer import Fit, Trainer, check_numbers, weights_hash
+
+TRAIN, HELD_OUT = 2000, 500
+
+
+@pytest.fixture(scope="module")
+def mnist(mnist_folder: Path) -> Dataset:
+    """The first 2,000 / 500 / 500 images of the real splits: 20 steps of 100 an epoch."""
+    config = TypeAdapter(DataConfig).validate_python(runs.mnist_data(mnist_folder))
+    whole = dataset.load(config)
+    return replace(
+        whole,
+        train=_first(whole.train, TRAIN),
+        validation=_first(whole.validation, HELD_OUT),
+        test=_first(whole.test, HELD_OUT),
+    )
+
+
+@pytest.fixture(scope="module")
+def trainer(mnist: Dataset) -> Trainer:
+    """One trainer for the whole file, as a worker has one for life: what ran before must not matter."""
+    return Trainer(mnist)
+
+
+def _first(split: Split, count: int) -> Split:
+    return Split(split.images[:count], split.labels[:count])
+
+
+def _finished(trainer: Trainer, config: RunConfig) -> Fit:
+    fit = trainer.fit(config)
+    for _ in fit:
+        pass
+    return fit
+
+
+def _trail(fit: Fit) -> tuple[Any, ...]:
+    """Everything that a run computed, without its times."""
+    epochs = [replace(scores, seconds=0.0) for scores in fit.result().epochs]
+    return epochs, weights_hash(fit.weights()), fit.result().validation_hits
+
+
+# --------------------------------------------------------------------------- against a plain Keras loop
+
+SCHEDULED = {"schedule": "cosine", "warmup_epochs": 0.5}
+CASES = {
+    "sgd": (runs.SGD, lambda rate: keras.optimizers.SGD(rate)),
+    "momentum": (runs.MOMENTUM, lambda rate: keras.optimizers.SGD(rate, momentum=0.9)),
+    "nesterov": (runs.NESTEROV, lambda rate: keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)),
+    "adam": (runs.ADAM, lambda rate: keras.optimizers.Adam(rate, 0.9, 0.99, 1e-6)),
+    "nadam": (runs.NADAM, lambda rate: keras.optimizers.Nadam(rate, 0.9, 0.99, 1e-6)),
+    "rmsprop": (runs.RMSPROP, lambda rate: keras.optimizers.RMSprop(rate, 0.8, 0.0, 1e-6)),
+    "rmsprop-momentum": (runs.RMSPROP_MOMENTUM, lambda rate: keras.optimizers.RMSprop(rate, 0.8, 0.5, 1e-6)),
+    "lion": (runs.LION, lambda rate: keras.optimizers.Lion(rate, 0.9, 0.99)),
+    "adamw": (
+        runs.ADAMW | SCHEDULED | {"weight_decay": 0.1},
+        lambda rate: keras.optimizers.AdamW(rate, 0.1, 0.9, 0.99, 1e-6),
+    ),
+    "sgd-decay": (
+        runs.MOMENTUM | SCHEDULED | {"weight_decay": 0.5},
+        lambda rate: keras.optimizers.SGD(rate, 0.9, weight_decay=0.5),
+    ),
+    "lion-decay": (
+        runs.LION | SCHEDULED | {"weight_decay": 0.5},
+        lambda rate: keras.optimizers.Lion(rate, 0.9, 0.99, weight_decay=0.5),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_training_is_that_of_a_plain_keras_loop(trainer: Trainer, mnist: Dataset, name: str) -> None:
+    """Two epochs give the losses, accuracies and weights of an eager GradientTape loop with keras.optimizers."""
+    optimizer, build = CASES[name]
+    config = runs.run_config(optimizer, {"bias_initializer_stddev": 0.1}, seed=3, label_smoothing=0.1)
+
+    fit = _finished(trainer, config)
+
+    network, expected = _plain_keras(config, build(_keras_rate(config)), mnist)
+    for scores, reference in zip(fit.result().epochs, expected, strict=True):
+        np.testing.assert_allclose([scores.loss, scores.val_loss], reference[:2], rtol=2e-4)
+        np.testing.assert_allclose([scores.accuracy, scores.val_accuracy], reference[2:], atol=0.0021)
+    network.set_weights(fit.weights())
+    assert _keras_scores(network, mnist.validation)[0] == pytest.approx(fit.result().chosen.val_loss, rel=1e-5)
+
+
+def _keras_rate(config: RunConfig) -> Any:
+    optimizer = config.optimizer
+    if optimizer.schedule == "constant":
+        return optimizer.learning_rate
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, decay_steps=30, warmup_target=optimizer.learning_rate, warmup_steps=10
+    )
+
+
+def test_batch_normalization_is_keras_own(trainer: Trainer, mnist: Dataset) -> None:
+    """Trained with it, and validated by its moving statistics, a network is what an eager Keras loop makes of it."""
+    normalised = {"batch_normalization": True, "hidden_units": [32, 16]}
+    config = runs.run_config(runs.MOMENTUM, normalised, seed=3, label_smoothing=0.1)
+
+    fit = _finished(trainer, config)
+
+    network, expected = _plain_keras(config, keras.optimizers.SGD(0.02, momentum=0.9), mnist)
+    for scores, reference in zip(fit.result().epochs, expected, strict=True):
+        np.testing.assert_allclose([scores.loss, scores.val_loss], reference[:2], rtol=1e-3)
+    np.testing.assert_allclose(fit.weights()[3], network.get_weights()[3], rtol=0.01, atol=1e-3)  # a moving mean
+
+
+def test_averaged_weights_are_the_average_of_the_steps(trainer: Trainer, mnist: Dataset) -> None:
+    """What is validated and kept is the moving average of what an eager loop's weights were after each step."""
+    config = runs.run_config(runs.SGD, {"batch_normalization": True}, epochs=1, ema_momentum=0.5)
+    network = models.build_model(config.model, 784, 10)
+    models.initialise(network, config.model, config.seed)
+    optimizer, averages = keras.optimizers.SGD(0.1), network.get_weights()
+
+    fit = _finished(trainer, config)
+
+    for step, rows in enumerate(permutation(TRAIN, 0, 0).reshape(-1, 100), start=1):
+        with tf.GradientTape() as tape:
+            logits = network(mnist.train.images[rows].astype(np.float32) / 255, training=True)
+            loss = tf.reduce_mean(models.training_losses(tf.constant(mnist.train.labels[rows]), logits, 0.0))
+        optimizer.apply(tape.gradient(loss, network.trainable_variables), network.trainable_variables)
+        kept = min(0.5, (1 + step) / (10 + step))  # from step 8 of 20 on 0.5
+        averages = [kept * old + (1 - kept) * new for old, new in zip(averages, network.get_weights(), strict=True)]
+    for ours, reference in zip(fit.weights(), averages, strict=True):
+        np.testing.assert_allclose(ours, reference, rtol=0.02, atol=2e-4)
+    network.set_weights(fit.weights())
+    assert _keras_scores(network, mnist.validation)[0] == pytest.approx(fit.result().chosen.val_loss, rel=1e-5)
+
+
+def test_training_goes_on_from_the_weights_and_not_from_their_average(trainer: Trainer) -> None:
+    """Averaging changes what is validated, and nothing of the training itself."""
+    plain, averaged = (
+        _finished(trainer, runs.run_config(runs.MOMENTUM, epochs=3, ema_momentum=momentum)).result().epochs
+        for momentum in (0.0, 0.99)
+    )
+
+    assert [scores.loss for scores in plain] == pytest.approx([scores.loss for scores in averaged], rel=1e-5)
+    assert not {scores.val_loss for scores in plain} & {scores.val_loss for scores in averaged}
+
+
+WARPS = {"shift": 2.0, "rotate": 10.0, "scale": 0.1, "shear": 5.0, "elastic_alpha": 20.0}
+EVERYTHING = {"batch_normalization": True, "input_dropout": 0.1, "dropout": 0.2}
+
+
+def test_warped_images_are_harder_to_learn(trainer: Trainer) -> None:
+    """With augmentation the training loss rises, since no epoch shows an image twice alike."""
+    plain, warped = (
+        _finished(trainer, runs.run_config(runs.ADAM, {}, augmentation=warps, epochs=4)).result().epochs[-1]
+        for warps in ({}, WARPS)
+    )
+
+    assert warped.loss > plain.loss * 1.2
+    assert warped.val_accuracy > 0.75
+
+
+def test_augmentation_needs_images(mnist: Dataset) -> None:
+    """A table of measurements can't be rotated."""
+    table = Trainer(replace(mnist, image_shape=(784,)))
+
+    with pytest.raises(ConfigError, match=r"these examples have the shape \[784\]; give augmentation=none"):
+        table.fit(runs.run_config(augmentation=WARPS))
+
+
+def _plain_keras(config: RunConfig, optimizer: Any, mnist: Dataset) -> tuple[Any, list[tuple[float, ...]]]:
+    """The same run in eager Keras, per epoch: loss, validation loss, accuracy, validation accuracy."""
+    network = models.build_model(config.model, 784, 10)
+    models.initialise(network, config.model, config.seed)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    criterion = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+    scores = []
+    for epoch in range(config.trainer.epochs):
+        steps = []
+        for rows in permutation(TRAIN, config.seed, epoch).reshape(-1, 100):
+            images, labels = mnist.train.images[rows].astype(np.float32) / 255, mnist.train.labels[rows]
+            with tf.GradientTape() as tape:
+                logits = network(images, training=True)
+                loss = criterion(keras.ops.one_hot(labels, 10), logits)
+            optimizer.apply(tape.gradient(loss, network.trainable_variables), network.trainable_variables)
+            steps.append((float(loss), float(np.mean(np.argmax(logits, -1) == labels))))
+        loss, accuracy = np.mean(steps, axis=0)
+        val_loss, val_accuracy = _keras_scores(network, mnist.validation)
+        scores.append((loss, val_loss, accuracy, val_accuracy))
+    return network, scores
+
+
+def _keras_scores(network: Any, split: Split) -> tuple[float, float]:
+    logits = network(split.images.astype(np.float32) / 255, training=False)
+    losses = keras.losses.sparse_categorical_crossentropy(split.labels, logits, from_logits=True)
+    return float(np.mean(losses)), float(np.mean(np.argmax(logits, -1) == split.labels))
+
+
+def test_weight_decay_spares_the_biases(trainer: Trainer) -> None:
+    """With a strong decay kernels shrink, and biases are what they are without it, up to training's effect."""
+    strong = runs.SGD | {"learning_rate": 0.001, "weight_decay": 0.9}
+    config = runs.run_config(strong, {"bias_initializer_stddev": 1.0}, epochs=1)
+    network = models.build_model(config.model, 784, 10)
+    models.initialise(network, config.model, config.seed)
+    before = network.get_weights()
+
+    after = _finished(trainer, config).weights()
+
+    shrunk = [np.linalg.norm(new) / np.linalg.norm(old) for new, old in zip(after, before, strict=True)]
+    assert shrunk[0] < 0.99
+    assert shrunk[1] == pytest.approx(1, abs=0.002)
+
+
+def test_weight_decay_spares_a_normalisations_scale_and_offset() -> None:
+    """Only kernels decay, whatever their layers are called: a normalisation's numbers at 0 would switch units off."""
+    network = models.build_model(runs.run_config(runs.ADAMW, {"batch_normalization": True}).model, 20, 10)
+    more = (keras.layers.RMSNormalization(), keras.layers.Dense(3, name="debias"))
+    whole = keras.Sequential([network, *more])
+    whole.build((None, 20))
+    weights = whole.trainable_variables
+    optimizer = models.build_optimizer(runs.run_config(runs.ADAMW | {"weight_decay": 0.1}).optimizer, weights)
+    for weight in weights:
+        weight.assign(tf.ones(weight.shape))
+
+    optimizer.apply([tf.zeros(weight.shape) for weight in weights])  # gradients of zero: what moves has decayed
+
+    decayed = [(w.path.split("/")[-2], w.name) for w in weights if float(tf.reduce_max(w.value)) < 1]
+    assert {name for _, name in decayed} == {"kernel"}
+    assert ("debias", "kernel") in decayed
+    assert len(decayed) == sum(weight.name == "kernel" for weight in weights)
+
+
+def test_every_step_draws_its_own_masks_and_warps(trainer: Trainer, mnist: Dataset) -> None:
+    """The training loss is that of a loop whose seeds move on by one each step; with equal ones it is another."""
+    config = runs.run_config(runs.SGD, {"dropout": 0.3}, epochs=1, augmentation=WARPS, seed=3)
+    reported = _finished(trainer, config).result().epochs[0].loss
+
+    moving, resting = (_loop_loss(config, mnist, moves) for moves in (1, 0))
+
+    assert reported == pytest.approx(moving, rel=1e-4)
+    assert abs(resting - moving) > 20 * abs(reported - moving)
+
+
+def _loop_loss(config: RunConfig, mnist: Dataset, moves: int) -> float:
+    """The mean loss of one epoch of plain SGD, with seeds that move on by so much each step."""
+    network = models.build_model(config.model, 784, 10)
+    models.initialise(network, config.model, config.seed)
+    training_pass = models.TrainingPass(network)
+    knobs = tf.constant(augmentation.knobs(config.augmentation), tf.float32)
+    base = tf.constant([models.stateless_seeds(config.seed, stream, 0) for stream in ("dropout", "augmentation")])
+
+    @tf.function(jit_compile=True, autograph=False)
+    def step(images: tf.Tensor, labels: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        warped = augmentation.augmented(images, (28, 28), config.augmentation.warps, knobs, seeds[1])
+        with tf.GradientTape() as tape:
+            logits = training_pass(warped, seeds[0], lambda _: None)
+            loss = tf.reduce_mean(models.training_losses(labels, logits, 0.0))
+        return loss, tape.gradient(loss, network.trainable_variables)
+
+    losses = []
+    for index, rows in enumerate(permutation(TRAIN, config.seed, 0).reshape(-1, 100)):
+        images = tf.constant(mnist.train.images[rows].reshape(100, -1).astype(np.float32) / 255)
+        loss, gradients = step(images, tf.constant(mnist.train.labels[rows]), base + tf.constant([moves * index, 0]))
+        losses.append(float(loss))
+        for variable, gradient in zip(network.trainable_variables, gradients, strict=True):
+            variable.assign_sub(0.1 * gradient)
+    return float(np.mean(losses))
+
+
+def test_a_permutation_holds_each_image_once() -> None:
+    """The shuffle is a permutation, fixed by its seed, and differs by epoch."""
+    orders = [permutation(1000, 1, epoch) for epoch in (0, 1, 0)]
+
+    assert all(np.array_equal(np.sort(order), np.arange(1000)) for order in orders)
+    assert not np.array_equal(orders[0], orders[1])
+    assert np.array_equal(orders[0], orders[2])
+
+
+# ------------------------------------------------------------------------------------- reproducibility
+
+
+@pytest.mark.parametrize("optimizer", [runs.SGD, runs.NADAM], ids=lambda optimizer: optimizer["name"])
+def test_same_config_same_bits_whatever_ran_before(trainer: Trainer, mnist: Dataset, optimizer: Any) -> None:
+    """Neither runs of the same shape, nor of others, nor a fresh trainer, change a bit of a run."""
+    config = runs.run_config(optimizer, {"dropout": 0.3}, seed=5)
+    first = _trail(_finished(trainer, config))
+
+    _finished(trainer, runs.run_config(optimizer | {"learning_rate": 0.01}, {"dropout": 0.6}, seed=6))
+    _finished(trainer, runs.run_config(runs.ADAM, {"hidden_units": [8]}, epochs=1))
+    keras.utils.set_random_seed(1)
+
+    assert _trail(_finished(trainer, config)) == first
+    assert _trail(_finished(Trainer(mnist), config)) == first
+    assert _trail(_finished(trainer, config.model_copy(update={"seed": 7}))) != first
+
+
+def test_masks_warps_statistics_and_averages_are_fixed_by_the_seed(trainer: Trainer, mnist: Dataset) -> None:
+    """With all of them at once, a run's bits still don't depend on what ran before."""
+    config = runs.run_config(runs.ADAM, EVERYTHING, seed=5, augmentation=WARPS, ema_momentum=0.9)
+    first = _trail(_finished(trainer, config))
+
+    _finished(trainer, config.model_copy(update={"seed": 6}))
+
+    assert _trail(_finished(trainer, config)) == first
+    assert _trail(_finished(Trainer(mnist), config)) == first
+
+
+def test_a_second_run_of_a_shape_compiles_nothing(trainer: Trainer) -> None:
+    """Seeds, rates, knobs, schedule, smoothing, epochs and steps are arguments of a program, not part of it."""
+    model = {"dropout": 0.1, "hidden_units": [16]}
+    _finished(trainer, runs.run_config(runs.ADAM | {"weight_decay": 0.1}, model))
+    before = trainer.compilations
+
+    other = {"beta_1": 0.5, "epsilon": 1e-3, "weight_decay": 0.2, "learning_rate": 0.01, **SCHEDULED}
+    _finished(trainer, runs.run_config(runs.ADAM | other, model | {"dropout": 0.7}, seed=9, epochs=1))
+    _finished(trainer, runs.run_config(runs.ADAM | other, model, max_steps=3, label_smoothing=0.2))
+
+    assert trainer.compilations == before
+    _finished(trainer, runs.run_config(runs.ADAM | other, model, batch_size=50, epochs=1))
+    assert trainer.compilations == before + 1
+
+
+def test_strengths_of_regularisation_are_arguments_of_a_program(trainer: Trainer) -> None:
+    """A sweep over masks, warps and averages compiles once, and each number, changed alone, changes the weights."""
+    changes: list[dict[str, dict[str, Any]]] = [{}]
+    changes += [{"model": {name: 0.4}} for name in ("input_dropout", "dropout")]
+    changes += [{"augmentation": {name: value / 2}} for name, value in (WARPS | {"elastic_sigma": 4.0}).items()]
+    changes += [{"trainer": {"ema_momentum": 0.5}}]
+    before = trainer.compilations
+
+    fits = [
+        _finished(
+            trainer,
+            runs.run_config(
+                runs.SGD,
+                EVERYTHING | change.get("model", {}),
+                augmentation=WARPS | change.get("augmentation", {}),
+                **({"epochs": 1, "ema_momentum": 0.9} | change.get("trainer", {})),
+            ),
+        )
+        for change in changes
+    ]
+
+    assert trainer.compilations <= before + 1
+    assert len({weights_hash(fit.weights()) for fit in fits}) == len(changes)
+
+
+def test_knobs_change_what_a_program_does(trainer: Trainer) -> None:
+    """A knob that is an argument still works: each one, changed alone, changes the weights."""
+    base = runs.RMSPROP_MOMENTUM | {"weight_decay": 0.01}
+    changes = [{}, {"rho": 0.5}, {"momentum": 0.9}, {"epsilon": 1e-2}, {"weight_decay": 0.5}]
+
+    fits = [_finished(trainer, runs.run_config(base | change, epochs=1)) for change in changes]
+
+    assert len({weights_hash(fit.weights()) for fit in fits}) == len(changes)
+
+
+def test_programs_are_bounded(mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least recently used shape is forgotten, and compiled again when it comes back."""
+    monkeypatch.setattr("mnistexp.training.trainer.PROGRAMS_KEPT", 1)
+    trainer = Trainer(mnist)
+
+    for units in (2, 3, 2):
+        trainer.fit(runs.run_config(model={"hidden_units": [units]}))
+
+    assert trainer.compilations == 3
+
+
+def test_nothing_is_chosen_by_the_test_split(trainer: Trainer, mnist: Dataset) -> None:
+    """With the test labels shuffled every validation score, the kept weights and the hits stay bit-identical."""
+    wrong = np.random.default_rng(0).permutation(mnist.test.labels)
+    cheated = Trainer(replace(mnist, test=Split(mnist.test.images, wrong)))
+
+    fits = [_finished(each, runs.run_config(epochs=2)) for each in (trainer, cheated)]
+
+    assert _trail(fits[0]) == _trail(fits[1])
+    assert trainer.evaluate(fits[0])[1] > 0.6
+    assert cheated.evaluate(fits[1])[1] < 0.2
+
+
+# --------------------------------------------------------------------------------- lengths and stopping
+
+
+def test_max_steps_ends_inside_an_epoch(trainer: Trainer) -> None:
+    """Of 20 steps an epoch, 25 are one epoch and a quarter, and exactly 25 are taken."""
+    config = runs.run_config(runs.ADAM, epochs=5, max_steps=25)
+
+    fit = _finished(trainer, config)
+
+    assert [scores.steps for scores in fit.result().epochs] == [20, 25]
+    assert fit.result().stopped == "max_steps"
+    assert int(fit._program._optimizer.iterations.numpy()) == 25
+
+
+def test_all_epochs_end_as_completed(trainer: Trainer) -> None:
+    """A run that takes all its epochs is completed, and gives no further one."""
+    fit = _finished(trainer, runs.run_config(epochs=2, max_steps=40))
+
+    assert fit.result().stopped == "completed"
+    assert fit.ended
+    with pytest.raises(StopIteration):
+        next(fit)
+
+
+def test_stopping_is_not_asking(trainer: Trainer) -> None:
+    """Whoever holds the iterator prunes by leaving it; the result then says so."""
+    fit = trainer.fit(runs.run_config(epochs=5))
+    next(fit)
+
+    result = fit.result(pruned=True)
+
+    assert (len(result.epochs), result.stopped) == (1, "pruned")
+
+
+def test_early_stopping_keeps_the_best_epoch(trainer: Trainer) -> None:
+    """At a learning rate that wanders, training stops `patience` epochs after the best, whose weights are kept."""
+    fit = _finished(trainer, runs.run_config(runs.ADAM | {"learning_rate": 0.05}, epochs=40, patience=2))
+    result = fit.result()
+
+    accuracies = [scores.val_accuracy for scores in result.epochs]
+    assert result.stopped == "early_stopping"
+    assert result.chosen_epoch == len(result.epochs) - 2
+    assert result.chosen.val_accuracy == max(accuracies)
+
+
+@pytest.mark.parametrize("best", [True, False], ids=["best", "last"])
+def test_kept_weights_are_those_of_the_chosen_epoch(trainer: Trainer, mnist: Dataset, best: bool) -> None:
+    """The kept weights score what their epoch scored, hit by hit; without restoring, that is the last one."""
+    wandering = runs.ADAM | {"learning_rate": 0.05}
+    fit = _finished(trainer, runs.run_config(wandering, epochs=6, restore_best_weights=best, seed=2))
+    result = fit.result()
+
+    logits = fit.model()(mnist.validation.images.astype(np.float32) / 255)
+    hits = np.argmax(logits, -1) == mnist.validation.labels
+    expected = max(result.epochs, key=lambda scores: (scores.val_accuracy, -scores.val_loss))
+
+    assert result.chosen_epoch == (expected.epoch if best else 6)
+    assert hits.mean() == result.chosen.val_accuracy
+    assert np.packbits(hits).tobytes() == result.validation_hits
+
+
+def test_test_scores_are_of_the_kept_weights(trainer: Trainer, mnist: Dataset) -> None:
+    """`evaluate` gives what plain Keras gives for the kept weights, whatever ran in between."""
+    fit = _finished(trainer, runs.run_config())
+    _finished(trainer, runs.run_config(seed=8))
+
+    loss, accuracy = trainer.evaluate(fit)
+
+    network = models.build_model(runs.run_config().model, 784, 10)
+    network.set_weights(fit.weights())
+    assert (loss, accuracy) == pytest.approx(_keras_scores(network, mnist.test), rel=1e-5)
+
+
+def test_interleaved_runs_of_a_shape_are_refused(trainer: Trainer) -> None:
+    """A run whose program another run took raises instead of going on from the other's weights."""
+    first = trainer.fit(runs.run_config())
+    next(first)
+    trainer.fit(runs.run_config(seed=1))
+
+    with pytest.raises(RuntimeError, match="given to another run"):
+        next(first)
+
+
+def test_results_before_the_first_epoch_are_refused(trainer: Trainer) -> None:
+    """There is no result of nothing."""
+    with pytest.raises(RuntimeError, match="no epoch was trained yet"):
+        trainer.fit(runs.run_config()).result()
+
+
+def test_time_comes_from_the_clock_given(mnist: Dataset) -> None:
+    """Seconds are differences of the given clock: epochs 1 tick each, the run from start to its last epoch."""
+    ticks: Iterator[int] = iter(range(100))
+    fit = _finished(Trainer(mnist, clock=lambda: float(next(ticks))), runs.run_config(epochs=2))
+
+    assert [scores.seconds for scores in fit.result().epochs] == [1, 1]
+    assert fit.result().seconds == 4
+
+
+# -------------------------------------------------------------------------------------------- refusals
+
+
+def test_a_nan_loss_is_an_error_though_accuracy_is_finite(trainer: Trainer) -> None:
+    """A learning rate that blows up ends in a sentence with the epoch and what to lower."""
+    deep = {"hidden_units": [32, 32, 32], "activation": "linear"}
+
+    with pytest.raises(TrainingError, match=r"became \S+ in epoch 1: lower optimizer.learning_rate"):
+        _finished(trainer, runs.run_config(runs.SGD | {"learning_rate": 1000.0}, deep))
+
+    assert _finished(trainer, runs.run_config(model=deep)).result().chosen.val_accuracy > 0.5
+
+
+SCORES = EpochScores(2, 40, 0.1, 0.5, 0.9, 0.5, 0.9, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "finite", "message"),
+    [
+        (replace(SCORES, loss=float("nan")), True, "^loss became nan in epoch 2"),
+        (replace(SCORES, val_loss=float("inf")), True, "^val_loss became inf in epoch 2"),
+        (SCORES, False, "^a weight became infinite or nan in epoch 2"),
+        (replace(SCORES, val_accuracy=1.5), True, r"^val_accuracy is 1.5, outside \[0, 1\], in epoch 2"),
+        (replace(SCORES, accuracy=float("nan")), True, "^accuracy is nan"),
+    ],
+)
+def test_numbers_that_lie_are_refused(scores: EpochScores, finite: bool, message: str) -> None:
+    """Each kind of bad number is refused by name; good ones pass."""
+    check_numbers(SCORES, weights_finite=True)
+
+    with pytest.raises(TrainingError, match=message):
+        check_numbers(scores, finite)
+
+
+def test_a_minibatch_larger_than_the_split_is_refused(trainer: Trainer) -> None:
+    """Keras would train on nothing; we say what is allowed."""
+    with pytest.raises(ConfigError, match=r"batch_size=2001 is more than the 2000 images.* from 1 to 2000"):
+        trainer.fit(runs.run_config(batch_size=2001))
+
+
+def test_an_incomplete_last_batch_is_left_out(trainer: Trainer) -> None:
+    """2,000 images in minibatches of 300 are 6 steps; the accuracy counts those 1,800."""
+    scores = next(trainer.fit(runs.run_config(batch_size=300)))
+
+    assert scores.steps == 6
+    assert scores.accuracy * 1800 == pytest.approx(round(scores.accuracy * 1800), abs=1e-3)
+
+
+def test_float_images_are_taken_with_their_scale(trainer: Trainer, mnist: Dataset) -> None:
+    """Float images, already in [0, 1] and with scale 1, train as the bytes do."""
+
+    def as_floats(split: Split) -> Split:
+        return Split(split.images.astype(np.float32) / 255, split.labels)
+
+    parts = {name: as_floats(getattr(mnist, name)) for name in ("train", "validation", "test")}
+    floats = Trainer(replace(mnist, scale=1.0, **parts))
+
+    fits = [_finished(each, runs.run_config(epochs=1)) for each in (floats, trainer)]
+
+    losses = [fit.result().chosen.val_loss for fit in fits]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -1,0 +1,217 @@
+"""Networks of the user's own in training: what the built-in perceptron never has, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import runs
+import tensorflow as tf
+from pydantic import TypeAdapter
+
+from mnistexp.config import user_code
+from mnistexp.config.schema import DataConfig, OwnCode, OwnModel, RunConfig
+from mnistexp.data import dataset
+from mnistexp.errors import ConfigError
+from mnistexp.training import model as models
+from mnistexp.training.trainer import Fit, Trainer, all_weights, weights_hash
+
+CODE = '''
+import keras
+import numpy
+from keras import layers
+
+
+def plain(features, classes, *, units: int = 8, l2: float = 0.0):
+    return keras.Sequential(
+        [
+            keras.Input((features,)),
+            layers.Dense(units, activation="relu", kernel_regularizer=keras.regularizers.L2(l2)),
+            layers.Dense(classes),
+        ]
+    )
+
+
+def residual(features, classes):
+    inputs = keras.Input((features,))
+    inner = keras.Sequential([layers.Dense(features), layers.BatchNormalization(momentum=0.9), layers.Dropout(0.2)])
+    signal = layers.add([inputs, inner(inputs)])
+    return keras.Model(inputs, layers.Dense(classes)(layers.Dropout(0.1)(signal)))
+
+
+def counted(features, classes):
+    """Normalization counts what it has seen in a whole number, which no average is taken of."""
+    normalise = layers.Normalization()
+    normalise.adapt(numpy.linspace(0, 1, 2 * features).reshape(2, features))
+    return keras.Sequential([keras.Input((features,)), normalise, layers.Dense(classes)])
+
+
+def convolved(features, classes):
+    return keras.Sequential(
+        [
+            keras.Input((features,)),
+            layers.Reshape((8, 8, 1)),
+            layers.Conv2D(4, 3, activation="relu"),
+            layers.GaussianNoise(0.1),
+            layers.Flatten(),
+            layers.Dense(classes),
+        ]
+    )
+
+
+def shared_dropout(features, classes):
+    inputs, drop = keras.Input((features,)), layers.Dropout(0.5)
+    return keras.Model(inputs, layers.Dense(classes)(layers.subtract([drop(inputs), drop(inputs)])))
+
+
+def softmax(features, classes):
+    return keras.Sequential([keras.Input((features,)), layers.Dense(classes, activation="softmax")])
+
+
+def softmax_layer(features, classes):
+    return keras.Sequential([keras.Input((features,)), layers.Dense(classes), layers.Softmax()])
+
+
+def nested_softmax(features, classes):
+    within = keras.Sequential([keras.Input((features,)), layers.Dense(classes, activation="softmax")])
+    return keras.Sequential([keras.Input((features,)), within, layers.Dropout(0.1)])
+
+
+class Doubled(keras.Sequential):
+    def call(self, inputs, training=None):
+        return 2 * super().call(inputs)
+
+
+def subclassed(features, classes):
+    return Doubled([keras.Input((features,)), layers.Dense(classes)])
+
+
+def subclassed_within(features, classes):
+    return keras.Sequential([keras.Input((features,)), Doubled([layers.Dense(classes)])])
+
+
+def three_classes(features, classes):
+    return keras.Sequential([keras.Input((features,)), layers.Dense(3)])
+
+
+def unbuilt(features, classes):
+    return keras.Sequential([layers.Dense(classes)])
+
+
+def nothing(features, classes):
+    pass
+
+
+calls = []
+
+
+def moody(features, classes):
+    calls.append(1)
+    return plain(features, classes, units=len(calls))
+'''
+
+
+@pytest.fixture(autouse=True)
+def code() -> Iterator[None]:
+    """The file above, as if --code had named it."""
+    user_code.use(OwnCode(name="networks.py", text=CODE))
+    yield
+    user_code.use(None)
+
+
+@pytest.fixture(scope="module")
+def trainer() -> Trainer:
+    """One for all, as a worker has one for life."""
+    return Trainer(dataset.load(TypeAdapter(DataConfig).validate_python(runs.DIGITS)))
+
+
+def config(function: str, seed: int = 0, settings: dict[str, Any] | None = None, **trainer: Any) -> RunConfig:
+    """A run of a function's network on the digits."""
+    digest = hashlib.sha256(CODE.encode()).hexdigest()
+    network = OwnModel(name="own", function=function, settings=settings or {}, code=digest)
+    base = runs.run_config(runs.ADAM, seed=seed, data=runs.DIGITS, **trainer)
+    return base.model_copy(update={"model": network})
+
+
+def finished(trainer: Trainer, asked: RunConfig) -> Fit:
+    """A training at its end."""
+    fit = trainer.fit(asked)
+    for _ in fit:
+        pass
+    return fit
+
+
+@pytest.mark.parametrize("function", ["plain", "residual", "counted", "convolved"])
+def test_a_run_is_fixed_by_its_seed(trainer: Trainer, function: str) -> None:
+    """Seed 5, then 6, then 5 again: other weights, then the first ones to the last bit, averages included."""
+    hashes = [weights_hash(finished(trainer, config(function, seed, ema_momentum=0.9)).weights()) for seed in (5, 6, 5)]
+
+    assert hashes[0] == hashes[2] != hashes[1]
+
+
+@pytest.mark.parametrize("function", ["plain", "residual", "counted", "convolved"])
+def test_what_is_scored_is_what_keras_makes_of_the_kept_weights(trainer: Trainer, function: str) -> None:
+    """Validation hits and test accuracy are those of the function's own network with the weights that were kept."""
+    asked = config(function, epochs=3)
+    fit = finished(trainer, asked)
+    digits = dataset.load(asked.data)
+
+    network = models.build_model(asked.model, 64, 10)
+    network.set_weights(fit.weights())
+    predicted = {
+        name: np.argmax(network(split.images.astype(np.float32) / 16, training=False), -1) == split.labels
+        for name, split in (("validation", digits.validation), ("test", digits.test))
+    }
+
+    assert np.packbits(predicted["validation"]).tobytes() == fit.result().validation_hits
+    assert trainer.evaluate(fit)[1] == pytest.approx(predicted["test"].mean())
+    assert all(np.array_equal(a, b) for a, b in zip(all_weights(fit.model()), fit.weights(), strict=True))
+
+
+def test_its_regularisers_are_part_of_the_loss(trainer: Trainer) -> None:
+    """A kernel that is punished for its size ends up smaller."""
+    free, punished = (finished(trainer, config("plain", settings={"l2": l2})) for l2 in (0.0, 0.1))
+
+    sizes = [float(np.linalg.norm(fit.weights()[0])) for fit in (free, punished)]
+    assert sizes[1] < 0.9 * sizes[0]
+    assert punished.result().epochs[0].loss > free.result().epochs[0].loss
+
+
+def test_a_dropout_layer_that_is_called_twice_draws_twice() -> None:
+    """x - x is nothing, and two masks of x differ."""
+    training_pass = models.TrainingPass(models.build_model(config("shared_dropout").model, 64, 10))
+
+    def forward() -> tf.Tensor:
+        return training_pass(tf.ones([4, 64]), tf.constant([1, 2]), lambda _: None)
+
+    logits = tf.function(forward, jit_compile=True, autograph=False)().numpy()
+
+    assert np.abs(logits).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("softmax", "softmax: ends in a softmax, and the loss applies one itself; leave it out"),
+        ("softmax_layer", "softmax_layer: ends in a softmax, and the loss applies one itself; leave it out"),
+        ("nested_softmax", "nested_softmax: ends in a softmax, and the loss applies one itself; leave it out"),
+        ("subclassed", "subclassed: gave a Doubled; give back a keras.Sequential or functional keras.Model"),
+        ("subclassed_within", "subclassed_within: gave a Sequential; give back .* and none of a class of its own"),
+        ("three_classes", r"three_classes: gave a network whose shapes are .*\(None, 3\)\); give back .* \[N, 10\]"),
+        ("unbuilt", "unbuilt: gave a network whose shapes are nothing yet; give back"),
+        ("nothing", "nothing: gave a NoneType; give back"),
+    ],
+)
+def test_what_is_no_network_is_told(function: str, message: str) -> None:
+    """One sentence says what came back and what is wanted."""
+    with pytest.raises(ConfigError, match=message):
+        models.build_model(config(function).model, 64, 10)
+
+
+def test_a_network_that_differs_each_time_is_told(trainer: Trainer) -> None:
+    """What a function builds must follow from its settings alone, or no run could be repeated."""
+    with pytest.raises(ConfigError, match="moody: builds another network each time; let its settings alone decide"):
+        trainer.fit(config("moody"))
