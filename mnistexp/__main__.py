@@ -4,16 +4,16 @@
 import sys
 from collections.abc import Sequence
 
-from mnistexp.study.signals import RaiseInterrupt, hush_lost_interrupts, leave_at_once, stop_alike
+from mnistexp.study.signals import RaiseInterrupt, exit_now, ignore_unraisable_interrupts, install_signal_handlers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; a Ctrl-C while it is still being imported ends it as quietly as one later."""
-    stop_alike(leave_at_once)
+    install_signal_handlers(exit_now)
     from mnistexp.cli import main as run
 
-    stop_alike(RaiseInterrupt())
-    hush_lost_interrupts()
+    install_signal_handlers(RaiseInterrupt())
+    ignore_unraisable_interrupts()
     try:
         return run(argv)
     except KeyboardInterrupt:  # before the command line could take care of it

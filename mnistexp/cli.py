@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mnistexp import __version__
-from mnistexp.commands.args import Own, split_own
+from mnistexp.commands.args import CommandArgs, split_args
 from mnistexp.config import user_code
-from mnistexp.config.compose import Request, config_groups, flatten, parse_request, template
+from mnistexp.config.compose import ParsedOverrides, config_groups, flatten, parse_request, template
 from mnistexp.errors import INTERRUPTED, ConfigError, MnistexpError
 
 REFUSED = (
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     command = COMMANDS[arguments.command]
     flags = {name: getattr(arguments, name.strip("-").replace("-", "_")) for name, *_ in command.flags}
-    words, overrides = split_own(arguments.overrides, command.keys, bool(command.names))
+    words, overrides = split_args(arguments.overrides, command.keys, bool(command.names))
     path = getattr(arguments, "code", None)
     user_code.use(user_code.read(path) if path else None)
     request = parse_request(overrides, arguments.config_dir)
@@ -145,7 +145,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return _function(arguments.command)(request, replace(words, flags=flags))
 
 
-def _function(name: str) -> Callable[[Request, Own], int]:
+def _function(name: str) -> Callable[[ParsedOverrides, CommandArgs], int]:
     """A command's function; each comes with imports of its own."""
     match name:
         case "report":

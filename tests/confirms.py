@@ -11,12 +11,12 @@ from sweeps import open_sweep
 from mnistexp.analysis import confirmation, history
 from mnistexp.analysis.confirmation import Confirmation
 from mnistexp.commands import confirm
-from mnistexp.commands.args import Own
+from mnistexp.commands.args import CommandArgs
 from mnistexp.commands.confirm import Question
 from mnistexp.config import compose as configs
 from mnistexp.config.schema import RunConfig
 from mnistexp.study.database import Database
-from mnistexp.tracking.run_context import Prepared, Session
+from mnistexp.tracking.run_context import PreparedRun, RunContext
 from mnistexp.training.results import FitResult
 from mnistexp.workers.pool import Event, Executor, Finished
 
@@ -73,10 +73,10 @@ class Person:
         config = configs.compose(request)
         study = self.study()
         space, prepared = confirm.prepare(request, config, study, top, seeds)
-        session, own = Session(prepared, {}, {}), Own(flags={"-q": True})
+        session, own = RunContext(prepared, {}, {}), CommandArgs(flags={"-q": True})
         return confirm.answer(Question(study, space, prepared, session, self.database, self.tracker, own, self._start))
 
-    def _start(self, prepared: Prepared, at_most: int) -> Executor:
+    def _start(self, prepared: PreparedRun, at_most: int) -> Executor:
         self.executors.append(Networks(self.script, self.workers))
         return self.executors[-1]
 

@@ -14,9 +14,9 @@ from mnistexp.config.schema import RunConfig
 from mnistexp.search import space as search_space
 from mnistexp.search.space import SearchSpace
 from mnistexp.study.database import Database
-from mnistexp.study.sweep import Listener, Sweep
+from mnistexp.study.sweep import Sweep, SweepCallbacks
 from mnistexp.tracking import run_context
-from mnistexp.tracking.run_context import Session
+from mnistexp.tracking.run_context import RunContext
 
 # Each opening of a database has Alembic run all of Optuna's migration scripts to learn which is the newest: 60 ms,
 # a fifth of what the property tests take. It is the same one all the time.
@@ -37,10 +37,10 @@ PLAIN = ("study/sampler=random", "study/pruner=none")
 
 
 @functools.cache
-def parts(*overrides: str) -> tuple[Session, SearchSpace]:
+def parts(*overrides: str) -> tuple[RunContext, SearchSpace]:
     """What a sweep with these overrides searches; nothing of it has a state, so tests share it."""
     searched = [word for word in overrides if not word.startswith(("study", "executor", "tracking"))]
-    return Session(run_context.prepare(parse_request([*SMALL, *PLAIN, *overrides])), {}, {}), space(*searched)
+    return RunContext(run_context.prepare(parse_request([*SMALL, *PLAIN, *overrides])), {}, {}), space(*searched)
 
 
 @functools.cache
@@ -57,7 +57,7 @@ def open_sweep(
 ) -> Sweep:
     """A session of the study, not yet run; what it notes goes to `notes`."""
     session, searched = parts(*overrides)
-    listener = Listener(lambda record, progress: None, on_note=(notes if notes is not None else []).append)
+    listener = SweepCallbacks(lambda record, progress: None, on_note=(notes if notes is not None else []).append)
     return Sweep(database, session, searched, tracker or RecordingTracker(), listener)
 
 

@@ -18,7 +18,7 @@ import yaml
 
 import mnistexp
 from mnistexp import cli
-from mnistexp.commands.args import split_own
+from mnistexp.commands.args import split_args
 from mnistexp.config.compose import compose, config_groups, parse_request
 from mnistexp.config.schema import Config
 from mnistexp.errors import ConfigError, TrainingError
@@ -70,7 +70,7 @@ def test_an_example_is_a_command_that_composes(command: str) -> None:
     """What help tells to type passes every check of the config."""
     about = cli.COMMANDS[command]
     words = [word for word in shlex.split(about.example) if not word.startswith("-")]
-    _, words = split_own(words, about.keys, bool(about.names))
+    _, words = split_args(words, about.keys, bool(about.names))
 
     assert isinstance(compose(parse_request(words)), Config)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mnistexp import cli
-from mnistexp.commands.args import split_own
+from mnistexp.commands.args import split_args
 from mnistexp.config import compose
 from mnistexp.search import space
 
@@ -43,7 +43,7 @@ def test_a_documented_command_is_one(path: Path, command: str, monkeypatch: pyte
     assert name in cli.COMMANDS
     about = cli.COMMANDS[name]
     own = [word for word in words if word.startswith("-") or re.split("[./=]", word)[-1] in OWN_FILES]
-    _, typed = split_own([word for word in words if word not in own], about.keys, bool(about.names))
+    _, typed = split_args([word for word in words if word not in own], about.keys, bool(about.names))
 
     request = compose.parse_request(typed)
     compose.compose(request)

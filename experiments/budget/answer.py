@@ -34,7 +34,7 @@ MINUTES = (1.0, 2.0, 5.0, 10.0, 20.0)
 
 
 @dataclass(frozen=True)
-class Standing:
+class BestComparison:
     """Where one sweep is after so many minutes."""
 
     trials: int  # that have ended by then
@@ -52,14 +52,14 @@ class Difference:
     p_value: float  # two-sided paired t-test; 1 with one seed
 
 
-def standing(trials: pd.DataFrame, minutes: float) -> Standing:
+def standing(trials: pd.DataFrame, minutes: float) -> BestComparison:
     """Where a sweep is, from its trials; a trial counts from the moment that its result is there."""
     ended = trials[trials["ended"] <= 60 * minutes]
     complete = ended[(ended["state"] == "COMPLETE") & np.isfinite(ended["val_accuracy"].astype(float))]
     ranked = complete.sort_values(["val_accuracy", "trial"], ascending=[False, True])
     best = ranked.iloc[0] if len(ranked) else {"val_accuracy": math.nan, "test_accuracy": math.nan}
     pruned = int((ended["state"] == "PRUNED").sum())
-    return Standing(len(ended), pruned, float(best["val_accuracy"]), float(best["test_accuracy"]))
+    return BestComparison(len(ended), pruned, float(best["val_accuracy"]), float(best["test_accuracy"]))
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Sweeps:
         """The minutes that the question asks for, as far as the sweeps go."""
         return [minutes for minutes in MINUTES if minutes <= self.minutes] or [MINUTES[0]]
 
-    def standings(self, arm: str, minutes: float) -> list[Standing]:
+    def standings(self, arm: str, minutes: float) -> list[BestComparison]:
         """An arm's sweeps in the order of the seeds."""
         return [standing(self.trials[arm, seed], minutes) for seed in self.seeds]
 

@@ -234,7 +234,7 @@ class Versus:
 
 
 @dataclass(frozen=True, eq=False)
-class Standing:
+class BestComparison:
     """The best trial among its rivals."""
 
     best: Trial
@@ -257,7 +257,7 @@ class Standing:
         return math.sqrt(accuracy * (1 - accuracy) / self.images)
 
 
-def standing(history: History, resamples: int = 1000) -> Standing | None:
+def standing(history: History, resamples: int = 1000) -> BestComparison | None:
     """Test the best trial against each other complete one. None if there is none, or the records of hits don't fit."""
     ranked = history.ranked
     hits = hits_of(ranked) if ranked else None
@@ -268,7 +268,7 @@ def standing(history: History, resamples: int = 1000) -> Standing | None:
     low, high = statistics.proportion_interval(int(hits[0].sum()), total)
     optimism = statistics.selection_optimism(hits, np.random.default_rng(0), resamples)  # the same luck each time
     rivals = tuple(Versus(ranked[test.index], test) for test in tests)
-    return Standing(ranked[0], total, hits, low, high, optimism, rivals)
+    return BestComparison(ranked[0], total, hits, low, high, optimism, rivals)
 
 
 def images_of(trial: Trial) -> int | None:
@@ -436,7 +436,7 @@ class Mistakes:
     trials: int  # complete ones
 
 
-def mistakes(found: Standing, labels: Labels, classes: int) -> Mistakes | None:
+def mistakes(found: BestComparison, labels: Labels, classes: int) -> Mistakes | None:
     """What the best trial got wrong; None if its record is of before that was kept, or of another split.
 
     Args:

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from mnistexp.config.schema import Config, OwnModel, RunConfig
+from mnistexp.config.schema import Config, RunConfig, UserModel
 from mnistexp.data.dataset import Dataset
 from mnistexp.machine import visible_gpus
 from mnistexp.tracking import run_context
-from mnistexp.tracking.run_context import Prepared
+from mnistexp.tracking.run_context import PreparedRun
 from mnistexp.training.results import EpochScores
 from mnistexp.workers.pool import Executor, worker_count
 
@@ -92,7 +92,7 @@ class Estimate:
 
 
 def time_epochs(
-    prepared: Prepared, configs: Sequence[RunConfig], note: Callable[[str], None]
+    prepared: PreparedRun, configs: Sequence[RunConfig], note: Callable[[str], None]
 ) -> tuple[Timings, Machine]:
     """Time the smallest, the median and the largest of some trainings in one worker, apart from everything else.
 
@@ -153,7 +153,7 @@ def workers(config: Config, device: str) -> int:
     return min(trials, worker_count(asked, config.trainer.threads, gpus))
 
 
-def shape(config: RunConfig, prepared: Prepared) -> Shape:
+def shape(config: RunConfig, prepared: PreparedRun) -> Shape:
     """What a training's time depends on."""
     trainer, dataset = config.trainer, prepared.dataset
     steps = len(dataset.train.labels) // trainer.batch_size
@@ -185,7 +185,7 @@ def _warp_work(config: RunConfig, dataset: Dataset) -> int:
 def _network(config: RunConfig) -> tuple[object, ...]:
     """What of a network decides how it is compiled."""
     model = config.model
-    if isinstance(model, OwnModel):
+    if isinstance(model, UserModel):
         return (model.model_dump_json(),)
     structure = {"hidden_units", "activation", "batch_normalization"}
     return model.model_dump_json(include=structure), model.dropout > 0, model.input_dropout > 0
@@ -197,7 +197,7 @@ def parameters(config: RunConfig, dataset: Dataset) -> int:
     Of the user's own it isn't known before it is built, which takes TensorFlow: its whole numbers stand for it, units
     and blocks perhaps. So the smallest and the largest are those that are timed, and only what lies between is guessed.
     """
-    if isinstance(config.model, OwnModel):
+    if isinstance(config.model, UserModel):
         values = [value for value in config.model.settings.values() if type(value) in (int, tuple)]
         return math.prod(max(1, sum(value) if isinstance(value, tuple) else value) for value in values)
     sizes = [math.prod(dataset.image_shape), *config.model.hidden_units, dataset.classes]

@@ -9,7 +9,7 @@ from mnistexp.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Own:
+class CommandArgs:
     """What a command was given beside overrides."""
 
     keys: Mapping[str, str] = field(default_factory=dict)  # its KEY=VALUE words, as typed
@@ -26,7 +26,7 @@ class Own:
         return int(text)
 
 
-def split_own(words: Iterable[str], keys: Sequence[str], names: bool) -> tuple[Own, list[str]]:
+def split_args(words: Iterable[str], keys: Sequence[str], names: bool) -> tuple[CommandArgs, list[str]]:
     """Sort a command line. Returns: the command's own words, without flags, and the overrides.
 
     Args:
@@ -48,4 +48,4 @@ def split_own(words: Iterable[str], keys: Sequence[str], names: bool) -> tuple[O
             named.append(word)
         else:
             overrides.append(word)
-    return Own(given, tuple(named)), overrides
+    return CommandArgs(given, tuple(named)), overrides

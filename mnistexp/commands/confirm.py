@@ -16,10 +16,10 @@ from mnistexp.analysis import confirmation, history
 from mnistexp.analysis.confirmation import Confirmation
 from mnistexp.analysis.history import History
 from mnistexp.analysis.statistics import hits_matrix
-from mnistexp.commands.args import Own
+from mnistexp.commands.args import CommandArgs
 from mnistexp.config import compose as configs
 from mnistexp.config import user_code
-from mnistexp.config.compose import Request
+from mnistexp.config.compose import ParsedOverrides
 from mnistexp.config.schema import Config
 from mnistexp.data.dataset import Dataset
 from mnistexp.errors import INTERRUPTED, DataError, MnistexpError, StoreError
@@ -27,21 +27,21 @@ from mnistexp.report import confirmation_text
 from mnistexp.study import database as storage
 from mnistexp.study import repeats
 from mnistexp.study.database import Database
-from mnistexp.study.repeats import Point, Reruns
+from mnistexp.study.repeats import Point, RepeatSpace
 from mnistexp.study.study import CONFIRMATION, Progress, keep_verdict
-from mnistexp.study.sweep import Listener, Summary, Sweep
+from mnistexp.study.sweep import Summary, Sweep, SweepCallbacks
 from mnistexp.terminal import console, display
 from mnistexp.tracking import registry, run_context
 from mnistexp.tracking.records import LoggedRun, RunRecord
-from mnistexp.tracking.run_context import Prepared, Session
+from mnistexp.tracking.run_context import PreparedRun, RunContext
 from mnistexp.tracking.runs import Ending, Tracker, address, open_tracker
 from mnistexp.workers import child
 from mnistexp.workers.pool import Executor
 
-Start = Callable[[Prepared, int], Executor]
+Start = Callable[[PreparedRun, int], Executor]
 
 
-def start_workers(prepared: Prepared, at_most: int) -> Executor:
+def start_workers(prepared: PreparedRun, at_most: int) -> Executor:
     """Start workers on a study's data."""
     dataset = prepared.dataset
     return run_context.start_workers(prepared.config, at_most=at_most, dataset=dataset, fingerprint=dataset.fingerprint)
@@ -52,12 +52,12 @@ class Question:
     """Which configs are to be confirmed, and where."""
 
     study: History
-    space: Reruns
-    prepared: Prepared
-    session: Session
+    space: RepeatSpace
+    prepared: PreparedRun
+    session: RunContext
     database: Database
     tracker: Tracker
-    words: Own
+    words: CommandArgs
     start: Start = start_workers
 
     @property
@@ -66,7 +66,7 @@ class Question:
         return self.prepared.config
 
 
-def confirm(request: Request, words: Own) -> int:
+def confirm(request: ParsedOverrides, words: CommandArgs) -> int:
     """Run a study's best configs again with fresh seeds, rank them, test the best once, and register it."""
     top, seeds = words.whole("top", 5), words.whole("seeds", 5, least=2)
     configs.refuse_search(request, "confirm")
@@ -91,7 +91,9 @@ def confirm(request: Request, words: Own) -> int:
 # --------------------------------------------------------------------------------------------- what is asked
 
 
-def prepare(request: Request, config: Config, study: History, top: int, seeds: int) -> tuple[Reruns, Prepared]:
+def prepare(
+    request: ParsedOverrides, config: Config, study: History, top: int, seeds: int
+) -> tuple[RepeatSpace, PreparedRun]:
     """The runs that are to be made, and where. Raises: StoreError, DataError if there is nothing to run, or on what."""
     if CONFIRMATION in study.fingerprint:
         raise StoreError(f"study.name={study.name}: is a confirmation itself; give the name of its study")
@@ -105,11 +107,11 @@ def prepare(request: Request, config: Config, study: History, top: int, seeds: i
     fresh = repeats.seeds_of(study, found, seeds)
     base = _own_study(prepared.config, study, repeats.study_name(study, found), len(found) * seeds)
     folder = request.config_dir or study.config_dir
-    whose = replace(prepared, request=Request(config_dir=folder), config=base)
-    return Reruns(study, found, base, fresh), whose
+    whose = replace(prepared, request=ParsedOverrides(config_dir=folder), config=base)
+    return RepeatSpace(study, found, base, fresh), whose
 
 
-def _check_data(study: History, prepared: Prepared) -> None:
+def _check_data(study: History, prepared: PreparedRun) -> None:
     """Scores on other images would be compared with the sweep's. Raises: DataError."""
     records = (trial.record for trial in study.ranked)
     recorded = next(record.data_fingerprint for record in records if record)
@@ -156,7 +158,7 @@ def answer(asked: Question) -> int:
 def _found(asked: Question) -> Confirmation | None:
     """What the runs say that are there."""
     storage_, name = asked.database.storage, asked.prepared.study_name
-    return asked.database.patiently(lambda: confirmation.read(storage_, asked.study, history.load(storage_, name)))
+    return asked.database.retry(lambda: confirmation.read(storage_, asked.study, history.load(storage_, name)))
 
 
 def _run_all(asked: Question) -> tuple[Sweep, Summary]:
@@ -180,7 +182,7 @@ def _run_all(asked: Question) -> tuple[Sweep, Summary]:
         executor.close()
 
 
-def _listener(view: display.Show) -> Listener:
+def _listener(view: display.Display) -> SweepCallbacks:
     """Who is told: a view of trials, but in plain lines no best so far, since no single run is to be the best."""
     if isinstance(view, display.Plain):
         return replace(
@@ -267,14 +269,14 @@ def _say(sentence: str) -> None:
 def _final(asked: Question, name: str) -> History | None:
     """The study of the tested run, if there is one yet."""
     stored = asked.database.storage
-    there = asked.database.patiently(lambda: history.study_names(stored, name))
-    return asked.database.patiently(lambda: history.load(stored, name)) if name in there else None
+    there = asked.database.retry(lambda: history.study_names(stored, name))
+    return asked.database.retry(lambda: history.load(stored, name)) if name in there else None
 
 
 def _same_bits(asked: Question, point: Point) -> str:
     """Whether what was tested is the network that was chosen."""
     name = asked.prepared.study_name
-    runs = asked.database.patiently(lambda: history.load(asked.database.storage, name))
+    runs = asked.database.retry(lambda: history.load(asked.database.storage, name))
     final = _final(asked, repeats.final_name(name, point))
     first = [trial for trial in runs.complete if trial.params == {"rival": point.rival, "repeat": point.repeat}]
     hashes = {_weights_hash(trial.record) for trial in (*first, *(final.complete if final else ()))}
@@ -299,7 +301,7 @@ def _register(asked: Question, tested: Confirmation, logged: LoggedRun | None) -
     try:
         if logged is None:
             raise StoreError("MLflow hasn't got the tested run yet")
-        free = asked.database.try_delivery(lambda: verdicts.append(_enter(asked, tested, logged)))
+        free = asked.database.try_upload_lock(lambda: verdicts.append(_enter(asked, tested, logged)))
     except MnistexpError as error:
         console.note(f"mnistexp: {error}. The confirmation stands; type the same command to try again")
         return error.exit_code
@@ -318,7 +320,7 @@ def _enter(asked: Question, tested: Confirmation, logged: LoggedRun) -> str:
     candidate = registry.Candidate(
         run=logged,
         study=asked.study.name,
-        study_id=asked.database.patiently(lambda: history.load(asked.database.storage, tested.name)).id,
+        study_id=asked.database.retry(lambda: history.load(asked.database.storage, tested.name)).id,
         trial=chosen.number,
         hits=hits_matrix(chosen.hits, chosen.images),
         image_shape=dataset.image_shape,

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from mnistexp.commands.args import Own
+from mnistexp.commands.args import CommandArgs
 from mnistexp.config import compose as configs
 from mnistexp.config import user_code
-from mnistexp.config.compose import Request
+from mnistexp.config.compose import ParsedOverrides
 from mnistexp.config.schema import Config, RunConfig
 from mnistexp.errors import INTERRUPTED, StoreError, TrainingError, without_passwords
-from mnistexp.storage.urls import shown, stores_of
+from mnistexp.storage.urls import shown, storage_overrides
 from mnistexp.terminal import console
 from mnistexp.tracking import run_context
 from mnistexp.tracking.records import RunRecord
-from mnistexp.tracking.run_context import Prepared
+from mnistexp.tracking.run_context import PreparedRun
 from mnistexp.tracking.runs import Tracker, address, open_tracker
 from mnistexp.training.results import EpochScores
 from mnistexp.workers.pool import Executor
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from mnistexp.study.sweep import Summary
 
 
-def show_config(request: Request) -> int:
+def show_config(request: ParsedOverrides) -> int:
     """Print the composed config (`--cfg job`)."""
     text = yaml.safe_dump(configs.compose(request).model_dump(mode="json"), sort_keys=False, width=10**6)
     console.say(without_passwords(text.rstrip()))
     return 0
 
 
-def train(request: Request, _: Own) -> int:
+def train(request: ParsedOverrides, _: CommandArgs) -> int:
     """Run one training, log it, print its scores."""
     configs.refuse_search(request, "train")
     prepared = run_context.prepare(request)
@@ -63,7 +63,7 @@ def train(request: Request, _: Own) -> int:
 
 
 def _trained(
-    prepared: Prepared, executor: Executor, tracker: Tracker, weights: Path
+    prepared: PreparedRun, executor: Executor, tracker: Tracker, weights: Path
 ) -> tuple[RunRecord, dict[str, str]]:
     """Train. Returns: the record and its files. Raises: TrainingError, after logging why and how far it got."""
     config, overrides = configs.run_config(prepared.config), prepared.request.run_overrides
@@ -93,7 +93,7 @@ def _epoch_shower(config: RunConfig, kept: list[EpochScores]) -> Callable[[Epoch
     return show
 
 
-def sweep(request: Request, asked: Own) -> int:
+def sweep(request: ParsedOverrides, asked: CommandArgs) -> int:
     """Run a study, or go on with it. Any number of these commands may do so at once."""
     from mnistexp.commands.plan import checked, plan, warn
 
@@ -127,7 +127,7 @@ def sweep(request: Request, asked: Own) -> int:
     finally:
         executor.close()
         database.close()
-    stores = stores_of(request.overrides)
+    stores = storage_overrides(request.overrides)
     _say_summary(summary, session.name, history, [*stores, *user_code.words()], _dashboard(config, stores))
     return INTERRUPTED if summary.interrupted else int(summary.gave_up or summary.progress.best is None)
 
@@ -145,7 +145,7 @@ def _history(database: Database, name: str) -> History | None:
     from mnistexp.analysis import history
 
     with suppress(StoreError):
-        return database.patiently(lambda: history.load(database.storage, name))
+        return database.retry(lambda: history.load(database.storage, name))
     return None
 
 
@@ -157,7 +157,7 @@ def _dashboard(config: Config, stores: Iterable[str]) -> str:
     return shown(uri) if uri.startswith("http") else shlex.join(["python", "-m", "mnistexp", "ui", *stores])
 
 
-def best(request: Request, _: Own) -> int:
+def best(request: ParsedOverrides, _: CommandArgs) -> int:
     """Print a study's best config, as YAML and as one command."""
     from mnistexp.analysis import history
     from mnistexp.study import database as storage
@@ -175,7 +175,7 @@ def best(request: Request, _: Own) -> int:
     return 0
 
 
-def rerun(request: Request, asked: Own) -> int:
+def rerun(request: ParsedOverrides, asked: CommandArgs) -> int:
     """Train a logged run again (a study's best, or `run=ID`), log it, and compare."""
     configs.refuse_search(request, "rerun")
     configs.refuse_hyperparameters(request, "rerun")

@@ -9,9 +9,9 @@ from pathlib import Path
 import platformdirs
 
 from mnistexp import machine
-from mnistexp.commands.args import Own
+from mnistexp.commands.args import CommandArgs
 from mnistexp.config import compose as configs
-from mnistexp.config.compose import Request
+from mnistexp.config.compose import ParsedOverrides
 from mnistexp.config.schema import Config, IdxData
 from mnistexp.data import dataset as data
 from mnistexp.errors import MnistexpError, WorkerError
@@ -22,7 +22,7 @@ from mnistexp.tracking import run_context
 from mnistexp.tracking.runs import check_reachable, resolved_uri
 
 
-def doctor(request: Request, _: Own) -> int:
+def doctor(request: ParsedOverrides, _: CommandArgs) -> int:
     """Check everything that a sweep with this request would use. Returns: 0 if all of it works, else 1."""
     config = configs.compose(request)
     console.say("versions")
@@ -58,7 +58,7 @@ def _config() -> str:
     return f"{configs.ROOT / 'conf'}, {sum(map(len, groups.values()))} options in {len(groups)} groups"
 
 
-def _data(request: Request, config: Config) -> str:
+def _data(request: ParsedOverrides, config: Config) -> str:
     """Never downloads: a check should not take minutes or fill a disk."""
     if isinstance(config.data, IdxData) and config.data.root is None and data.find(config.data) is None:
         return f"data={config.data.name}: not here yet; `train` and `sweep` will try to download it"
@@ -69,7 +69,7 @@ def _data(request: Request, config: Config) -> str:
 
 def _training(config: Config) -> str:
     """Start a real worker on the bundled digits: it imports TensorFlow and says which devices that sees."""
-    digits = configs.compose(configs.Request(choices=("data=digits",), values=("trainer.epochs=1",)))
+    digits = configs.compose(configs.ParsedOverrides(choices=("data=digits",), values=("trainer.epochs=1",)))
     trainer = digits.trainer.model_copy(update={"device": config.trainer.device})
     small = digits.model_copy(update={"trainer": trainer, "executor": config.executor})
     executor = run_context.start_workers(small, at_most=1)

@@ -7,17 +7,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 
 from mnistexp.analysis.estimate import Estimate, Machine, estimate, time_epochs
-from mnistexp.config.compose import Request
+from mnistexp.config.compose import ParsedOverrides
 from mnistexp.config.schema import Config, StudyConfig
 from mnistexp.search import samplers, warnings
 from mnistexp.search import space as search_space
 from mnistexp.search.distributions import Choice
 from mnistexp.search.space import Node, SearchSpace
 from mnistexp.study import database as storage
-from mnistexp.study.study import Claim, Progress, Refused, SharedStudy, standing
+from mnistexp.study.study import ClaimedTrial, InvalidTrial, Progress, SharedStudy, standing
 from mnistexp.terminal import console, formatting
 from mnistexp.tracking import run_context
-from mnistexp.tracking.run_context import Prepared, Session
+from mnistexp.tracking.run_context import PreparedRun, RunContext
 from mnistexp.tracking.runs import address
 
 SHOWN = 5
@@ -29,7 +29,7 @@ DRAWN = 24
 """Trials that are drawn to see how much they differ in cost: a tenth of a second each would be felt."""
 
 
-def plan(request: Request) -> int:
+def plan(request: ParsedOverrides) -> int:
     """Print the space, the first trials, what makes no sense, and an estimate of the time.
 
     Raises: what a sweep would raise, so that it is known before.
@@ -47,16 +47,16 @@ def plan(request: Request) -> int:
     return 0
 
 
-def _time(prepared: Prepared, drawn: Sequence[Claim | Refused], left: int) -> Iterator[str]:
+def _time(prepared: PreparedRun, drawn: Sequence[ClaimedTrial | InvalidTrial], left: int) -> Iterator[str]:
     """Time some of the trials; what follows from that."""
-    configs = [claim.config for claim in drawn if isinstance(claim, Claim)]
+    configs = [claim.config for claim in drawn if isinstance(claim, ClaimedTrial)]
     if left > 0 and configs:
         timings, machine = time_epochs(prepared, configs, console.note)
         yield ""
         yield from estimate_lines(estimate(prepared.config, timings, machine, left), prepared.config, machine, left)
 
 
-def checked(request: Request) -> tuple[Request, SearchSpace]:
+def checked(request: ParsedOverrides) -> tuple[ParsedOverrides, SearchSpace]:
     """The space of a sweep, after all that can be checked without data and workers. Raises: ConfigError, StoreError."""
     request = run_context.with_local_data(request)
     space = search_space.build(request)
@@ -68,17 +68,17 @@ def checked(request: Request) -> tuple[Request, SearchSpace]:
     return request, space
 
 
-def warn(prepared: Prepared, space: SearchSpace) -> None:
+def warn(prepared: PreparedRun, space: SearchSpace) -> None:
     """Say what makes a sweep's space mislead, when it starts."""
     for sentence in warnings.misleading(space, prepared.config, len(prepared.dataset.train.labels)):
         console.note(f"warning: {sentence}")
 
 
-def draws(prepared: Prepared, space: SearchSpace, at_most: int) -> list[Claim | Refused]:
+def draws(prepared: PreparedRun, space: SearchSpace, at_most: int) -> list[ClaimedTrial | InvalidTrial]:
     """What a new study's first driver would claim before any trial has ended."""
-    found: list[Claim | Refused] = []
+    found: list[ClaimedTrial | InvalidTrial] = []
     with closing(storage.in_memory()) as database:
-        study = SharedStudy(database, Session(prepared, {}, {}), space)
+        study = SharedStudy(database, RunContext(prepared, {}, {}), space)
         while len(found) < at_most and (claim := study.claim()) is not None:
             found.append(claim)
     return found
@@ -92,7 +92,7 @@ def certain(config: Config) -> int:
     return 2 if sampler.name == "qmc" else config.study.trials  # Sobol's points are of what the first to end has
 
 
-def _progress(prepared: Prepared, space: SearchSpace) -> Progress | None:
+def _progress(prepared: PreparedRun, space: SearchSpace) -> Progress | None:
     """Where the study is, if there is one already."""
     address = prepared.config.study.storage
     if not storage.is_there(address):
@@ -105,7 +105,7 @@ def _progress(prepared: Prepared, space: SearchSpace) -> Progress | None:
 
 
 def text(
-    prepared: Prepared, space: SearchSpace, drawn: Sequence[Claim | Refused], progress: Progress | None
+    prepared: PreparedRun, space: SearchSpace, drawn: Sequence[ClaimedTrial | InvalidTrial], progress: Progress | None
 ) -> Iterator[str]:
     """The space, its size, and the first trials."""
     yield f"Study {prepared.study_name} on {prepared.dataset.name} searches:"
@@ -125,7 +125,7 @@ def text(
         yield f"  ({'the further points of qmc hang on which trial ends first' if sampler == 'qmc' else modelled})"
 
 
-def warning_lines(prepared: Prepared, space: SearchSpace) -> Iterator[str]:
+def warning_lines(prepared: PreparedRun, space: SearchSpace) -> Iterator[str]:
     """What makes no sense, or has no effect."""
     config, images = prepared.config, len(prepared.dataset.train.labels)
     found = (*warnings.misleading(space, config, images), *warnings.idle(space, config))
@@ -201,8 +201,8 @@ def _goes_on(progress: Progress) -> str:
     return f"{there} {onward}"
 
 
-def _trial_lines(claim: Claim | Refused) -> Iterator[str]:
-    if isinstance(claim, Refused):
+def _trial_lines(claim: ClaimedTrial | InvalidTrial) -> Iterator[str]:
+    if isinstance(claim, InvalidTrial):
         yield f"  {claim.number:03d} fails before it begins: {claim.reason}"
         return
     yield f"  {run_context.run_name(claim.config, claim.number)}{'   (the config as it stands)' * (claim.number == 0)}"

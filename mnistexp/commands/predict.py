@@ -9,11 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mnistexp import pictures
-from mnistexp.commands.args import Own
+from mnistexp.commands.args import CommandArgs
 from mnistexp.config import compose as configs
 from mnistexp.config import user_code
-from mnistexp.config.compose import Request
-from mnistexp.config.schema import Config, DataConfig, DigitsData, IdxData, OwnData, OwnModel, RunConfig, shown
+from mnistexp.config.compose import ParsedOverrides
+from mnistexp.config.schema import Config, DataConfig, DigitsData, IdxData, RunConfig, UserData, UserModel, shown
 from mnistexp.data import dataset as data
 from mnistexp.data import idx
 from mnistexp.errors import ConfigError, DataError, StoreError
@@ -42,7 +42,7 @@ class Network:
     classes: int
 
 
-def predict(request: Request, words: Own) -> int:
+def predict(request: ParsedOverrides, words: CommandArgs) -> int:
     """Say which digit is in each picture. Raises: ConfigError in the end for those that can't be read."""
     if not words.names:
         raise ConfigError("predict needs pictures, such as `python -m mnistexp predict three.png`")
@@ -85,7 +85,7 @@ def ask(network: Network, strokes: Sequence[Floats]) -> list[list[float]]:
 
 def probabilities(network: Network, images: Sequence[Sequence[float]]) -> list[list[float]]:
     """A network's probabilities for images in [0, 1], [N, features] to [N, classes]. Raises: StoreError."""
-    if isinstance(network.config.model, OwnModel):
+    if isinstance(network.config.model, UserModel):
         user_code.require(network.config.model)
     question = {
         "code": user_code.plain(),
@@ -144,7 +144,7 @@ def _champion(config: Config, folder: Path) -> Network:
 
 def _data_name(config: DataConfig) -> str:
     """What a data set's champions are registered under: that of a user's own, by the name of its function."""
-    return config.function if isinstance(config, OwnData) else config.name
+    return config.function if isinstance(config, UserData) else config.name
 
 
 def _of_run(config: Config, run_id: str, folder: Path) -> Network:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mnistexp import __version__
-from mnistexp.commands.args import Own
+from mnistexp.commands.args import CommandArgs
 from mnistexp.config import compose as configs
-from mnistexp.config.compose import Request
+from mnistexp.config.compose import ParsedOverrides
 from mnistexp.config.overrides import override_text
 from mnistexp.config.schema import Config
 from mnistexp.errors import ConfigError, StoreError
@@ -19,8 +19,8 @@ from mnistexp.report import answers as words
 from mnistexp.report import artifacts, comparison, document, group_text, report_data
 from mnistexp.report import sections as parts
 from mnistexp.report.document import Document, Section
-from mnistexp.report.report_data import Material
-from mnistexp.storage.urls import stores_of
+from mnistexp.report.report_data import ReportData
+from mnistexp.storage.urls import storage_overrides
 from mnistexp.study import database as storage
 from mnistexp.terminal import console
 from mnistexp.terminal.formatting import counted
@@ -28,7 +28,7 @@ from mnistexp.tracking import run_context
 
 NODES = ("study", "tracking", "data")  # of the config, that a report reads
 
-SECTIONS: Mapping[str, Callable[[Material], Section]] = {  # by their ids, in the reader's order
+SECTIONS: Mapping[str, Callable[[ReportData], Section]] = {  # by their ids, in the reader's order
     "by": group_text.by_value,
     "real": words.reality,
     "confirmed": words.confirmed,
@@ -45,7 +45,7 @@ SECTIONS: Mapping[str, Callable[[Material], Section]] = {  # by their ids, in th
 }
 
 
-def report(request: Request, own: Own) -> int:
+def report(request: ParsedOverrides, own: CommandArgs) -> int:
     """Write a study's report, or that of several studies side by side."""
     requests, folder = _requests(request, own), _folder(own.keys.get("out", "."))
     composed = [configs.compose(each) for each in requests]
@@ -70,7 +70,7 @@ def report(request: Request, own: Own) -> int:
     return 0
 
 
-def _requests(request: Request, own: Own) -> list[Request]:
+def _requests(request: ParsedOverrides, own: CommandArgs) -> list[ParsedOverrides]:
     """One request for each study. Raises: ConfigError for what a report can't be told."""
     given = sorted(key for key in (*request.fixed, *request.swept) if key.split(".")[0].split("/")[0] not in NODES)
     given += [f"search.{key}" for key, _ in request.search if key not in request.swept]
@@ -88,17 +88,19 @@ def _requests(request: Request, own: Own) -> list[Request]:
     return [request.plus([override_text("study.name", name)]) for name in own.names]
 
 
-def _material(config: Config, request: Request, own: Own) -> Material:
+def _material(config: Config, request: ParsedOverrides, own: CommandArgs) -> ReportData:
     with storage.reading(config.study.storage) as database:
         name, asked = run_context.study_name(config), {key: own.keys.get(key, "") for key in ("heatmap", "by")}
-        return report_data.gather(database, name, config.data.root, **asked, stores=stores_of(request.overrides))
+        return report_data.gather(
+            database, name, config.data.root, **asked, stores=storage_overrides(request.overrides)
+        )
 
 
 def _footer() -> str:
     return f"Written by mnistexp {__version__} on {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}."
 
 
-def study_report(found: Material, footer: str, wanted: str = "") -> Document:
+def study_report(found: ReportData, footer: str, wanted: str = "") -> Document:
     """All that is told of one study, in the reader's order.
 
     Args:
@@ -115,7 +117,7 @@ def study_report(found: Material, footer: str, wanted: str = "") -> Document:
     return Document(f"Study {history.name}", f"{about} {done}".strip(), answer, sections, footer)
 
 
-def _wanted(found: Material, text: str) -> list[str]:
+def _wanted(found: ReportData, text: str) -> list[str]:
     """Ids of sections, in the reader's order."""
     there = [name for name in SECTIONS if name != "by" or found.groups]
     names = [name.strip() for name in text.split(",")] if text else there
@@ -150,7 +152,7 @@ def _write(page: Document, folder: Path, name: str, figures: str) -> tuple[Path,
     return html, markdown, drawings
 
 
-def _log(page: Document, config: Config, found: Material) -> None:
+def _log(page: Document, config: Config, found: ReportData) -> None:
     """Put the report to the study's parent run; where that can't be, say so: the files are written."""
     if config.tracking.name == "none":
         return

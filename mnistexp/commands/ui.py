@@ -12,9 +12,9 @@ import webbrowser
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from mnistexp.commands.args import Own
+from mnistexp.commands.args import CommandArgs
 from mnistexp.config import compose as configs
-from mnistexp.config.compose import Request
+from mnistexp.config.compose import ParsedOverrides
 from mnistexp.config.schema import Config
 from mnistexp.errors import ConfigError
 from mnistexp.storage.urls import shown
@@ -25,7 +25,7 @@ from mnistexp.tracking.runs import resolved_uri
 PORTS = 50  # that are tried, from the given one on
 
 
-def ui(request: Request, own: Own) -> int:
+def ui(request: ParsedOverrides, own: CommandArgs) -> int:
     """Serve a dashboard until Ctrl-C or SIGTERM. Returns: 0, since that is how one ends it."""
     config = configs.compose(request)
     with suppress(KeyboardInterrupt):  # not 130: nothing was interrupted, and `make ui` would call it an error
@@ -33,7 +33,7 @@ def ui(request: Request, own: Own) -> int:
     return 0
 
 
-def _mlflow(config: Config, own: Own) -> None:
+def _mlflow(config: Config, own: CommandArgs) -> None:
     from mnistexp.dashboards import mlflow_ui
 
     if config.tracking.name == "none":
@@ -53,7 +53,7 @@ def _mlflow(config: Config, own: Own) -> None:
         mlflow_ui.serve(uri, page, listener, _hosts(own, listener), lambda: _present(url, "", about, own))
 
 
-def _optuna(config: Config, own: Own) -> None:
+def _optuna(config: Config, own: CommandArgs) -> None:
     from mnistexp.dashboards import optuna_ui
 
     optuna_ui.check_installed()
@@ -69,7 +69,7 @@ def _optuna(config: Config, own: Own) -> None:
 # --------------------------------------------------------------------------------------------- where it listens
 
 
-def _listen(own: Own) -> tuple[socket.socket, str]:
+def _listen(own: CommandArgs) -> tuple[socket.socket, str]:
     """Take the port, or the next free one. Returns: the bound socket, and the address for a browser here."""
     host, wanted = str(own.flags["--host"]), int(str(own.flags["--port"]))
     if not 0 <= wanted < 2**16:
@@ -115,7 +115,7 @@ def _bound(host: str, port: int) -> socket.socket | None:
     return listener
 
 
-def _hosts(own: Own, listener: socket.socket) -> list[str]:
+def _hosts(own: CommandArgs, listener: socket.socket) -> list[str]:
     """By which HOST:PORT it may be called."""
     address, port = listener.getsockname()[:2]
     names = ["127.0.0.1", "localhost", _written(address), str(own.flags["--host"])]
@@ -139,7 +139,7 @@ def _written(address: str) -> str:
 # ------------------------------------------------------------------------------------------------ who looks at it
 
 
-def _present(server: str, page: str, about: str, own: Own) -> None:
+def _present(server: str, page: str, about: str, own: CommandArgs) -> None:
     """Say where it is, and open it where there is a browser."""
     url, text = ("/".join(filter(None, (place, page))) for place in (server, shown(server)))
     console.say(f"{text}  ({about})")

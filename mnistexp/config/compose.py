@@ -46,7 +46,7 @@ when a training counts as hung."""
 
 
 @dataclass(frozen=True)
-class Request:
+class ParsedOverrides:
     """The user's overrides, sorted by what they do. Texts are as typed."""
 
     choices: tuple[str, ...] = ()  # group=option
@@ -66,15 +66,15 @@ class Request:
         """Those that decide what one training does: what a run records. Addresses with passwords are not among them."""
         return tuple(text for text in self.overrides if re.split("[./=]", text)[0] in (*RUN_NODES, "experiments"))
 
-    def without(self, keys: Iterable[str]) -> Request:
+    def without(self, keys: Iterable[str]) -> ParsedOverrides:
         """This request without values for these keys."""
         left = self.fixed - set(keys)
         return replace(self, values=tuple(text for text in self.values if _key(text) in left), fixed=left)
 
-    def plus(self, overrides: Iterable[str]) -> Request:
+    def plus(self, overrides: Iterable[str]) -> ParsedOverrides:
         """This request with further overrides of its own kind, which win."""
         more = parse_request(overrides, self.config_dir)
-        return Request(
+        return ParsedOverrides(
             tuple(text for text in self.choices if _key(text) not in more.fixed) + more.choices,
             tuple(text for text in self.values if _key(text) not in more.fixed) + more.values,
             tuple(entry for entry in self.search if entry[0] not in more.fixed) + more.search,
@@ -103,7 +103,7 @@ def config_groups(config_dir: Path | None = None) -> dict[str, list[str]]:
 # ------------------------------------------------------------------------------------ reading overrides
 
 
-def parse_request(overrides: Iterable[str], config_dir: Path | None = None) -> Request:
+def parse_request(overrides: Iterable[str], config_dir: Path | None = None) -> ParsedOverrides:
     """Sort the command line's overrides; all of its faults go into one ConfigError."""
     groups = config_groups(_checked_dir(config_dir))
     faults: dict[str, tuple[str, ...]] = {}  # override → what is wrong with it
@@ -114,7 +114,7 @@ def parse_request(overrides: Iterable[str], config_dir: Path | None = None) -> R
         except ConfigError as error:
             faults[text] = error.faults
     parts = [part for i, part in enumerate(parts) if not _overtaken(part, parts[i + 1 :])]
-    request = Request(
+    request = ParsedOverrides(
         tuple(entry for part in parts for entry in part.choices),
         tuple(entry for part in parts for entry in part.values),
         tuple(entry for part in parts for entry in part.search),
@@ -126,7 +126,7 @@ def parse_request(overrides: Iterable[str], config_dir: Path | None = None) -> R
     return request
 
 
-def _further_faults(request: Request, wrong: Sequence[str]) -> tuple[str, ...]:
+def _further_faults(request: ParsedOverrides, wrong: Sequence[str]) -> tuple[str, ...]:
     """The faults of the overrides that can be judged without the wrong ones, so that all are mended in one go."""
     nodes = {re.split("[./=@]", text.lstrip("+~"))[0] for text in wrong}
     if "experiments" in nodes:  # it could have set anything
@@ -138,27 +138,27 @@ def _further_faults(request: Request, wrong: Sequence[str]) -> tuple[str, ...]:
     return faults_of(lambda: compose(replace(request, choices=choices, values=values)))
 
 
-def _overtaken(part: Request, later: Sequence[Request]) -> bool:
+def _overtaken(part: ParsedOverrides, later: Sequence[ParsedOverrides]) -> bool:
     """Whether a distribution's key gets a plain value further on: the last word wins, as in Hydra."""
     return any(key in other.fixed for key in part.swept for other in later)
 
 
-def _classify(text: str, groups: Mapping[str, list[str]]) -> Request:
+def _classify(text: str, groups: Mapping[str, list[str]]) -> ParsedOverrides:
     """Say what one override does. Raises: ConfigError."""
     if text.startswith(("search.", "~search.")):
-        return Request(search=(_search_entry(text),))
+        return ParsedOverrides(search=(_search_entry(text),))
     override = parse_override(text)
     key = override.key_or_group
     _refuse_unsafe(text, override)
     if override.is_sweep_override():
-        return Request(search=((key, text.partition("=")[2]),), swept=(key,))
+        return ParsedOverrides(search=((key, text.partition("=")[2]),), swept=(key,))
     if key in groups:
-        return Request(choices=(_choice(key, override.value(), groups[key]),), fixed=frozenset([key]))
+        return ParsedOverrides(choices=(_choice(key, override.value(), groups[key]),), fixed=frozenset([key]))
     if key.replace(".", "/") in groups:
         raise ConfigError(f"{text}: {key} is a config group; write {key.replace('.', '/')}=OPTION")
     if (option := named_option(key, override.value(), groups)) is not None:
         raise ConfigError(f"{text}: write {option}, which brings its other settings too")
-    return Request(values=(text,), fixed=frozenset([key]))
+    return ParsedOverrides(values=(text,), fixed=frozenset([key]))
 
 
 def named_option(key: str, value: object, groups: Mapping[str, list[str]]) -> str | None:
@@ -222,7 +222,7 @@ def _checked_dir(config_dir: Path | None) -> Path | None:
 # ---------------------------------------------------------------------------- what a command doesn't take
 
 
-def refuse_search(request: Request, command: str) -> None:
+def refuse_search(request: ParsedOverrides, command: str) -> None:
     """One training has one value for each key."""
     swept = [*request.swept, *(f"search.{key}" for key, text in request.search if text and key not in request.swept)]
     if swept:
@@ -231,7 +231,7 @@ def refuse_search(request: Request, command: str) -> None:
         )
 
 
-def refuse_hyperparameters(request: Request, command: str) -> None:
+def refuse_hyperparameters(request: ParsedOverrides, command: str) -> None:
     """What is recorded is run or shown as it was; another value would be passed over in silence."""
     trained = ("model", "optimizer", "augmentation", "trainer", "seed")
     given = [key for key in request.fixed if key.partition(".")[0] in trained]
@@ -278,12 +278,12 @@ class Template:
         return check(_with_code(plain))
 
 
-def compose(request: Request) -> Config:
+def compose(request: ParsedOverrides) -> Config:
     """Compose, resolve and check one config. Raises: ConfigError with every fault."""
     return template(request).config()
 
 
-def template(request: Request) -> Template:
+def template(request: ParsedOverrides) -> Template:
     """Compose a config and check it, leaving its interpolations open.
 
     Its `search` is what the options and the user's overrides leave to be searched.
@@ -300,7 +300,7 @@ def template(request: Request) -> Template:
     return composed
 
 
-def _without_unknown_keys(request: Request) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+def _without_unknown_keys(request: ParsedOverrides) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """Compose what can be composed: (config, options, a fault for each key that the config doesn't have)."""
     known = flatten(_hydra(request.choices, request.config_dir)[0])
     usable = [text for text in request.values if _key(text) in known]
@@ -407,20 +407,22 @@ def _forbidden_interpolations(plain: Mapping[str, Any]) -> list[str]:
 def _with_code(plain: dict[str, Any]) -> dict[str, Any]:
     """The config with the hash of the user's file in the nodes that its functions make: part of what they are."""
     for node in ("data", "model"):
-        if isinstance(plain[node], dict) and plain[node].get("name") == "own":
+        if isinstance(plain[node], dict) and plain[node].get("name") == "custom":
             if (given := plain[node].get("code")) is not None:
                 raise ConfigError(f"{node}.code={shown(given)}: is the hash of --code FILE and filled in; leave it out")
             plain = {**plain, node: {**plain[node], "code": user_code.sha256()}}
     return plain
 
 
-def _merged_search(plain: Mapping[str, Any], request: Request) -> dict[str, Any]:
+def _merged_search(plain: Mapping[str, Any], request: ParsedOverrides) -> dict[str, Any]:
     """The options' space, less what the user gave a plain value, plus what the user distributes."""
     composed, model = plain["search"], plain["model"]
     if not isinstance(composed, Mapping | None):
         raise ConfigError(f"search={shown(composed)}: an option file must have KEY: DISTRIBUTION there")
     space = {str(key): value for key, value in (composed or {}).items() if key not in request.fixed}
-    if isinstance(model, dict) and model.get("name") == "own":  # search=default has the perceptron's, which aren't its
+    if (
+        isinstance(model, dict) and model.get("name") == "custom"
+    ):  # search=default has the perceptron's, which aren't its
         others = {f"model.{key}" for key in Mlp.model_fields}
         space = {key: value for key, value in space.items() if key not in others}
     space.update(request.search)
@@ -466,7 +468,7 @@ def rebuild(config: RunConfig, overrides: Sequence[str], config_dir: Path | None
 
     Raises: ConfigError if conf/ has lost a key or an option that it needs, or has another that no override takes away.
     """
-    request = Request(config_dir=config_dir).plus(overrides)
+    request = ParsedOverrides(config_dir=config_dir).plus(overrides)
     if compose(request).optimizer.name != config.optimizer.name:  # conf/ has another default today
         request = request.plus([override_text("optimizer", config.optimizer.name)])
     then = flatten(config.model_dump(mode="json"))
@@ -480,7 +482,7 @@ def rebuild(config: RunConfig, overrides: Sequence[str], config_dir: Path | None
     return request.overrides
 
 
-def _moved(request: Request, config: RunConfig) -> list[str]:
+def _moved(request: ParsedOverrides, config: RunConfig) -> list[str]:
     """The keys that a request composes otherwise than they are in a config, but for those without effect."""
     now, then = (flatten(each.model_dump(mode="json")) for each in (run_config(compose(request)), config))
     keys = [key for key in {**then, **now} if not key.startswith((*NO_EFFECT, "data.files"))]

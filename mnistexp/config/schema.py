@@ -47,7 +47,7 @@ class Settings(BaseModel):
 # --------------------------------------------------------------------------- functions of the user's own
 
 
-class OwnCode(Settings):
+class UserCode(Settings):
     """The user's file of functions: see own.py."""
 
     name: str  # as it was named on the command line
@@ -137,14 +137,14 @@ class NpzData(_Data):
     name: Literal["npz"]
 
 
-class OwnData(_Own, _Data):
+class UserData(_Own, _Data):
     """The user's own arrays, made by a function of the user's file: (**settings) to what an .npz file would hold."""
 
     ARGUMENTS: ClassVar[int] = 0
-    name: Literal["own"]
+    name: Literal["custom"]
 
     @model_validator(mode="after")
-    def _root_is_no_setting(self) -> OwnData:
+    def _root_is_no_setting(self) -> UserData:
         if "root" in self.settings:
             raise ValueError("data.settings.root: is data.root, which changes nothing but where the data lie")
         return self
@@ -155,7 +155,7 @@ class OwnData(_Own, _Data):
         return {**self.settings, **({"root": self.root} if self.root is not None else {})}
 
 
-DataConfig = Annotated[IdxData | DigitsData | NpzData | OwnData, Field(discriminator="name")]
+DataConfig = Annotated[IdxData | DigitsData | NpzData | UserData, Field(discriminator="name")]
 
 
 # --------------------------------------------------------------------------------------------- model
@@ -182,14 +182,14 @@ class Mlp(Settings):
     bias_initializer_stddev: float = Field(ge=0, description="biases start at normal(0, this); 0: at zero")
 
 
-class OwnModel(_Own):
+class UserModel(_Own):
     """A network that a function of the user's file builds: (features, classes, **settings) to a Keras model."""
 
     ARGUMENTS: ClassVar[int] = 2
-    name: Literal["own"]
+    name: Literal["custom"]
 
 
-ModelConfig = Annotated[Mlp | OwnModel, Field(discriminator="name")]
+ModelConfig = Annotated[Mlp | UserModel, Field(discriminator="name")]
 
 
 # ----------------------------------------------------------------------------------------- optimizer

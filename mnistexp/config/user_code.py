@@ -17,24 +17,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mnistexp.config.schema import Config, OwnCode, OwnData, OwnModel, RunConfig, suggestion
+from mnistexp.config.schema import Config, RunConfig, UserCode, UserData, UserModel, suggestion
 from mnistexp.errors import ConfigError
 
 MAX_BYTES = 256 * 1024  # no honest file comes near, and each worker is sent it
 MODULE = "mnistexp_code"
 """What the file is called in this process. Keras finds a registered class by its module's name."""
 
-_given: list[OwnCode] = []  # what this process was given: one file, or none
-_loaded: dict[OwnCode, types.ModuleType] = {}  # and what became of it when it was run
+_given: list[UserCode] = []  # what this process was given: one file, or none
+_loaded: dict[UserCode, types.ModuleType] = {}  # and what became of it when it was run
 
 
-def use(code: OwnCode | None) -> None:
+def use(code: UserCode | None) -> None:
     """Take a file's functions for this process; None: it has none. Nothing of it is run yet."""
     _given[:] = [code] if code else []
     _loaded.clear()
 
 
-def code() -> OwnCode | None:
+def code() -> UserCode | None:
     """The file that this process was given."""
     return _given[0] if _given else None
 
@@ -58,7 +58,7 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read(path: Path) -> OwnCode:
+def read(path: Path) -> UserCode:
     """Read a file and look whether it is Python; its line ends become those of Unix. Raises: ConfigError."""
     try:
         if not path.is_file():
@@ -68,7 +68,7 @@ def read(path: Path) -> OwnCode:
             raise ConfigError(
                 f"--code {path}: has {path.stat().st_size} bytes; a file of functions has at most {MAX_BYTES}"
             )
-        found = OwnCode(name=str(path), text=path.read_text(encoding="utf-8-sig"))
+        found = UserCode(name=str(path), text=path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError:
         raise ConfigError(f"--code {path}: is not in UTF-8; give a Python file") from None
     except OSError as error:
@@ -80,12 +80,12 @@ def read(path: Path) -> OwnCode:
 # -------------------------------------------------------------------------------------- whose code a config needs
 
 
-def nodes(config: Config | RunConfig) -> list[OwnData | OwnModel]:
+def nodes(config: Config | RunConfig) -> list[UserData | UserModel]:
     """What of a config is made by functions of the user's."""
-    return [node for node in (config.data, config.model) if isinstance(node, OwnData | OwnModel)]
+    return [node for node in (config.data, config.model) if isinstance(node, UserData | UserModel)]
 
 
-def require(node: OwnData | OwnModel) -> OwnCode:
+def require(node: UserData | UserModel) -> UserCode:
     """The file that a composed or recorded node is of. Raises: ConfigError unless this process was given that one."""
     ours, theirs = sha256(), node.code or ""
     copy = "MLflow keeps a copy as the artifact code.py of the run or of its sweep: download it, read it"
@@ -112,7 +112,7 @@ def refuse_unused(*configs: Config | RunConfig) -> None:
     if _given and not any(map(nodes, configs)):
         raise ConfigError(
             f"--code {_given[0].name}: nothing here is made by it; leave it out, or choose a data set or model of "
-            f"yours, whose option file says `name: own`"
+            f"yours, whose option file says `name: custom`"
         )
 
 
@@ -172,14 +172,14 @@ def call(name: str, *arguments: object, settings: Mapping[str, Any]) -> Any:
         raise ConfigError(_told(error, given)) from error
 
 
-def _require_code(name: str) -> OwnCode:
+def _require_code(name: str) -> UserCode:
     given = code()
     if given is None:
         raise ConfigError(f"{name}: is a function of a file of your own; give --code FILE.py")
     return given
 
 
-def _module(given: OwnCode) -> types.ModuleType:
+def _module(given: UserCode) -> types.ModuleType:
     """The file as a module, run when it is asked for first."""
     if given not in _loaded:
         module = types.ModuleType(MODULE)
@@ -191,7 +191,7 @@ def _module(given: OwnCode) -> types.ModuleType:
 
 
 @functools.lru_cache(maxsize=4)  # a sweep looks at each trial's settings
-def _functions(given: OwnCode) -> dict[str, ast.FunctionDef]:
+def _functions(given: UserCode) -> dict[str, ast.FunctionDef]:
     """The functions that a file makes at its top level, by name. Raises: ConfigError if it is no Python."""
     try:
         body: Sequence[ast.stmt] = ast.parse(given.text, given.name).body
@@ -202,7 +202,7 @@ def _functions(given: OwnCode) -> dict[str, ast.FunctionDef]:
     return {statement.name: statement for statement in body if isinstance(statement, ast.FunctionDef)}
 
 
-def _told(error: BaseException, given: OwnCode) -> str:
+def _told(error: BaseException, given: UserCode) -> str:
     """'FILE.py:12: ValueError: …': the last line of the user's file that an error came through."""
     frames = traceback.walk_tb(error.__traceback__)
     lines = [line for frame, line in frames if frame.f_code.co_filename == given.name]

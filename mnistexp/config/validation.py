@@ -16,8 +16,8 @@ from mnistexp.config.schema import (
     SETTING_PATTERN,
     Config,
     Mlp,
-    OwnData,
-    OwnModel,
+    UserData,
+    UserModel,
     shown,
     suggestion,
 )
@@ -61,7 +61,7 @@ def _own_faults(config: Config) -> list[str]:
     """What is wrong with the user's own functions, as far as that is seen without running them."""
     faults = []
     for key, node in (("data", config.data), ("model", config.model)):
-        if not isinstance(node, OwnData | OwnModel):
+        if not isinstance(node, UserData | UserModel):
             continue
         if node.code is None:
             faults.append(f"{key}.function={node.function}: is a function of a file of your own; give --code FILE.py")

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import platformdirs
 
 from mnistexp.config import user_code
-from mnistexp.config.schema import DataConfig, DigitsData, IdxData, IdxFile, NpzData, OwnData
+from mnistexp.config.schema import DataConfig, DigitsData, IdxData, IdxFile, NpzData, UserData
 from mnistexp.data import arrays as npz
 from mnistexp.data import idx
 from mnistexp.errors import DataError
@@ -77,7 +77,7 @@ def load(config: DataConfig) -> Dataset:
             return _load_digits(config)
         case NpzData():
             return _load_npz(config)
-        case OwnData():
+        case UserData():
             return _load_own(config)
         case _:
             assert_never(config)
@@ -119,7 +119,7 @@ def rooted(config: DataConfig, root: str | None) -> DataConfig:
 
 
 def _find(config: DataConfig) -> Path | None:
-    if isinstance(config, DigitsData | OwnData):
+    if isinstance(config, DigitsData | UserData):
         return None
     if isinstance(config, NpzData):
         path = expanded(config.root or "")
@@ -244,13 +244,13 @@ def _load_npz(config: NpzData) -> Dataset:
     return _of_arrays("npz", npz.read(path), config, str(path))
 
 
-def _load_own(config: OwnData) -> Dataset:
+def _load_own(config: UserData) -> Dataset:
     where = f"{config.function}() of {user_code.require(config).name}"
     found = user_code.call(config.function, settings=config.keywords)
     return _of_arrays(config.function, npz.made(found, where), config, where)
 
 
-def _of_arrays(name: str, arrays: dict[str, Array], config: NpzData | OwnData, source: str) -> Dataset:
+def _of_arrays(name: str, arrays: dict[str, Array], config: NpzData | UserData, source: str) -> Dataset:
     train, test = _npz_split(arrays, "train"), _npz_split(arrays, "test")
     if "x_validation" in arrays:
         validation = _npz_split(arrays, "validation")

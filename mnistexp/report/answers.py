@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mnistexp.analysis import comparison
-from mnistexp.analysis.comparison import Standing, accuracy_of
+from mnistexp.analysis.comparison import BestComparison, accuracy_of
 from mnistexp.analysis.confirmation import Confirmation
 from mnistexp.analysis.history import Trial
 from mnistexp.report import confirmation_text, figures
 from mnistexp.report.document import Block, Code, Note, Paragraph, Section, Strong, Table, Text, paragraph
 from mnistexp.report.drawing import picture
-from mnistexp.report.report_data import Material
+from mnistexp.report.report_data import ReportData
 from mnistexp.terminal.formatting import accuracy, counted, duration, p_number, p_value
 from mnistexp.tracking import run_context
 
@@ -26,7 +26,7 @@ def config_name(trial: Trial) -> str:
 # -------------------------------------------------------------------------------------------------- the answer
 
 
-def answer(material: Material) -> tuple[Block, ...]:
+def answer(material: ReportData) -> tuple[Block, ...]:
     """The best config, what can't be told apart from it, what it beats."""
     best = material.best
     if best is None:
@@ -40,7 +40,7 @@ def answer(material: Material) -> tuple[Block, ...]:
     return tuple(sentences)
 
 
-def _no_answer(material: Material) -> Paragraph:
+def _no_answer(material: ReportData) -> Paragraph:
     spent = comparison.costs(material.history)
     if not spent.trials:
         return paragraph("No trial of this study has ended yet, so there is no best config.")
@@ -50,7 +50,7 @@ def _no_answer(material: Material) -> Paragraph:
     )
 
 
-def _confirmed_answer(material: Material, found: Confirmation) -> Paragraph:
+def _confirmed_answer(material: ReportData, found: Confirmation) -> Paragraph:
     chosen = found.chosen
     trial = next((each for each in material.history.ranked if each.number == chosen.number), None)
     name = config_name(trial) if trial else ""
@@ -66,7 +66,7 @@ def _confirmed_answer(material: Material, found: Confirmation) -> Paragraph:
     )
 
 
-def _best_sentence(material: Material, best: Trial) -> Paragraph:
+def _best_sentence(material: ReportData, best: Trial) -> Paragraph:
     found, result = material.standing, best.record.result if best.record else None
     interval = (
         f" (95 % interval {accuracy(found.low)} to {accuracy(found.high)}, from {found.images:,} images)"
@@ -86,14 +86,14 @@ def _best_sentence(material: Material, best: Trial) -> Paragraph:
     )
 
 
-def _alike_sentence(material: Material) -> Iterator[Paragraph]:
+def _alike_sentence(material: ReportData) -> Iterator[Paragraph]:
     found = material.standing
     if found is None or not found.rivals:
         return
     yield paragraph(_alike(found), ".")
 
 
-def _alike(found: Standing) -> str:
+def _alike(found: BestComparison) -> str:
     """How many rivals can't be told apart from the best."""
     alike, others = len(found.alike), len(found.rivals)
     if alike == 0:
@@ -106,7 +106,7 @@ def _alike(found: Standing) -> str:
     return f"{alike} of the other {others} complete configs can't be told apart from it on these images"
 
 
-def _beaten_sentence(material: Material, best: Trial) -> Iterator[Paragraph]:
+def _beaten_sentence(material: ReportData, best: Trial) -> Iterator[Paragraph]:
     """What it beats: the config that the sweep started from."""
     start = next((trial for trial in material.history.complete if trial.baseline), None)
     if start is None or not comparison.searched(material.history):  # a confirmation starts from what it reruns
@@ -131,12 +131,12 @@ def _believed(distinguishable: bool) -> str:
 # ------------------------------------------------------------------------------------------------- is it real?
 
 
-def reality(material: Material) -> Section:
+def reality(material: ReportData) -> Section:
     """How much of the best score is luck, and which rivals are as good."""
     return Section("real", "Is it real?", tuple(_reality(material)))
 
 
-def _reality(material: Material) -> Iterator[Block]:
+def _reality(material: ReportData) -> Iterator[Block]:
     found = material.standing
     if material.best is None:
         yield Note("No trial completed, so there is nothing to compare.")
@@ -159,7 +159,7 @@ def _reality(material: Material) -> Iterator[Block]:
         yield _rivals_table(found)
 
 
-def _why_luck(found: Standing) -> Paragraph:
+def _why_luck(found: BestComparison) -> Paragraph:
     count = len(found.rivals) + 1
     return paragraph(
         f"A sweep's winner is always partly lucky: it has the highest of {count} measured scores, each measured on "
@@ -168,7 +168,7 @@ def _why_luck(found: Standing) -> Paragraph:
     )
 
 
-def _what_test(found: Standing) -> Paragraph:
+def _what_test(found: BestComparison) -> Paragraph:
     count = len(found.rivals) + 1
     pairs = count * (count - 1) // 2
     return paragraph(
@@ -179,7 +179,7 @@ def _what_test(found: Standing) -> Paragraph:
     )
 
 
-def _optimism(found: Standing) -> Paragraph:
+def _optimism(found: BestComparison) -> Paragraph:
     best = accuracy_of(found.best)
     if found.optimism < 0.00005:
         return paragraph(
@@ -193,7 +193,7 @@ def _optimism(found: Standing) -> Paragraph:
     )
 
 
-def _what_now(material: Material, found: Standing) -> Iterator[Paragraph]:
+def _what_now(material: ReportData, found: BestComparison) -> Iterator[Paragraph]:
     if found.alike:
         yield paragraph(
             "“Can't be told apart” doesn't mean “equal”: these images are too few to say. Among such configs take the "
@@ -204,7 +204,7 @@ def _what_now(material: Material, found: Standing) -> Iterator[Paragraph]:
         yield paragraph("To settle it, train the best ones again with fresh seeds: ", command, ".")
 
 
-def _cheapest(found: Standing) -> str:
+def _cheapest(found: BestComparison) -> str:
     """The smallest and the fastest of the configs that can't be told apart."""
     group = (found.best, *found.alike)
     small = min(group, key=lambda trial: (comparison.cost_of(trial, "parameters"), -accuracy_of(trial), trial.number))
@@ -217,7 +217,7 @@ def _cheapest(found: Standing) -> str:
     return f"{smallest}, trial {quick.number} {trained}, accuracy {accuracy(accuracy_of(quick))})"
 
 
-def _rivals_table(found: Standing) -> Table:
+def _rivals_table(found: BestComparison) -> Table:
     head = ("rival", "config", "accuracy", "best only", "rival only", "p", "corrected", "")
     rows = [
         (
@@ -243,7 +243,7 @@ def _rivals_table(found: Standing) -> Table:
 # ---------------------------------------------------------------------------------------------- the confirmation
 
 
-def confirmed(material: Material) -> Section:
+def confirmed(material: ReportData) -> Section:
     """What fresh seeds say."""
     found = material.confirmation
     if found is None:
@@ -290,7 +290,7 @@ def _test_look(found: Confirmation) -> str:
 # ------------------------------------------------------------------------------------------ the sealed envelope
 
 
-def envelope(material: Material) -> Section:
+def envelope(material: ReportData) -> Section:
     """How often the test split was looked at, and that nothing was ordered by it."""
     looks, found = material.history.test_looks, material.confirmation
     total = looks + (found.test_looks if found else 0)

@@ -11,11 +11,11 @@ from mnistexp.report import figures
 from mnistexp.report.answers import config_name
 from mnistexp.report.document import Block, Document, Note, Paragraph, Section, Strong, Table, paragraph
 from mnistexp.report.drawing import picture
-from mnistexp.report.report_data import Material
+from mnistexp.report.report_data import ReportData
 from mnistexp.terminal.formatting import accuracy, counted, duration, listed, p_number
 
 
-def compare(materials: Sequence[Material], footer: str) -> Document:
+def compare(materials: Sequence[ReportData], footer: str) -> Document:
     """Lay two studies, or more, side by side."""
     histories = tuple(material.history for material in materials)
     found = comparison.winners(histories)
@@ -73,7 +73,7 @@ def _why_not(histories: Sequence[History]) -> str:
     return "The records of which images each trial got right don't fit the scores, so the winners were not tested."
 
 
-def _winners(materials: Sequence[Material], found: Sequence[Winner] | None) -> Iterator[Block]:
+def _winners(materials: Sequence[ReportData], found: Sequence[Winner] | None) -> Iterator[Block]:
     tests = {each.study: each.test for each in found or ()}
     rows = []
     for material in materials:

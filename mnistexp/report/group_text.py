@@ -11,7 +11,7 @@ from mnistexp.analysis.comparison import shown
 from mnistexp.report import figures
 from mnistexp.report.document import Block, Code, Note, Paragraph, Section, Strong, Table, paragraph
 from mnistexp.report.drawing import picture
-from mnistexp.report.report_data import Material
+from mnistexp.report.report_data import ReportData
 from mnistexp.terminal.formatting import accuracy, counted, listed, p_number
 
 ROWS = 30  # values in the table, at most
@@ -24,7 +24,7 @@ UNEVEN = (
 # -------------------------------------------------------------------------------------------------- the answer
 
 
-def answer(material: Material) -> tuple[Paragraph, ...]:
+def answer(material: ReportData) -> tuple[Paragraph, ...]:
     """Which value is best, if that was asked for; of one config with several seeds how good it is."""
     found, one = material.groups, groups.only(material.history)
     if one is not None:
@@ -32,7 +32,7 @@ def answer(material: Material) -> tuple[Paragraph, ...]:
     return (_verdict(found),) if found and found.groups else ()
 
 
-def hint(material: Material) -> tuple[Paragraph, ...]:
+def hint(material: ReportData) -> tuple[Paragraph, ...]:
     """How to ask, where seeds were searched and nobody asked."""
     history = material.history
     searched, numbers = keys(history), comparison.numeric(history)
@@ -125,7 +125,7 @@ def _some(values: list[str]) -> str:
 # ------------------------------------------------------------------------------------------------- the section
 
 
-def by_value(material: Material) -> Section:
+def by_value(material: ReportData) -> Section:
     """What each value of the key that was asked for is good for."""
     found = material.groups
     assert found is not None

@@ -10,23 +10,23 @@ from optuna.storages import BaseStorage
 
 from mnistexp.analysis import by_value, comparison, confirmation, history
 from mnistexp.analysis.by_value import Groups
-from mnistexp.analysis.comparison import Mistakes, Standing
+from mnistexp.analysis.comparison import BestComparison, Mistakes
 from mnistexp.analysis.confirmation import Confirmation
 from mnistexp.analysis.history import History, Importances, Trial
 from mnistexp.config import user_code
-from mnistexp.config.schema import DigitsData, OwnData, suggestion
+from mnistexp.config.schema import DigitsData, UserData, suggestion
 from mnistexp.data import dataset as data
 from mnistexp.data.dataset import Dataset
 from mnistexp.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
+class ReportData:
     """A study, read."""
 
     history: History
     importances: Importances
-    standing: Standing | None  # None: no trial completed, or the records say too little of their hits
+    standing: BestComparison | None  # None: no trial completed, or the records say too little of their hits
     confirmation: Confirmation | None
     dataset: Dataset | None
     missing: str  # why there is no data set
@@ -64,7 +64,7 @@ def gather(
     heatmap: str = "",
     by: str = "",
     stores: Sequence[str] = (),
-) -> Material:
+) -> ReportData:
     """Read a study, and its data set if that is on this machine; nothing is downloaded.
 
     Args:
@@ -78,7 +78,7 @@ def gather(
     told = by_value.by(found, by) if by else None
     shares = history.importances(storage, name)
     dataset, missing = _data_of(found, root)
-    return Material(
+    return ReportData(
         history=found,
         importances=shares,
         standing=comparison.standing(found),
@@ -125,7 +125,7 @@ def _data_of(found: History, root: str | None) -> tuple[Dataset | None, str]:
     user_code.refuse_unused(*(trial.record.config for trial in found.trials if trial.record))
     config = data.rooted(record.config.data, root)
     try:
-        if not isinstance(config, DigitsData | OwnData) and data.find(config) is None:  # load() would download it
+        if not isinstance(config, DigitsData | UserData) and data.find(config) is None:  # load() would download it
             return None, f"the data set {record.data_name} isn't on this machine; give data.root=FOLDER"
         dataset = data.load(config)
     except (ConfigError, DataError) as error:  # ConfigError: its function is in a file of the user's

@@ -16,7 +16,7 @@ from mnistexp.errors import without_passwords
 from mnistexp.report import figures
 from mnistexp.report.document import Block, Code, Commands, Note, Section, Table, paragraph
 from mnistexp.report.drawing import picture
-from mnistexp.report.report_data import Material
+from mnistexp.report.report_data import ReportData
 from mnistexp.terminal.formatting import accuracy, counted, duration, trials
 from mnistexp.tracking.records import RunRecord
 
@@ -25,12 +25,12 @@ WRONG = 24  # digits that are shown
 CLASSES = 20  # of which samples are shown
 
 
-def course(material: Material) -> Section:
+def course(material: ReportData) -> Section:
     """How the best score grew."""
     return Section("course", "How the search went", tuple(_course(material)))
 
 
-def _course(material: Material) -> Iterator[Block]:
+def _course(material: ReportData) -> Iterator[Block]:
     found, spent = material.history.trials, comparison.costs(material.history)
     several = spent.training_seconds > 1.05 * spent.busy_seconds
     together = f" ({duration(spent.training_seconds)} of trials, several at once)" if several else ""
@@ -65,12 +65,12 @@ def _course(material: Material) -> Iterator[Block]:
 # ---------------------------------------------------------------------------------------------- the parameters
 
 
-def parameters(material: Material) -> Section:
+def parameters(material: ReportData) -> Section:
     """Which hyperparameters matter, and where their good values are."""
     return Section("parameters", "Which hyperparameters matter", tuple(_parameters(material)))
 
 
-def _parameters(material: Material) -> Iterator[Block]:
+def _parameters(material: ReportData) -> Iterator[Block]:
     if not material.keys:
         yield Note("No parameter was searched.")
         return
@@ -105,7 +105,7 @@ def _parameters(material: Material) -> Iterator[Block]:
     )
 
 
-def _importances(material: Material) -> Iterator[Block]:
+def _importances(material: ReportData) -> Iterator[Block]:
     found = material.importances
     if not found.shares:
         yield Note(f"Importances can't be given: {found.why_not}.")
@@ -121,7 +121,7 @@ def _importances(material: Material) -> Iterator[Block]:
     )
 
 
-def cuts(material: Material) -> Section:
+def cuts(material: ReportData) -> Section:
     """How the space was cut down."""
     best, found = material.best, material.standing
     if best is None or not comparison.searched(material.history):
@@ -146,7 +146,7 @@ def _long_name(name: str) -> str:
     return f"{key} ({options.replace('|', ', ')})" if options else key
 
 
-def curves(material: Material) -> Section:
+def curves(material: ReportData) -> Section:
     """How the networks learned."""
     if not comparison.ended(material.history.trials):
         return Section("curves", "Learning curves", (Note("No trial was trained."),))
@@ -163,12 +163,12 @@ def curves(material: Material) -> Section:
 # --------------------------------------------------------------------------------------------------- the costs
 
 
-def prices(material: Material) -> Section:
+def prices(material: ReportData) -> Section:
     """Accuracy against what it costs."""
     return Section("costs", "What accuracy costs", tuple(_prices(material)))
 
 
-def _prices(material: Material) -> Iterator[Block]:
+def _prices(material: ReportData) -> Iterator[Block]:
     complete = material.history.complete
     if not complete:
         yield Note("No trial completed.")
@@ -195,12 +195,12 @@ def _prices(material: Material) -> Iterator[Block]:
 # ---------------------------------------------------------------------------------------------------- the data
 
 
-def digits(material: Material) -> Section:
+def digits(material: ReportData) -> Section:
     """What the best trial gets wrong, as numbers and as pictures; what the data look like."""
     return Section("digits", "What it gets wrong", tuple(_digits(material)))
 
 
-def _digits(material: Material) -> Iterator[Block]:
+def _digits(material: ReportData) -> Iterator[Block]:
     dataset, found = material.dataset, material.mistakes
     if dataset is None:
         yield Note(f"No pictures here: {without_passwords(material.missing).rstrip('.')}.")
@@ -260,7 +260,7 @@ def _pictures(dataset: Dataset, split: Split, index: npt.NDArray[np.int64]) -> n
 # -------------------------------------------------------------------------------------------------- the tables
 
 
-def top_ten(material: Material) -> Section:
+def top_ten(material: ReportData) -> Section:
     """The best ten trials."""
     ranked = material.history.ranked[:10]
     if not ranked:
@@ -290,7 +290,7 @@ def top_ten(material: Material) -> Section:
     return Section("top", "The top ten", (Table(head, tuple(rows), f"rlr{'l' * len(names)}rrr", title, marked=0),))
 
 
-def ended_early(material: Material) -> Section:
+def ended_early(material: ReportData) -> Section:
     """What was pruned, and what failed and why."""
     spent, reasons = comparison.costs(material.history), comparison.failures(material.history)
     pruned = (
@@ -309,7 +309,7 @@ def ended_early(material: Material) -> Section:
 # ------------------------------------------------------------------------------------------------- provenance
 
 
-def provenance(material: Material) -> Section:
+def provenance(material: ReportData) -> Section:
     """Where all this comes from, and how to have it again."""
     ran = [trial.record for trial in comparison.ended(material.history.trials) if trial.record]
     blocks: list[Block] = [Table(("", ""), tuple(_facts(material, ran)))]
@@ -321,7 +321,7 @@ def provenance(material: Material) -> Section:
     return Section("provenance", "Where it comes from", tuple(blocks))
 
 
-def _facts(material: Material, ran: list[RunRecord]) -> Iterator[tuple[str | Code, ...]]:
+def _facts(material: ReportData, ran: list[RunRecord]) -> Iterator[tuple[str | Code, ...]]:
     found, dataset = material.history, material.dataset
     yield "study", Code(f"{found.name} ({found.id})")
     if not ran:

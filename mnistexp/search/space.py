@@ -15,7 +15,7 @@ from functools import partial
 from typing import Protocol
 
 from mnistexp.config.compose import (
-    Request,
+    ParsedOverrides,
     Template,
     config_groups,
     faults_of,
@@ -75,7 +75,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Draw:
+class Suggestion:
     """One point of the space: the overrides that compose it, and the config that they compose to."""
 
     overrides: tuple[str, ...]
@@ -91,16 +91,16 @@ class Space(Protocol):
     def texts(self) -> Mapping[str, str]:
         """What is searched, for a reader."""
 
-    def baseline(self) -> tuple[Draw, Mapping[str, Scalar]]:
+    def baseline(self) -> tuple[Suggestion, Mapping[str, Scalar]]:
         """The first point, and its values as Optuna's parameters."""
 
     def points(self) -> Iterator[Mapping[str, Scalar]]:
         """Every point of a finite space, in the order in which a grid runs them."""
 
-    def suggest(self, trial: Suggester, seed: int | None = None) -> Draw:
+    def suggest(self, trial: Suggester, seed: int | None = None) -> Suggestion:
         """Draw a point."""
 
-    def suggest_baseline(self, trial: Suggester) -> Draw:
+    def suggest_baseline(self, trial: Suggester) -> Suggestion:
         """Draw the first point."""
 
 
@@ -108,10 +108,10 @@ class Space(Protocol):
 class SearchSpace:
     """A checked space over a base request."""
 
-    request: Request
+    request: ParsedOverrides
     root: Node
 
-    def suggest(self, trial: Suggester, seed: int | None = None) -> Draw:
+    def suggest(self, trial: Suggester, seed: int | None = None) -> Suggestion:
         """Draw one point, groups first. `seed` is the trial's own, unless the space searches seeds.
 
         Raises: ConfigError if values that are each allowed can't stand together.
@@ -122,7 +122,7 @@ class SearchSpace:
         values = {p.key: p.distribution.suggest(trial, p.name) for p in node.values}
         return self._draw(node, values, seed)
 
-    def baseline(self) -> tuple[Draw, dict[str, Scalar]]:
+    def baseline(self) -> tuple[Suggestion, dict[str, Scalar]]:
         """The composed config itself, and those of its values that lie in the space, as Optuna's parameters."""
         base, node = self.root.template, self.root
         params: dict[str, Scalar] = {}
@@ -136,9 +136,9 @@ class SearchSpace:
             value = base.get(parameter.key)
             if parameter.distribution.contains(value):
                 params[parameter.name] = label(value)
-        return Draw(self.request.run_overrides, base.config()), params
+        return Suggestion(self.request.run_overrides, base.config()), params
 
-    def suggest_baseline(self, trial: Suggester) -> Draw:
+    def suggest_baseline(self, trial: Suggester) -> Suggestion:
         """Draw the composed config itself, from a trial that was enqueued with its parameters."""
         draw, params = self.baseline()
         for parameter in self.parameters():
@@ -191,13 +191,13 @@ class SearchSpace:
         """Parameter name → its distribution for a reader."""
         return {p.name: str(p.distribution) for p in self.parameters()}
 
-    def _draw(self, node: Node, values: Mapping[str, Value], seed: int | None) -> Draw:
+    def _draw(self, node: Node, values: Mapping[str, Value], seed: int | None) -> Suggestion:
         if seed is not None and "seed" not in values:
             values = {**values, "seed": seed}
         config = node.template.config(values)
         chosen = [override_text(group, option) for group, option in node.choices]
         texts = [override_text(key, value) for key, value in values.items()]
-        return Draw(self.request.plus([*chosen, *texts]).run_overrides, config)
+        return Suggestion(self.request.plus([*chosen, *texts]).run_overrides, config)
 
     def _path(self, leaf: Node) -> dict[str, Scalar]:
         params: dict[str, Scalar] = {}
@@ -214,7 +214,7 @@ class SearchSpace:
             yield from self._nodes(child)
 
 
-def build(request: Request) -> SearchSpace:
+def build(request: ParsedOverrides) -> SearchSpace:
     """Compose every combination of searched options, and check all that could be drawn from each.
 
     Raises: ConfigError with every fault: an unknown key, an empty interval, a value that the schema refuses.
@@ -234,14 +234,14 @@ def build(request: Request) -> SearchSpace:
     return SearchSpace(request, _named(root, _names(list(root.leaves()))))
 
 
-def _grammar_faults(request: Request, groups: Mapping[str, list[str]]) -> list[str]:
+def _grammar_faults(request: ParsedOverrides, groups: Mapping[str, list[str]]) -> list[str]:
     """What is wrong with the distributions that the user gave, as far as no config is needed to say so."""
     given = [(key, text, groups.get(key)) for key, text in request.search if text is not None]
     return [fault for each in given for fault in faults_of(partial(parse_distribution, *each))]
 
 
 def _node(
-    request: Request,
+    request: ParsedOverrides,
     base: Template,
     choices: tuple[tuple[str, str], ...],
     groups: dict[str, list[str]],

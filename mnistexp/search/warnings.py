@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from mnistexp.config.compose import Request, template
+from mnistexp.config.compose import ParsedOverrides, template
 from mnistexp.config.overrides import override_text
 from mnistexp.config.schema import Config
 from mnistexp.errors import ConfigError
@@ -97,10 +97,10 @@ def _rates(space: SearchSpace) -> Iterator[str]:
         )
 
 
-def _own_rates(request: Request, option: str) -> tuple[float, float] | None:
+def _own_rates(request: ParsedOverrides, option: str) -> tuple[float, float] | None:
     """The range in an optimizer's own file, if it has one."""
     try:
-        alone = Request(config_dir=request.config_dir).plus([override_text("optimizer", option), "search=none"])
+        alone = ParsedOverrides(config_dir=request.config_dir).plus([override_text("optimizer", option), "search=none"])
         text = template(alone).search.get(RATE)
     except ConfigError:  # it needs what this sweep gives it and the defaults don't, such as more epochs
         return None

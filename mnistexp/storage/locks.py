@@ -21,15 +21,15 @@ LONGEST_SECONDS = 120  # after which a server takes the turn from a holder that 
 Check = Callable[[], object]
 """Raises an error of the database's if the turn has been lost meanwhile: a holder may have slept."""
 
-Turn = Callable[[], contextlib.AbstractContextManager[Check]]
+Lock = Callable[[], contextlib.AbstractContextManager[Check]]
 """Holds the lock while its block runs. Raises: Busy where another keeps it for longer than one try waits."""
 
 
-class Busy(Exception):
+class LockTimeout(Exception):
     """Another process has the turn."""
 
 
-def on_file(path: Path) -> Turn:
+def file_lock(path: Path) -> Lock:
     """Turns at a file of this machine; a lock file beside it stays there, since deleting it would be a race.
 
     A turn raises StoreError where the file can't be locked.
@@ -42,7 +42,7 @@ def on_file(path: Path) -> Turn:
         try:
             lock.acquire()
         except filelock.Timeout:
-            raise Busy from None
+            raise LockTimeout from None
         except (OSError, NotImplementedError) as error:
             why = getattr(error, "strerror", None) or error
             raise StoreError(f"{path}.lock: can't be locked ({why}); work in a folder of your own") from None
@@ -54,7 +54,7 @@ def on_file(path: Path) -> Turn:
     return held
 
 
-def on_server(engine: sqlalchemy.Engine, name: int = NAME) -> Turn:
+def server_lock(engine: sqlalchemy.Engine, name: int = NAME) -> Lock:
     """Turns at a PostgreSQL database, over a connection of their own: the lock goes when that ends."""
     from sqlalchemy import text
     from sqlalchemy.exc import OperationalError, SQLAlchemyError
@@ -69,7 +69,7 @@ def on_server(engine: sqlalchemy.Engine, name: int = NAME) -> Turn:
                 connection.execute(text(f"SELECT pg_advisory_lock({name})"))
             except OperationalError as error:
                 if getattr(error.orig, "sqlstate", "") == "55P03":  # lock_not_available
-                    raise Busy from None
+                    raise LockTimeout from None
                 raise
             try:
                 yield lambda: connection.execute(text("SELECT 1"))
@@ -81,11 +81,11 @@ def on_server(engine: sqlalchemy.Engine, name: int = NAME) -> Turn:
 
 
 @contextlib.contextmanager
-def wait_for(turn: Turn) -> Iterator[None]:
+def wait_for(turn: Lock) -> Iterator[None]:
     """Hold a turn, however long it takes to get it."""
     with contextlib.ExitStack() as stack:
         while True:
-            with contextlib.suppress(Busy):
+            with contextlib.suppress(LockTimeout):
                 stack.enter_context(turn())
                 break
         yield

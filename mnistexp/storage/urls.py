@@ -31,7 +31,7 @@ def shown(address: str) -> str:
     return without_passwords(address)
 
 
-def stores_of(overrides: Iterable[str]) -> tuple[str, ...]:
+def storage_overrides(overrides: Iterable[str]) -> tuple[str, ...]:
     """The overrides that say where a study and its runs are, without passwords: the next command needs them too."""
     return tuple(shown(text) for text in overrides if text.startswith(("study.storage=", "tracking")))
 

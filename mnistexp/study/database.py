@@ -15,7 +15,7 @@ from optuna.storages import RDBStorage
 
 from mnistexp.errors import StoreError
 from mnistexp.storage import locks as turns
-from mnistexp.storage.locks import Turn
+from mnistexp.storage.locks import Lock
 from mnistexp.storage.urls import (
     check_file,
     check_port,
@@ -64,26 +64,26 @@ class Database:
 
     def __init__(
         self,
-        turn: Turn,
-        delivery: Turn,
+        turn: Lock,
+        delivery: Lock,
         opened: Callable[[], RDBStorage],
         setting: str,
         address: str,
     ) -> None:
-        """Open it, in turn: whoever comes first makes the tables. `delivery` is a second lock: see `try_delivery`."""
+        """Open it under its lock, so that one process makes the tables. `delivery`: see `try_upload_lock`."""
         self._turn, self._delivery, self._setting, self._address = turn, delivery, setting, address
         self._check: turns.Check = bool
         self.on_wait: Callable[[str], None] = lambda _: None
         self.give_up: Callable[[], bool] = lambda: False
         self.local = sqlite_path(address) is not None  # all its drivers are on this machine
-        self.storage = self.in_turn(opened)
+        self.storage = self.locked(opened)
 
     def close(self) -> None:
         """Let go of its connections."""
         self.storage.engine.dispose()
 
-    def in_turn(self, work: Callable[[], T]) -> T:
-        """Do what no two drivers may do at once: look, decide and write. As `patiently`.
+    def locked(self, work: Callable[[], T]) -> T:
+        """Do what no two drivers may do at once: look, decide and write. As `retry`.
 
         A killed driver's turn ends with its process.
         """
@@ -92,22 +92,22 @@ class Database:
             with self._turn() as self._check:
                 return work()
 
-        return self.patiently(alone)
+        return self.retry(alone)
 
-    def check_turn(self) -> None:
+    def check_lock(self) -> None:
         """Inside a turn, raise what has it tried again if it was lost meanwhile: before what must not be done twice."""
         self._check()
 
-    def try_delivery(self, work: Callable[[], object]) -> bool:
+    def try_upload_lock(self, work: Callable[[], object]) -> bool:
         """Do `work`, which looks into another store and then writes there, unless another driver is at that now."""
         try:
             with self._delivery():
                 work()
-        except (turns.Busy, *AWAY):
+        except (turns.LockTimeout, *AWAY):
             return False
         return True
 
-    def patiently(self, work: Callable[[], T]) -> T:
+    def retry(self, work: Callable[[], T]) -> T:
         """Do `work`, and again while the database is away, locked or full: it must bear being done twice.
 
         Raises: StoreError when it stays so for PATIENCE seconds, or can't be mended by waiting.
@@ -116,7 +116,7 @@ class Database:
         while True:
             try:
                 return work()
-            except turns.Busy:  # somebody lives and works: no fault
+            except turns.LockTimeout:  # somebody lives and works: no fault
                 now, away_since = time.monotonic(), 0.0
                 busy_since = busy_since or now
                 tell, why = now - busy_since > BUSY_NOTE, "another sweep holds its lock for long; is it suspended?"
@@ -152,8 +152,8 @@ def open_for_sweep(address: str) -> Database:
         made_whole(path, _make)
         return _open_file(path)
 
-    delivery = turns.on_file(path.with_name(f"{path.name}.delivery"))
-    return Database(turns.on_file(path), delivery, opened, str(path), address)
+    delivery = turns.file_lock(path.with_name(f"{path.name}.delivery"))
+    return Database(turns.file_lock(path), delivery, opened, str(path), address)
 
 
 def open_to_read(address: str) -> RDBStorage:
@@ -175,7 +175,7 @@ def is_there(address: str) -> bool:
 def in_memory() -> Database:
     """A database of this process alone, which ends with it: to see what a study would do, and leave no trace."""
     address = "sqlite:///:memory:"
-    alone: Turn = lambda: nullcontext(bool)  # noqa: E731 - typed where it stands
+    alone: Lock = lambda: nullcontext(bool)  # noqa: E731 - typed where it stands
     return Database(alone, alone, lambda: _rdb(address, address, {}), address, address)
 
 
@@ -281,7 +281,7 @@ def _open_server(address: str) -> Database:
     made = _is_made(address)
     # A connection for each turn: fifty drivers that each keep two would use up a server's hundred.
     engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.pool.NullPool, **SERVER)
-    setting, locks = _setting(address), (turns.on_server(engine), turns.on_server(engine, turns.NAME + 1))
+    setting, locks = _setting(address), (turns.server_lock(engine), turns.server_lock(engine, turns.NAME + 1))
 
     def opened() -> RDBStorage:
         if not made:

@@ -21,7 +21,7 @@ import psutil
 
 from mnistexp.errors import StoreError
 from mnistexp.storage.urls import host
-from mnistexp.study.trial_attrs import DriverEntry, kept
+from mnistexp.study.trial_attrs import LeaseEntry, kept
 
 PREFIX = "driver:"
 COUNT = "drivers"  # how many there ever were: the next one's number
@@ -37,7 +37,7 @@ class Attributes(Protocol):
         """Set one."""
 
 
-class Drivers:
+class Lease:
     """This driver's entry, and what it sees of the others'.
 
     Args:
@@ -70,7 +70,7 @@ class Drivers:
         self._attributes.write(COUNT, self.number + 1)
         self._write()
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Show that this driver lives, where a beat is due: four in a lease's time."""
         if self._clock() - self._last_beat >= self._lease / 4:
             self._write()
@@ -91,7 +91,7 @@ class Drivers:
         entries = self._attributes.read()
         return sum(self._lives(number, entries) for number in self._numbers(entries))
 
-    def bury(self) -> None:
+    def mark_dead(self) -> None:
         """Write down who is dead, so that nobody has to wait and see again; call it in turn.
 
         Look at everybody by it every few seconds: a silence is one only for who listened.
@@ -111,19 +111,19 @@ class Drivers:
         key = f"{PREFIX}{number}"
         if key not in entries:
             return False
-        entry = kept(DriverEntry, entries[key], f"the study's attribute {key}")
+        entry = kept(LeaseEntry, entries[key], f"the study's attribute {key}")
         if entry.ended:
             return False
         here = _here(entry, self._local)
         return here if here is not None else self._beats(number, entry)
 
-    def _beats(self, number: int, entry: DriverEntry) -> bool:
+    def _beats(self, number: int, entry: LeaseEntry) -> bool:
         """Whether another machine's driver was seen to beat within the lease's time."""
         now = self._clock()
-        beat, since, looked = self._seen.get(number, (None, now, now))
-        if beat != entry.beat or now - looked > self._lease / 2:  # nobody can beat in a database that was away
+        heartbeat, since, looked = self._seen.get(number, (None, now, now))
+        if heartbeat != entry.heartbeat or now - looked > self._lease / 2:  # no heartbeat while it was away
             since = now
-        self._seen[number] = (entry.beat, since, now)
+        self._seen[number] = (entry.heartbeat, since, now)
         return now - since < self._lease
 
     def _write(self) -> None:
@@ -142,7 +142,7 @@ def _process() -> dict[str, Any]:
     }
 
 
-def _here(entry: DriverEntry, local: bool) -> bool | None:
+def _here(entry: LeaseEntry, local: bool) -> bool | None:
     """Whether a process of this machine is there; None where that can't be seen from here."""
     own = _process()
     if entry.host != own["host"]:

@@ -11,9 +11,9 @@ from mnistexp.analysis.history import History, Trial
 from mnistexp.config.compose import signature
 from mnistexp.config.schema import Config, RunConfig
 from mnistexp.search.distributions import Scalar, Suggester
-from mnistexp.search.space import Draw
+from mnistexp.search.space import Suggestion
 from mnistexp.tracking import run_context
-from mnistexp.tracking.run_context import Session
+from mnistexp.tracking.run_context import RunContext
 
 MOST_SEEDS = 10_000
 """Optuna wants a bound; a confirmation may be given more seeds later, under the same name."""
@@ -92,7 +92,7 @@ def _whose(study_id: str, contenders: Sequence[Contender]) -> str:
 
 
 @dataclass(frozen=True)
-class Reruns:
+class RepeatSpace:
     """Contenders times seeds, as the space that a study draws from: see search_space.Space.
 
     Optuna's parameters are `rival` and `repeat`. All contenders have their first seed before any has its second, so
@@ -112,7 +112,7 @@ class Reruns:
             return (self.final,)
         return tuple(Point(rival, repeat) for repeat in range(len(self.seeds)) for rival in range(len(self.contenders)))
 
-    def tested(self, point: Point) -> Reruns:
+    def tested(self, point: Point) -> RepeatSpace:
         """The space of the one run that is tested, whose seed may be of an earlier confirm that had more of them."""
         count = max(len(self.seeds), point.repeat + 1)
         return replace(self, seeds=seeds_of(self.study, self.contenders, count), final=point)
@@ -126,20 +126,20 @@ class Reruns:
         numbers = ", ".join(f"#{contender.number}" for contender in self.contenders)
         return {"rival": f"trials {numbers} of {self.study.name}", "repeat": f"{len(self.seeds)} fresh seeds"}
 
-    def baseline(self) -> tuple[Draw, dict[str, Scalar]]:
+    def baseline(self) -> tuple[Suggestion, dict[str, Scalar]]:
         return self._draw(self.todo[0]), _params(self.todo[0])
 
     def points(self) -> Iterator[dict[str, Scalar]]:
         return map(_params, self.todo)
 
-    def suggest(self, trial: Suggester, seed: int | None = None) -> Draw:
+    def suggest(self, trial: Suggester, seed: int | None = None) -> Suggestion:
         only = self.final  # which may be drawn a second time, if its first run failed
         rivals = (only.rival, only.rival) if only else (0, len(self.contenders) - 1)
         repeats = (only.repeat, only.repeat) if only else (0, MOST_SEEDS - 1)
         rival = trial.suggest_int("rival", *rivals, step=1, log=False)
         return self._draw(Point(rival, trial.suggest_int("repeat", *repeats, step=1, log=False)))
 
-    def suggest_baseline(self, trial: Suggester) -> Draw:
+    def suggest_baseline(self, trial: Suggester) -> Suggestion:
         return self.suggest(trial)
 
     def config(self, point: Point) -> RunConfig:
@@ -150,11 +150,11 @@ class Reruns:
         )
         return self.contenders[point.rival].config.model_copy(update={**fresh, "trainer": trainer})
 
-    def _draw(self, point: Point) -> Draw:
+    def _draw(self, point: Point) -> Suggestion:
         config = self.config(point)
         kept = [text for text in self.contenders[point.rival].overrides if not text.startswith("seed=")]
         nodes = {node: getattr(config, node) for node in RunConfig.model_fields}
-        return Draw((*kept, f"seed={config.seed}"), self.base.model_copy(update=nodes))
+        return Suggestion((*kept, f"seed={config.seed}"), self.base.model_copy(update=nodes))
 
 
 def _params(point: Point) -> dict[str, Scalar]:
@@ -165,7 +165,7 @@ def _params(point: Point) -> dict[str, Scalar]:
 
 
 @dataclass(frozen=True)
-class ConfirmSession(Session):
+class ConfirmSession(RunContext):
     """A session whose runs say in their names and tags what they repeat."""
 
     study: str = ""
@@ -189,7 +189,7 @@ class ConfirmSession(Session):
         return f"#{rival} {which}: {run_context.run_name(config)}"
 
 
-def session(found: Session, space: Reruns, final: Mapping[str, str] | None = None) -> ConfirmSession:
+def session(found: RunContext, space: RepeatSpace, final: Mapping[str, str] | None = None) -> ConfirmSession:
     """A command's session as one of this confirmation's."""
     labels = {signature(space.config(each)): (space.contenders[each.rival].number, each.repeat) for each in space.todo}
     return ConfirmSession(**vars(found), study=space.study.name, labels=labels, final=final or {})

@@ -28,7 +28,7 @@ class RaiseInterrupt:
         raise KeyboardInterrupt
 
 
-def leave_at_once(_number: int, _frame: FrameType | None) -> None:
+def exit_now(_number: int, _frame: FrameType | None) -> None:
     """A signal's handler while modules are imported, when nothing has begun.
 
     Not KeyboardInterrupt: an import runs callbacks of Python's own, which swallow what is raised in them.
@@ -37,14 +37,14 @@ def leave_at_once(_number: int, _frame: FrameType | None) -> None:
     os._exit(130)
 
 
-def stop_alike(handler: Callable[[int, FrameType | None], None]) -> None:
+def install_signal_handlers(handler: Callable[[int, FrameType | None], None]) -> None:
     """Have every signal that ends a process be handled alike, but for those that the user ignores (nohup)."""
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
 
 
-def hush_lost_interrupts() -> None:
+def ignore_unraisable_interrupts() -> None:
     """Have Python print no traceback of a KeyboardInterrupt that it swallows: `RaiseInterrupt` has kept it."""
 
     def hook(lost: sys.UnraisableHookArgs) -> None:

@@ -33,13 +33,13 @@ from mnistexp.config.compose import identity, run_config
 from mnistexp.config.schema import LATER, Config, RunConfig, completed, recorded_config
 from mnistexp.errors import ConfigError, StoreError
 from mnistexp.search.samplers import build_pruner, build_sampler
-from mnistexp.search.space import Draw, Space
+from mnistexp.search.space import Space, Suggestion
 from mnistexp.study.database import AWAY, Database
-from mnistexp.study.lease import Drivers
+from mnistexp.study.lease import Lease
 from mnistexp.study.trial_attrs import TrialRecord, kept
 from mnistexp.tracking import records
 from mnistexp.tracking.records import RunRecord
-from mnistexp.tracking.run_context import Prepared, Session, check_fit
+from mnistexp.tracking.run_context import PreparedRun, RunContext, check_fit
 from mnistexp.training.results import EpochScores
 
 ATTRIBUTE = "mnistexp"  # a trial's overrides, seed and config
@@ -86,11 +86,11 @@ class Progress:
 
 
 @dataclass
-class Claim:
+class ClaimedTrial:
     """A trial that is this driver's to run."""
 
     number: int
-    draw: Draw
+    draw: Suggestion
     config: RunConfig
     trial: optuna.Trial
     reported: frozenset[int]  # epochs that an earlier attempt was judged by
@@ -98,7 +98,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Refused:
+class InvalidTrial:
     """A trial whose values can't stand together: it has failed, and nothing was trained."""
 
     number: int
@@ -190,7 +190,7 @@ def _whole(trial: FrozenTrial, key: str) -> int | None:
     raise StoreError(f"trial {trial.number} of this study was not written by mnistexp ({key}); give another study.name")
 
 
-def standing(storage: BaseStorage, prepared: Prepared, space: Space) -> Progress | None:
+def standing(storage: BaseStorage, prepared: PreparedRun, space: Space) -> Progress | None:
     """Where the study is that a sweep would go on with, if any. Raises: ConfigError if it asks another question."""
     name, total = prepared.study_name, prepared.config.study.trials
     study = optuna.load_study(study_name=name, storage=storage) if name in optuna.get_all_study_names(storage) else None
@@ -202,8 +202,8 @@ def standing(storage: BaseStorage, prepared: Prepared, space: Space) -> Progress
 
 def keep_verdict(database: Database, name: str, text: str) -> None:
     """Keep what became of the champion, beside the confirmation that this study is."""
-    study = database.patiently(lambda: optuna.load_study(study_name=name, storage=database.storage))
-    database.patiently(lambda: study.set_user_attr(VERDICT, text))
+    study = database.retry(lambda: optuna.load_study(study_name=name, storage=database.storage))
+    database.retry(lambda: study.set_user_attr(VERDICT, text))
 
 
 # ------------------------------------------------------------------------------------------ shared study
@@ -223,7 +223,7 @@ class _StudyAttributes:
 
 
 class SharedStudy:
-    """A study, seen by one of its drivers. Methods wait for a database that is away; see Database.patiently.
+    """A study, seen by one of its drivers. Methods wait for a database that is away; see Database.retry.
 
     Args:
         database: where it is kept.
@@ -231,12 +231,12 @@ class SharedStudy:
         space: what is searched.
     """
 
-    def __init__(self, database: Database, session: Session, space: Space) -> None:
+    def __init__(self, database: Database, session: RunContext, space: Space) -> None:
         self._database, self._session, self._space = database, session, space
         self._config: Config = session.prepared.config
         self._mine: set[int] = set()
         self._worker_deaths, self._found = 0, False
-        self._study = database.in_turn(self._open)
+        self._study = database.locked(self._open)
 
     @property
     def name(self) -> str:
@@ -257,20 +257,20 @@ class SharedStudy:
 
     def progress(self) -> Progress:
         """Where the study stands now."""
-        return self._database.patiently(lambda: progress(self._trials(), self._config.study.trials))
+        return self._database.retry(lambda: progress(self._trials(), self._config.study.trials))
 
     def lives(self, driver: str) -> bool:
         """Whether a driver, by the number in a run's tag, may be at work on what it began."""
-        return driver.isdecimal() and self._database.patiently(lambda: self.drivers.alive(int(driver)))
+        return driver.isdecimal() and self._database.retry(lambda: self.drivers.alive(int(driver)))
 
-    def claim(self) -> Claim | Refused | None:
+    def claim(self) -> ClaimedTrial | InvalidTrial | None:
         """The next trial, this driver's now; None while no more are to be started: they are done, or others' now."""
-        return self._database.in_turn(self._claim)
+        return self._database.locked(self._claim)
 
-    def goes_on(self, claim: Claim, scores: EpochScores) -> bool | None:
+    def goes_on(self, claim: ClaimedTrial, scores: EpochScores) -> bool | None:
         """Report an epoch; False where the pruner stops the trial, None where it isn't this driver's any more."""
         try:
-            return self._database.patiently(partial(self._goes_on, claim, scores))
+            return self._database.retry(partial(self._goes_on, claim, scores))
         except UpdateFinishedTrialError:
             return None
 
@@ -278,54 +278,54 @@ class SharedStudy:
         """Keep a trial's record and tell its score; False where another driver has it by now, or has told it."""
         plain = json.loads(json.dumps(records.to_json(record)))
         try:
-            return self._database.in_turn(partial(self._finish, number, plain, TELL[record.state], value))
+            return self._database.locked(partial(self._finish, number, plain, TELL[record.state], value))
         except UpdateFinishedTrialError:  # this process slept in its turn until the server took that away
             return False
 
     def died(self, number: int) -> int:
         """Note that a worker died with this trial. Returns: how often workers or drivers have."""
         self._worker_deaths += 1
-        return self._database.patiently(partial(self._count_death, number, f"worker {self._worker_deaths}"))
+        return self._database.retry(partial(self._count_death, number, f"worker {self._worker_deaths}"))
 
-    def give_back(self, number: int) -> None:
+    def requeue(self, number: int) -> None:
         """Leave a trial to whoever claims it next, as if it had never been started."""
-        self._database.in_turn(partial(self._give_back, number))
+        self._database.locked(partial(self._give_back, number))
 
     def finished_records(self, known: Container[int]) -> Iterator[RunRecord]:
         """The records of finished trials that are not `known` and that no living driver is about to log.
 
         Raises: StoreError if another version of mnistexp wrote one.
         """
-        for trial in self._database.patiently(self._trials):
+        for trial in self._database.retry(self._trials):
             plain = trial.user_attrs.get(RECORD)
             owner = str(_whole(trial, DRIVER))
             if trial.state.is_finished() and plain and trial.number not in known and not self.lives(owner):
                 yield records.from_json(plain)
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Keep this driver's lease; a database that is away is tried again at the next beat."""
         try:
-            self.drivers.beat()
+            self.drivers.heartbeat()
         except AWAY:
             return
 
-    def reap(self) -> bool:
+    def recover_stale_trials(self) -> bool:
         """Mend what dead drivers left under way. Returns: whether there was any since this was asked last."""
-        self._database.in_turn(self._reap)
+        self._database.locked(self._reap)
         found, self._found = self._found, False
         return found
 
-    def try_delivery(self, work: Callable[[], object]) -> bool:
+    def try_upload_lock(self, work: Callable[[], object]) -> bool:
         """Look into MLflow and then write to it, unless another driver is at that just now."""
-        return self._database.try_delivery(work)
+        return self._database.try_upload_lock(work)
 
     def others(self) -> int:
         """How many other drivers are at work on this study."""
-        return self._database.patiently(self.drivers.others)
+        return self._database.retry(self.drivers.others)
 
     def leave(self) -> bool:
         """Say that this driver has no trial any more. Returns: whether no other driver is left."""
-        return self._database.in_turn(self._leave)
+        return self._database.locked(self._leave)
 
     # ------------------------------------------------------------------------------ opening
 
@@ -335,7 +335,7 @@ class SharedStudy:
         study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
         if study.direction is not optuna.study.StudyDirection.MAXIMIZE:  # load_if_exists doesn't look
             raise StoreError(f"study.name={name}: minimises, so it isn't mnistexp's; give another study.name")
-        self.drivers = Drivers(_StudyAttributes(study), self._config.study.lease, local=self._database.local)
+        self.drivers = Lease(_StudyAttributes(study), self._config.study.lease, local=self._database.local)
         facts = fingerprint(self._space, self._config, prepared.dataset.fingerprint)
         begun = study.get_trials(deepcopy=False) or self.drivers.others()
         if not begun and isinstance(study.user_attrs.get("fingerprint"), dict | None):
@@ -355,15 +355,15 @@ class SharedStudy:
 
     # ------------------------------------------------------------------------------ in turn
 
-    def _claim(self) -> Claim | Refused | None:
-        self.drivers.beat()  # many workers are filled one after the other, and a sampler may think for long
+    def _claim(self) -> ClaimedTrial | InvalidTrial | None:
+        self.drivers.heartbeat()  # many workers are filled one after the other, and a sampler may think for long
         self._reap()
         trials = self._trials()
         under_way = sum(trial.state is TrialState.RUNNING for trial in trials)
         if progress(trials, 0).done + under_way >= self._config.study.trials:
             return None
         self._enqueue(trials)
-        self._database.check_turn()  # or two drivers would go over the budget
+        self._database.check_lock()  # or two drivers would go over the budget
         trial = self._study.ask()
         self._set(trial._trial_id, DRIVER, self.drivers.number)
         try:
@@ -372,13 +372,13 @@ class SharedStudy:
         except ConfigError as error:
             self._set(trial._trial_id, REASON, str(error))
             self._study.tell(trial.number, state=TrialState.FAIL)
-            return Refused(trial.number, str(error))
+            return InvalidTrial(trial.number, str(error))
         config = run_config(draw.config)
         known = {"overrides": draw.overrides, "seed": config.seed, "config": config.model_dump_json()}
         self._set(trial._trial_id, ATTRIBUTE, known)
         self._mine.add(trial.number)
         reported = frozenset(trial._cached_frozen_trial.intermediate_values)
-        return Claim(trial.number, draw, config, trial, reported)
+        return ClaimedTrial(trial.number, draw, config, trial, reported)
 
     def _enqueue(self, trials: Sequence[FrozenTrial]) -> None:
         """What comes before the sampler: the composed config itself, then a grid's points."""
@@ -390,13 +390,13 @@ class SharedStudy:
             if point is not None:
                 self._study.enqueue_trial(dict(point))
 
-    def _draw(self, trial: optuna.Trial) -> Draw:
+    def _draw(self, trial: optuna.Trial) -> Suggestion:
         """A trial's point; for one that is run again Optuna gives the values that it had."""
         if trial.user_attrs.get(BASELINE):
             return self._space.suggest_baseline(trial)
         return self._space.suggest(trial, trial_seed(self._config.seed, trial.number))
 
-    def _goes_on(self, claim: Claim, scores: EpochScores) -> bool:
+    def _goes_on(self, claim: ClaimedTrial, scores: EpochScores) -> bool:
         if scores.epoch in claim.reported:  # the same bits as in the attempt that was cut off, and judged there
             return True  # if it was to stop at the last of them, the next epoch says so again
         claim.trial.report(scores.val_accuracy, scores.epoch)
@@ -426,7 +426,7 @@ class SharedStudy:
             elif owner is None or not self.drivers.alive(owner):
                 self._found = True
                 self._settle(trial)
-        self.drivers.bury()
+        self.drivers.mark_dead()
 
     def _settle(self, trial: FrozenTrial) -> None:
         """A trial whose driver is dead: told if it was finished, else run again, but not for ever."""

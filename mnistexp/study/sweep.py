@@ -17,13 +17,13 @@ from typing import Any
 from mnistexp.config.schema import RunConfig
 from mnistexp.errors import MnistexpError, StoreError
 from mnistexp.search.space import Space
-from mnistexp.storage.urls import stores_of
+from mnistexp.storage.urls import storage_overrides
 from mnistexp.study.database import Database
 from mnistexp.study.signals import StopRequest
-from mnistexp.study.study import Claim, Progress, Refused, SharedStudy
-from mnistexp.study.upload_queue import Outbox
+from mnistexp.study.study import ClaimedTrial, InvalidTrial, Progress, SharedStudy
+from mnistexp.study.upload_queue import UploadQueue
 from mnistexp.tracking.records import LoggedRun, RunRecord, State
-from mnistexp.tracking.run_context import POLL_SECONDS, Session, wait_until_ready
+from mnistexp.tracking.run_context import POLL_SECONDS, RunContext, wait_until_ready
 from mnistexp.tracking.runs import Ending, Tracker
 from mnistexp.tracking.sweep_page import sweep_page
 from mnistexp.tracking.ui_pages import SEARCHED, fitting
@@ -49,7 +49,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Listener:
+class SweepCallbacks:
     """Who is told what goes on."""
 
     on_trial: Callable[[RunRecord, Progress], None]  # a trial has ended
@@ -64,11 +64,11 @@ class Listener:
 class _Job:
     """A claimed trial on a worker."""
 
-    claim: Claim
+    claim: ClaimedTrial
     started: float  # seconds since 1970
     held: bool = False  # ended its epoch after a stop was asked for, and gets no further word
     lost: bool = False  # another driver took it over
-    again: Claim | None = None  # and then it came back to us
+    again: ClaimedTrial | None = None  # and then it came back to us
 
 
 class Sweep:
@@ -77,10 +77,10 @@ class Sweep:
     def __init__(
         self,
         database: Database,
-        session: Session,
+        session: RunContext,
         space: Space,
         tracker: Tracker,
-        listener: Listener,
+        listener: SweepCallbacks,
         *,
         sealed: bool = False,
         title: str = "",
@@ -99,16 +99,16 @@ class Sweep:
         self._database = database
         database.on_wait = listener.on_note
         self._study = SharedStudy(database, session, space)
-        self._outbox = Outbox(self._study, tracker, parent or self.open_parent, listener.on_note)
+        self._outbox = UploadQueue(self._study, tracker, parent or self.open_parent, listener.on_note)
         self._jobs: dict[int, _Job] = {}
         self._ran, self._looked, self._waiting_told, self._stopping_told = 0, 0.0, False, False
         self._facts: Mapping[str, Any] = {}  # what a worker says of its device and flags
         self._causes: list[str] = []  # of the failures in a row that ended last
         self._stop = StopRequest()
-        self._todo: list[Claim] = []  # claimed, and not on a worker yet
+        self._todo: list[ClaimedTrial] = []  # claimed, and not on a worker yet
         if self._config.tracking.save_weights:
             self._outbox.weights_path(0)  # a folder that can't be made is said before anything is claimed
-        self._study.reap()
+        self._study.recover_stale_trials()
         self.progress = self._study.progress()
         all_done = self.progress.done >= self._config.study.trials
         self._outbox.catch_up(None if self._study.others() else "FINISHED" if all_done else "KILLED")
@@ -157,7 +157,7 @@ class Sweep:
 
     def _loop(self, executor: Executor, stop: StopRequest, started: float) -> str:
         while True:
-            self._study.beat()
+            self._study.heartbeat()
             self._outbox.flush()
             self._look()
             stopped = "interrupted" if stop.asked else self._why_stop(time.monotonic() - started)
@@ -176,7 +176,7 @@ class Sweep:
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return
         self._looked = time.monotonic()
-        if self._study.reap():  # which looks at every driver
+        if self._study.recover_stale_trials():  # which looks at every driver
             self._outbox.catch_up()
         self.progress = self._study.progress()
 
@@ -192,11 +192,11 @@ class Sweep:
                 case None:  # other drivers have what is left
                     self._say_waiting()
                     return
-                case Refused(number, reason):
+                case InvalidTrial(number, reason):
                     self._refused(number, reason)
-                case Claim(number=number) as claim if number in self._jobs:  # taken from us, and back again
+                case ClaimedTrial(number=number) as claim if number in self._jobs:  # taken from us, and back again
                     self._jobs[number].again = claim
-                case Claim() as claim:
+                case ClaimedTrial() as claim:
                     self._todo.append(claim)
 
     def _say_stopping(self, stop: StopRequest) -> None:
@@ -219,7 +219,7 @@ class Sweep:
         self._count_failures("FAILED", reason)
         self._listener.on_refused(reason, number, self.progress)
 
-    def _submit(self, executor: Executor, claim: Claim) -> None:
+    def _submit(self, executor: Executor, claim: ClaimedTrial) -> None:
         self._jobs[claim.number] = _Job(claim, time.time())
         weights = self._outbox.weights_path(claim.number) if self._config.tracking.save_weights else None
         executor.submit(claim.number, claim.config, weights, test=not self._sealed)
@@ -279,7 +279,7 @@ class Sweep:
         if not stop.asked:
             self._listener.on_note(f"trial {number}: {reason}; it will be run again ({deaths} of {retries})")
         self._listener.on_gone(number)
-        self._study.give_back(number)
+        self._study.requeue(number)
 
     def _end(self, job: _Job, state: State, **outcome: Any) -> None:
         """Tell a trial's score, then log its run: in this order, see the top of this file."""
@@ -321,7 +321,7 @@ class Sweep:
     def _close(self, executor: Executor, ending: Ending, stopped: str, started: float, cpu: float) -> Summary:
         """Hand back what is under way, deliver what waits, leave the study and close the parent run."""
         for claim in [*(job.claim for job in self._jobs.values()), *self._todo]:
-            self._study.give_back(claim.number)
+            self._study.requeue(claim.number)
         executor.close()  # before anything that may take time: nothing it could still say is wanted
         for job in self._jobs.values():
             self._outbox.try_once(self._record(job, "INTERRUPTED", epochs=tuple(job.claim.epochs)))
@@ -356,7 +356,7 @@ class Sweep:
             )
         while others and time.monotonic() < until and not self._stop.asked:
             time.sleep(1)
-            self._study.reap()
+            self._study.recover_stale_trials()
             others = self._study.others()
         return others == 0
 
@@ -384,14 +384,14 @@ class Sweep:
         folder, kept = f"sessions/{self._session.stamp}", self._session.files(self._facts)
         files = {f"{folder}/{name}": text for name, text in kept.items()}
         name, page = self._title or f"sweep {self.name}", self._description()
-        return self._database.in_turn(lambda: self._tracker.start(name, tags, page, files))
+        return self._database.locked(lambda: self._tracker.start(name, tags, page, files))
 
     def _description(self) -> str:
         """The parent run's page in MLflow, as Markdown."""
         if self._page is not None:
             return self._page(self.progress)
         dataset, study = self._session.prepared.dataset.name, self._config.study
-        run, stores = self.logged_best(), stores_of(self._session.prepared.request.overrides)
+        run, stores = self.logged_best(), storage_overrides(self._session.prepared.request.overrides)
         config_dir = self._session.prepared.request.config_dir
         return sweep_page(self.name, dataset, study, self._space.texts(), self.progress, run, stores, config_dir)
 

@@ -18,7 +18,7 @@ class TrialRecord(Settings):
     config: str  # a RunConfig as JSON
 
 
-class DriverEntry(Settings):
+class LeaseEntry(Settings):
     """What a study keeps of each of its drivers: see drivers.py."""
 
     host: str
@@ -27,7 +27,7 @@ class DriverEntry(Settings):
     pid: int
     started: float  # in the system's own units, to be compared alone
     ended: bool
-    beat: float  # seconds since 1970
+    heartbeat: float  # seconds since 1970
 
 
 Kept = TypeVar("Kept", bound=Settings)

@@ -26,7 +26,7 @@ LONGEST_PAUSE = 60.0
 SLICE = 1.0  # seconds of delivering at a time: workers wait for a word, and the lease for a beat
 
 
-class Outbox:
+class UploadQueue:
     """Logs a study's runs.
 
     Args:
@@ -128,7 +128,7 @@ class Outbox:
             log = partial(self._tracker.log, whole, self.parent, again=again)
             if not again:
                 log()
-            elif not self._study.try_delivery(log):  # two drivers that look at once would both write
+            elif not self._study.try_upload_lock(log):  # two drivers that look at once would both write
                 return False
         except StoreError as error:
             self._failed(error)

@@ -17,13 +17,13 @@ from mnistexp.config.compose import identity
 from mnistexp.training.results import EpochScores, RunResult
 
 if TYPE_CHECKING:  # Optuna's import, 0.5 s, is not for `train` and `--cfg job`
-    from mnistexp.analysis.comparison import Standing
+    from mnistexp.analysis.comparison import BestComparison
     from mnistexp.analysis.history import History, Trial
     from mnistexp.analysis.statistics import Rival
     from mnistexp.study.study import Best, Progress
     from mnistexp.study.sweep import Summary
     from mnistexp.tracking.records import RunRecord
-    from mnistexp.tracking.run_context import Comparison, Prepared
+    from mnistexp.tracking.run_context import Comparison, PreparedRun
 
 WIDTH = 78
 
@@ -38,7 +38,7 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def warn_fallback(prepared: Prepared) -> None:
+def warn_fallback(prepared: PreparedRun) -> None:
     """Say that `auto` became digits, so that it can't be missed; nothing where it didn't."""
     if prepared.fallback:
         frame = "!" * WIDTH
@@ -89,7 +89,7 @@ def summary_lines(
     summary: Summary,
     name: str,
     history: History | None,
-    standing: Standing | None,
+    standing: BestComparison | None,
     where: Iterable[str],
     dashboard: str,
 ) -> Iterable[str]:
@@ -123,7 +123,7 @@ def summary_lines(
     yield from _what_next([f"study.name={name}", *where], progress.complete, dashboard)
 
 
-def _of_history(history: History, standing: Standing | None) -> Iterable[str]:
+def _of_history(history: History, standing: BestComparison | None) -> Iterable[str]:
     """The best one's test score, and what it beats by how much."""
     best = history.ranked[0]
     if best.record and best.record.result and best.record.result.test_accuracy is not None:
@@ -139,7 +139,7 @@ def _wrapped(sentence: str) -> Iterable[str]:
     return textwrap.wrap(sentence, width, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
 
 
-def versus_sentences(history: History, standing: Standing | None) -> list[str]:
+def versus_sentences(history: History, standing: BestComparison | None) -> list[str]:
     """What a study's best trial beats, by how much, and whether that may be luck."""
     from mnistexp.analysis import comparison as analysis
 

@@ -12,7 +12,7 @@ from typing import Protocol
 from mnistexp.config.schema import RunConfig
 from mnistexp.errors import ConfigError
 from mnistexp.study.study import Progress
-from mnistexp.study.sweep import Listener, Summary, Sweep
+from mnistexp.study.sweep import Summary, Sweep, SweepCallbacks
 from mnistexp.terminal import console
 from mnistexp.tracking.records import RunRecord
 from mnistexp.tracking.run_context import run_name, wait_until_ready
@@ -20,14 +20,14 @@ from mnistexp.training.results import EpochScores
 from mnistexp.workers.pool import Executor
 
 
-class Show(Protocol):
+class Display(Protocol):
     """Shows one session of a sweep: `with show:`, begin, ready, and the sweep tells `listener` the rest.
 
     After its block the terminal is as it was before, however the block ended.
     """
 
     @property
-    def listener(self) -> Listener:
+    def listener(self) -> SweepCallbacks:
         """What the sweep is to tell."""
 
     def begin(self, name: str, progress: Progress, workers: int) -> None:
@@ -43,7 +43,7 @@ class Show(Protocol):
 
 def choose(
     flags: Mapping[str, object], timeout: float | None = None, title: Callable[[RunConfig], str] = run_name
-) -> Show:
+) -> Display:
     """The show that a command line asks for and that stdout can bear.
 
     Args:
@@ -60,12 +60,12 @@ def choose(
     if flags.get("-v") or not is_live(sys.stdout.isatty(), os.environ):
         return Plain(epochs=bool(flags.get("-v")))
     from mnistexp.terminal.live import Live
-    from mnistexp.terminal.progress import Board
+    from mnistexp.terminal.progress import ProgressState
 
-    return Live(Board(timeout, title=title))
+    return Live(ProgressState(timeout, title=title))
 
 
-def run(session: Sweep, executor: Executor, view: Show) -> Summary:
+def run(session: Sweep, executor: Executor, view: Display) -> Summary:
     """Run a session and show it. Raises: as Sweep.run; the terminal is as it was before in any case."""
     with view:
         if session.progress.done < session.progress.total:  # else nothing is run, and no worker waited for
@@ -84,8 +84,8 @@ class Quiet:
     """Only what went wrong, to stderr."""
 
     @property
-    def listener(self) -> Listener:
-        return Listener(lambda *_: None, on_note=console.note)
+    def listener(self) -> SweepCallbacks:
+        return SweepCallbacks(lambda *_: None, on_note=console.note)
 
     def begin(self, name: str, progress: Progress, workers: int) -> None:
         """Say nothing."""
@@ -107,8 +107,8 @@ class Plain(Quiet):
         self._epochs: dict[int, int] = {}  # of the trials under way, at most
 
     @property
-    def listener(self) -> Listener:
-        told = Listener(_say_trial, _say_refused, console.note)
+    def listener(self) -> SweepCallbacks:
+        told = SweepCallbacks(_say_trial, _say_refused, console.note)
         return replace(told, on_start=self._start, on_epoch=self._epoch) if self._every_epoch else told
 
     def begin(self, name: str, progress: Progress, workers: int) -> None:

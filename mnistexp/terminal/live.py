@@ -21,9 +21,9 @@ from rich.live import Live as Region
 from rich.text import Text
 
 from mnistexp.study.study import Best, Progress
-from mnistexp.study.sweep import Listener
+from mnistexp.study.sweep import SweepCallbacks
 from mnistexp.terminal import console
-from mnistexp.terminal.progress import Board, Ended, Running, thinned
+from mnistexp.terminal.progress import Ended, ProgressState, Running, thinned
 from mnistexp.tracking.records import RunRecord
 
 REFRESH = 0.25  # seconds between two looks at the board
@@ -46,7 +46,7 @@ class Live:
         terminal: where; stdout by default.
     """
 
-    def __init__(self, board: Board, terminal: Console | None = None) -> None:
+    def __init__(self, board: ProgressState, terminal: Console | None = None) -> None:
         self._board = board
         # Rich's own guess at what a terminal can do is overruled: show.choose has made that choice.
         self._terminal = terminal or Console(
@@ -60,10 +60,10 @@ class Live:
         self._streams = (sys.stdout, sys.stderr)
 
     @property
-    def listener(self) -> Listener:
+    def listener(self) -> SweepCallbacks:
         """What the sweep is to tell."""
         board = self._board
-        return Listener(self._trial, board.refused, self._note, board.start, board.epoch, board.gone)
+        return SweepCallbacks(self._trial, board.refused, self._note, board.start, board.epoch, board.gone)
 
     def begin(self, name: str, progress: Progress, workers: int) -> None:
         """A session begins: take the terminal over."""
@@ -156,7 +156,7 @@ def _printable(text: str) -> str:
 # ------------------------------------------------------------------------------------------- the picture
 
 
-def frame(board: Board, width: int, height: int) -> list[Text]:
+def frame(board: ProgressState, width: int, height: int) -> list[Text]:
     """A board as lines, at most `height` of at most `width` columns; what matters least is left out first."""
     width = max(20, min(width, WIDEST))
     head = _head(board, width)
@@ -176,7 +176,7 @@ def frame(board: Board, width: int, height: int) -> list[Text]:
     return lines[: max(1, height)]
 
 
-def _head(board: Board, width: int) -> list[Text]:
+def _head(board: ProgressState, width: int) -> list[Text]:
     progress, crew = board.progress, f"{board.workers} worker{'s' * (board.workers != 1)}"
     doing = f"{crew} on {board.device}" if board.device else f"starting {crew}"
     title = Text.assemble((board.name, "bold"), "  ", (doing, "dim"))
@@ -197,7 +197,7 @@ def _counts(progress: Progress) -> list[Text]:
     ]
 
 
-def _clocks(board: Board) -> list[Text]:
+def _clocks(board: ProgressState) -> list[Text]:
     pace, left = board.seconds_per_trial, board.seconds_left
     rate = f"{60 / pace:.3g}" if pace else "—"
     return [
@@ -214,7 +214,7 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _best(board: Board, width: int, lines: int) -> list[Text]:
+def _best(board: ProgressState, width: int, lines: int) -> list[Text]:
     best = board.progress.best
     if best is None:
         return [Text("no best yet: no trial is complete", "dim")]
@@ -252,7 +252,7 @@ def sparkline(accuracies: Sequence[float]) -> str:
     return "".join(BLOCKS[round(top * (each - low) / (high - low))] if high > low else BLOCKS[0] for each in logs)
 
 
-def _workers(board: Board, most: int) -> list[Text]:
+def _workers(board: ProgressState, most: int) -> list[Text]:
     if not board.running:
         return []
     title = Text(f"{'worker':>6}  {'trial':>5}  {'epoch':>7}  {'val acc':>7}  config", "dim")
@@ -269,7 +269,7 @@ def _worker(place: int, trial: Running) -> Text:
     return Text(f"{place:>6}  {trial.number:>5}  {epoch:>7}  {accuracy:>7}  {_printable(trial.name)}")
 
 
-def _trials(board: Board, most: int) -> list[Text]:
+def _trials(board: ProgressState, most: int) -> list[Text]:
     if not board.ended or most < 1:
         return []
     best = board.progress.best

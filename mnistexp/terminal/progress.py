@@ -44,7 +44,7 @@ class Ended:
 
 
 @dataclass
-class Board:
+class ProgressState:
     """A session as it stands. Its methods are a sweep's listener; views read its fields while they hold `lock`.
 
     Args:

@@ -15,8 +15,8 @@ from typing import Any, Literal
 from mnistexp import machine
 from mnistexp.config import compose as config_module
 from mnistexp.config import user_code
-from mnistexp.config.compose import Request
-from mnistexp.config.schema import Config, IdxData, OwnData, OwnModel, RayExecutorConfig, RunConfig, Sgd, shown
+from mnistexp.config.compose import ParsedOverrides
+from mnistexp.config.schema import Config, IdxData, RayExecutorConfig, RunConfig, Sgd, UserData, UserModel, shown
 from mnistexp.data import dataset as data
 from mnistexp.data.dataset import Dataset
 from mnistexp.errors import ConfigError, StoreError, TrainingError
@@ -38,10 +38,10 @@ DOWNLOAD_KEYS = ("data.mirrors", "data.timeout")
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """A request whose data set is here: nothing is left that only the data could refuse."""
 
-    request: Request
+    request: ParsedOverrides
     config: Config
     dataset: Dataset
     fallback: str = ""  # why `auto` became digits; empty where it didn't
@@ -57,7 +57,7 @@ class Prepared:
         return self.config.tracking.experiment or self.study_name
 
 
-def with_local_data(request: Request) -> Request:
+def with_local_data(request: ParsedOverrides) -> ParsedOverrides:
     """The request with `data=auto` resolved, if MNIST is on this machine; unchanged otherwise. Never downloads."""
     try:
         composed = config_module.compose(request)
@@ -67,7 +67,7 @@ def with_local_data(request: Request) -> Request:
     return request.plus(["data=mnist"]) if here else request
 
 
-def prepare(request: Request) -> Prepared:
+def prepare(request: ParsedOverrides) -> PreparedRun:
     """Compose, resolve `data=auto` (which may download), load the data, and check what depends on it.
 
     Raises: ConfigError, DataError.
@@ -85,23 +85,23 @@ def prepare(request: Request) -> Prepared:
         raise ConfigError(*error.faults, f"data=auto became digits: {choice.reason}") from None
 
 
-def _loaded(request: Request, fallback: str) -> Prepared:
+def _loaded(request: ParsedOverrides, fallback: str) -> PreparedRun:
     composed = config_module.compose(request)
     if "model" not in composed.search:  # else one of those that are drawn may need it
         user_code.refuse_unused(composed)
     dataset = data.load(composed.data)
     check_fit(composed, dataset)
-    return Prepared(request, composed, dataset, fallback)
+    return PreparedRun(request, composed, dataset, fallback)
 
 
-def prepare_recorded(config: Config, recorded: RunConfig) -> Prepared:
+def prepare_recorded(config: Config, recorded: RunConfig) -> PreparedRun:
     """A recorded training as it would run here: its own settings, today's stores and executor.
 
     Raises: DataError if its data set is not here.
     """
     _require_device(config, recorded.trainer.device)
     nodes = {node: getattr(recorded, node) for node in config_module.RUN_NODES}
-    return Prepared(Request(), config.model_copy(update=nodes), data.load(recorded.data))
+    return PreparedRun(ParsedOverrides(), config.model_copy(update=nodes), data.load(recorded.data))
 
 
 def _require_device(config: Config, device: Literal["auto", "cpu", "gpu"]) -> None:
@@ -114,7 +114,7 @@ def study_name(config: Config) -> str:
     """The name of the study that this config means: given, or else the data set's."""
     if config.study.name:
         return config.study.name
-    if isinstance(config.data, OwnData):
+    if isinstance(config.data, UserData):
         return config.data.function
     if config.data.name != "auto":
         return config.data.name
@@ -197,10 +197,10 @@ def train(
 
 
 @dataclass(frozen=True)
-class Session:
+class RunContext:
     """What all runs of one command share in their records."""
 
-    prepared: Prepared
+    prepared: PreparedRun
     source: Mapping[str, Any]  # git commit, dirty flag, patch
     provenance: Mapping[str, Any]
     stamp: str = field(default_factory=lambda: time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
@@ -282,7 +282,7 @@ def code_file() -> dict[str, str]:
     return {"code.py": code.text} if code else {}
 
 
-def session(prepared: Prepared) -> Session:
+def session(prepared: PreparedRun) -> RunContext:
     """Look at code, packages and machine, once a command."""
     source = machine.source_state(config_module.ROOT)
     provenance = {
@@ -291,7 +291,7 @@ def session(prepared: Prepared) -> Session:
         "machine": {"cpu": machine.cpu_model(), "platform": platform.platform(), "host": platform.node()},
         "config_dir": str(prepared.request.config_dir or ""),
     }
-    return Session(prepared, source, provenance)
+    return RunContext(prepared, source, provenance)
 
 
 def run_name(config: RunConfig, number: int | None = None) -> str:
@@ -301,7 +301,7 @@ def run_name(config: RunConfig, number: int | None = None) -> str:
     parts += [f"lr={config.optimizer.learning_rate:.2g}"]
     if config.optimizer.schedule != "constant":
         parts += [config.optimizer.schedule]
-    if isinstance(model, OwnModel):
+    if isinstance(model, UserModel):
         parts += [model.function, *(f"{key}={_brief(value)}" for key, value in model.settings.items())]
     else:
         parts += [model.activation, "-".join(map(str, model.hidden_units)) or "no hidden layer"]
@@ -313,7 +313,7 @@ def run_name(config: RunConfig, number: int | None = None) -> str:
 def _regularisers(config: RunConfig) -> Iterator[str]:
     """What keeps a training from learning its images by heart, where there is any."""
     model = config.model
-    drops = () if isinstance(model, OwnModel) else (("in-drop", model.input_dropout), ("drop", model.dropout))
+    drops = () if isinstance(model, UserModel) else (("in-drop", model.input_dropout), ("drop", model.dropout))
     for name, value in (*drops, ("smooth", config.trainer.label_smoothing), ("ema", config.trainer.ema_momentum)):
         if value:
             yield f"{name}={value:.3g}" if name == "ema" else f"{name}={value:.2g}"

@@ -366,12 +366,12 @@ def ready_database(uri: str) -> None:
 
     path = sqlite_path(uri)
     if path is not None:
-        with wait_for(locks.on_file(path)):
+        with wait_for(locks.file_lock(path)):
             made_whole(path, lambda new: _make_store(MlflowClient(f"sqlite:///{new}")))
         _check_schema(create_engine(f"sqlite:///{path}", poolclass=NullPool), uri)
     elif uri.startswith("postgresql"):
         engine = create_engine(uri, poolclass=NullPool)
-        with wait_for(locks.on_server(engine)):
+        with wait_for(locks.server_lock(engine)):
             _check_schema(engine, uri)
             _make_store(MlflowClient(uri))
 

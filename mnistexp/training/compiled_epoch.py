@@ -34,7 +34,7 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EpochOutput:
     """What one compiled epoch gave back."""
 
     steps: int
@@ -70,7 +70,7 @@ ARGUMENTS = {"input_dropout", "dropout", "initializer", "initializer_stddev", "b
 """The mlp's settings that a program takes as arguments or that only `start` reads; any other is structure."""
 
 
-def shape_of(config: RunConfig) -> tuple[object, ...]:
+def compilation_key(config: RunConfig) -> tuple[object, ...]:
     """What of a config changes the compiled code. Everything else is an argument of the program."""
     model, trainer = config.model, config.trainer
     exclude, drops = (ARGUMENTS, (model.input_dropout > 0, model.dropout > 0)) if isinstance(model, Mlp) else (None, ())
@@ -79,7 +79,7 @@ def shape_of(config: RunConfig) -> tuple[object, ...]:
     return trainer.batch_size, layers, optimizer, trainer.ema_momentum > 0, warps
 
 
-def numbers_of(config: RunConfig) -> list[float]:
+def runtime_hyperparameters(config: RunConfig) -> list[float]:
     """The numbers beside the optimizer's that a program takes as arguments; `Numbers` has their names."""
     model, trainer = config.model, config.trainer
     drops = (model.input_dropout, model.dropout) if isinstance(model, Mlp) else (0.0, 0.0)
@@ -94,7 +94,7 @@ class Numbers:
         self.warps = values[4:]
 
 
-class Program:
+class CompiledEpoch:
     """One compiled epoch with the network and the optimizer in it; `start` makes it fresh for a run."""
 
     def __init__(self, config: RunConfig, classes: int, train: DeviceSplit, validation: DeviceSplit) -> None:
@@ -118,7 +118,7 @@ class Program:
         self._seed = 0
         # Traced here and never again: a concrete function refuses arguments of another shape.
         traced = tf.function(self._trace_epoch, jit_compile=True, autograph=False)
-        self._epoch = traced.get_concrete_function(*self._argument_specs(len(numbers_of(config))))
+        self._epoch = traced.get_concrete_function(*self._argument_specs(len(runtime_hyperparameters(config))))
 
     def start(self, config: RunConfig, owner: object) -> None:
         """Fresh weights, state of layers and optimizer, and arguments for `owner`'s run."""
@@ -129,11 +129,11 @@ class Program:
             average.assign(weight)
         knobs = models.optimizer_knobs(config.optimizer).values()
         pairs = np.array([(value, 1 - value) for value in knobs], np.float32).reshape(-1, 2)
-        self._arguments = (tf.constant(pairs), tf.constant(numbers_of(config), tf.float32))
+        self._arguments = (tf.constant(pairs), tf.constant(runtime_hyperparameters(config), tf.float32))
         self._seed = config.seed
         self._owner = owner
 
-    def run_epoch(self, owner: object, rates: models.Floats, epoch: int) -> Outcome:
+    def run_epoch(self, owner: object, rates: models.Floats, epoch: int) -> EpochOutput:
         """Train `len(rates)` steps of one epoch (counted from 0), then validate.
 
         Neither the order is drawn nor the validation scored by compiled code: that would take the compiler
@@ -151,7 +151,7 @@ class Program:
             val_loss, predicted = self.score(self._validation)
         hits = tf.equal(predicted, self._validation.labels)
         scores_and_hits = (loss, accuracy, float(val_loss), finite == 1, hits.numpy(), predicted.numpy())
-        return Outcome(len(rates), float(rates[-1]), *scores_and_hits)
+        return EpochOutput(len(rates), float(rates[-1]), *scores_and_hits)
 
     def score(self, split: DeviceSplit) -> tuple[tf.Tensor, tf.Tensor]:
         """Mean cross-entropy in nats (float32 scalar) and predicted classes (int32 [N]) of the network as it is now."""
@@ -224,7 +224,7 @@ class Program:
             float32 [3]: running mean loss and accuracy, and 1 if all weights are finite.
         """
         for row, name in enumerate(self._knob_names):
-            setattr(self._optimizer, name, models.Knob(knobs[row, 0], knobs[row, 1]))
+            setattr(self._optimizer, name, models.RuntimeHyperparameter(knobs[row, 0], knobs[row, 1]))
         numbers = Numbers(values)
         # Gathered once an epoch: by minibatch it takes 5 % longer.
         images, labels = tf.gather(self._train.images, order), tf.gather(self._train.labels, order)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from mnistexp.config import user_code
-from mnistexp.config.schema import OwnCode, OwnModel, RunConfig, Settings
+from mnistexp.config.schema import RunConfig, Settings, UserCode, UserModel
 from mnistexp.errors import MnistexpError, StoreError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Stored(Settings):
     """A network as a run's record and its weights say it is."""
 
     config: RunConfig
-    code: OwnCode | None = None  # the user's file of functions
+    code: UserCode | None = None  # the user's file of functions
     weights: str  # a .weights.h5 file
     weights_hash: str  # what the run's record says of them
     features: int = Field(ge=1)
@@ -78,7 +78,7 @@ def network(stored: Stored) -> keras.Model:
 
     weights = Path(stored.weights)
     user_code.use(stored.code)
-    if isinstance(stored.config.model, OwnModel):
+    if isinstance(stored.config.model, UserModel):
         user_code.require(stored.config.model)
     model = build_model(stored.config.model, stored.features, stored.classes)
     try:
@@ -95,7 +95,7 @@ def network(stored: Stored) -> keras.Model:
 def _layers(stored: Stored) -> str:
     """A network for a reader."""
     model = stored.config.model
-    if isinstance(model, OwnModel):
+    if isinstance(model, UserModel):
         return f"{model.function}({stored.features}, {stored.classes})"
     return "-".join(map(str, (stored.features, *model.hidden_units, stored.classes)))
 

@@ -297,7 +297,7 @@ def optimizer_structure(config: OptimizerConfig) -> tuple[object, ...]:
     return config.name, switches, tuple(optimizer_knobs(config))
 
 
-class Knob:
+class RuntimeHyperparameter:
     """A number of an optimizer that stays open in a compiled program: beta_1, momentum, weight_decay …
 
     It stands where Keras expects a Python float that isn't zero. `1 - knob` is rounded from the float64

@@ -22,7 +22,7 @@ from mnistexp.config.schema import RunConfig
 from mnistexp.data.dataset import Dataset
 from mnistexp.errors import TrainingError
 from mnistexp.training import model as models
-from mnistexp.training.compiled_epoch import DeviceSplit, Outcome, Program, shape_of
+from mnistexp.training.compiled_epoch import CompiledEpoch, DeviceSplit, EpochOutput, compilation_key
 from mnistexp.training.results import EpochScores, FitResult, Stopped
 
 Weights = list[npt.NDArray[np.float32]]
@@ -59,7 +59,7 @@ class Trainer:
         self._clock = clock
         self._train = DeviceSplit(dataset.train, dataset.scale, dataset.image_shape)
         self._validation = DeviceSplit(dataset.validation, dataset.scale)
-        self._programs: OrderedDict[object, Program] = OrderedDict()
+        self._programs: OrderedDict[object, CompiledEpoch] = OrderedDict()
         self.compilations = 0  # programs built so far
 
     def fit(self, config: RunConfig) -> Fit:
@@ -78,10 +78,10 @@ class Trainer:
         loss, predicted = fit.score(DeviceSplit(self._test, self._scale))
         return float(loss), float(np.mean(predicted.numpy() == self._test.labels))
 
-    def _program(self, config: RunConfig) -> Program:
-        key = shape_of(config)
+    def _program(self, config: RunConfig) -> CompiledEpoch:
+        key = compilation_key(config)
         if key not in self._programs:
-            self._programs[key] = Program(config, self._classes, self._train, self._validation)
+            self._programs[key] = CompiledEpoch(config, self._classes, self._train, self._validation)
             self.compilations += 1
             if len(self._programs) > PROGRAMS_KEPT:
                 self._programs.popitem(last=False)
@@ -96,7 +96,7 @@ class Fit(Iterator[EpochScores]):
     not its results.
     """
 
-    def __init__(self, config: RunConfig, program: Program, clock: Callable[[], float]) -> None:
+    def __init__(self, config: RunConfig, program: CompiledEpoch, clock: Callable[[], float]) -> None:
         self._config = config
         self._program = program
         self._clock = clock
@@ -174,7 +174,7 @@ class Fit(Iterator[EpochScores]):
         stop = min(first + epoch_steps, total)
         return models.learning_rates(self._config.optimizer, first, stop, total, epoch_steps)
 
-    def _scores(self, outcome: Outcome, seconds: float) -> EpochScores:
+    def _scores(self, outcome: EpochOutput, seconds: float) -> EpochScores:
         return EpochScores(
             epoch=len(self._epochs) + 1,
             steps=self._steps() + outcome.steps,
@@ -186,7 +186,7 @@ class Fit(Iterator[EpochScores]):
             seconds=seconds,
         )
 
-    def _keep(self, scores: EpochScores, outcome: Outcome) -> None:
+    def _keep(self, scores: EpochScores, outcome: EpochOutput) -> None:
         better = self._best is None or _rank(scores) > self._best.rank
         if better or not self._config.trainer.restore_best_weights:
             mistakes = outcome.predicted[~outcome.hits]

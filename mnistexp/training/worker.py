@@ -43,7 +43,7 @@ import psutil
 from pydantic import TypeAdapter
 
 from mnistexp.config import user_code
-from mnistexp.config.schema import DataConfig, OwnCode, OwnData, OwnModel, RunConfig, Settings
+from mnistexp.config.schema import DataConfig, RunConfig, Settings, UserCode, UserData, UserModel
 from mnistexp.data import dataset as data
 from mnistexp.data import dataset_file
 from mnistexp.errors import ConfigError, MnistexpError, WorkerError
@@ -64,7 +64,7 @@ class Setup(Settings):
     threads: int
     device: Literal["auto", "cpu", "gpu"]
     dataset: int | None = None  # the number of an open file; null: load what `data` says
-    code: OwnCode | None = None  # the user's file of functions
+    code: UserCode | None = None  # the user's file of functions
 
 
 class Job(Settings):
@@ -152,7 +152,7 @@ class Runner:
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         user_code.use(setup.code)
-        if isinstance(setup.data, OwnData):  # a user's function may call TensorFlow, whose threads are set once
+        if isinstance(setup.data, UserData):  # a user's function may call TensorFlow, whose threads are set once
             self._device = _start_tensorflow(setup)
             dataset = _dataset(setup)
         else:  # a damaged file shows in no time
@@ -189,7 +189,7 @@ class Runner:
                 raise ConfigError(
                     f"this worker was started with {name}={getattr(self._setup, name)!r}, the run asks for {value!r}"
                 )
-        if isinstance(config.model, OwnModel):
+        if isinstance(config.model, UserModel):
             user_code.require(config.model)
 
     def _finish(self, fit: Fit, result: FitResult, job: Job) -> RunResult:

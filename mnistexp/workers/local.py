@@ -10,11 +10,11 @@ from typing import Any, Literal
 from mnistexp.config import user_code
 from mnistexp.config.schema import DataConfig
 from mnistexp.machine import visible_gpus
-from mnistexp.workers.pool import Deliver, Link, Supervisor, worker_count
+from mnistexp.workers.pool import Connection, Deliver, WorkerPool, worker_count
 from mnistexp.workers.process import WorkerProcess, worker_environment
 
 
-class LocalExecutor(Supervisor):
+class LocalExecutor(WorkerPool):
     """Worker processes on this machine; see Executor for the contract.
 
     Args:
@@ -49,7 +49,7 @@ class LocalExecutor(Supervisor):
     def _count(self) -> int:
         return worker_count(self._asked, self._threads, len(self._gpus))
 
-    def _open(self, place: int, deliver: Deliver) -> Link:
+    def _open(self, place: int, deliver: Deliver) -> Connection:
         environment = worker_environment(self._threads, self._gpus, place, self._environment)
         process = WorkerProcess(environment, self._hello)
         threading.Thread(target=process.listen, args=(deliver,), daemon=True).start()

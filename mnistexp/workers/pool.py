@@ -115,27 +115,27 @@ class Executor(Protocol):
 
 
 @dataclass(frozen=True)
-class Death:
+class WorkerExit:
     """How a worker came to its end; the last thing that is heard of it."""
 
     how: str  # "signal SIGSEGV"
     lost: bool  # through no fault of what it trained
-    last_words: str  # the end of its log
+    log_tail: str  # the end of its log
 
 
-Message = dict[str, Any] | Death
+Message = dict[str, Any] | WorkerExit
 """What comes from a worker: an event of worker.py's protocol, {"event": "starting"} before the first, or its death."""
 
 Deliver = Callable[[Message], None]
 
 
-class Link(Protocol):
+class Connection(Protocol):
     """The way to one worker. What it says is delivered by a thread that ends with a Death."""
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Send one line; that a worker has just died shows in its Death, not here."""
 
-    def hang_up(self) -> None:
+    def close_stdin(self) -> None:
         """Close its input, at whose end an idle worker leaves."""
 
     def kill(self) -> None:
@@ -151,7 +151,7 @@ class Worker:
 
     place: int  # which of the executor's devices it has
     starts: int = 1  # of workers in this place since one was ready
-    link: Link = field(init=False)
+    link: Connection = field(init=False)
     ready: bool = False
     job: int | None = None
     timeout: float | None = None  # of the job: seconds for an epoch
@@ -169,7 +169,7 @@ class Worker:
 # ------------------------------------------------------------------------------------------- supervision
 
 
-class Supervisor(ABC):
+class WorkerPool(ABC):
     """What every executor does with its workers; see Executor for the contract.
 
     Args:
@@ -199,7 +199,7 @@ class Supervisor(ABC):
         """How many workers the devices carry, or the user asked for."""
 
     @abstractmethod
-    def _open(self, place: int, deliver: Deliver) -> Link:
+    def _open(self, place: int, deliver: Deliver) -> Connection:
         """Start a worker process with all that it needs to get ready."""
 
     def _look_at(self, facts: Mapping[str, Any]) -> None:
@@ -248,7 +248,7 @@ class Supervisor(ABC):
                     return None
             else:
                 self._tick()
-                return self._died(worker, message) if isinstance(message, Death) else self._heard(worker, message)
+                return self._died(worker, message) if isinstance(message, WorkerExit) else self._heard(worker, message)
 
     def close(self) -> None:
         everybody = [*self._workers, *self._leaving]
@@ -325,14 +325,14 @@ class Supervisor(ABC):
         """A training's end; its worker is idle again, or makes room for a new one if it has grown large."""
         worker.job, worker.jobs_done = None, worker.jobs_done + 1
         if message["memory"] > self._max_memory and worker.jobs_done >= MIN_JOBS:
-            worker.link.hang_up()
+            worker.link.close_stdin()
             self._leaving.append(worker)
             self._replace(worker)
         if kind == "result":
             return Finished(job, results.from_json(message["result"]))
         return Failed(job, message["reason"])
 
-    def _died(self, worker: Worker, death: Death) -> Event | None:
+    def _died(self, worker: Worker, death: WorkerExit) -> Event | None:
         """Replace a dead worker, unless none ever starts."""
         worker.link.wait()
         if worker not in self._workers:  # it was replaced for its size or its silence
@@ -344,20 +344,20 @@ class Supervisor(ABC):
         if worker.job is None:
             return None
         how = "was lost" if death.lost else "died"
-        reason = f"its worker {how} ({death.how}): {death.last_words}"
+        reason = f"its worker {how} ({death.how}): {death.log_tail}"
         return Lost(worker.job, reason) if death.lost else Failed(worker.job, reason)
 
 
-def _never_ready(worker: Worker, death: Death) -> str:
+def _never_ready(worker: Worker, death: WorkerExit) -> str:
     if death.lost and not worker.hung:
         return (
             f"workers are lost before they are ready ({death.how}); "
-            f"give fewer of them if memory is short: executor.workers=1. Last words: {death.last_words}"
+            f"give fewer of them if memory is short: executor.workers=1. Last words: {death.log_tail}"
         )
     how = worker.hung or death.how
     return (
         f"workers die before they are ready ({how}), so this installation of TensorFlow doesn't work; "
-        f"`mnistexp doctor` says more. Last words: {death.last_words}"
+        f"`mnistexp doctor` says more. Last words: {death.log_tail}"
     )
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import platformdirs
 
 from mnistexp.machine import cpu_model
-from mnistexp.workers.pool import Death, Deliver
+from mnistexp.workers.pool import Deliver, WorkerExit
 
 CHATTER = re.compile(r"[IWE]\d{4} |WARNING: All log messages before absl")
 
@@ -77,7 +77,7 @@ class WorkerProcess:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
 
-    def hang_up(self) -> None:
+    def close_stdin(self) -> None:
         assert self._process.stdin is not None
         with suppress(OSError):  # a line that it was sent after its death can't be delivered any more
             self._process.stdin.close()
@@ -87,7 +87,7 @@ class WorkerProcess:
 
     def wait(self) -> None:
         self._process.wait()
-        self.hang_up()
+        self.close_stdin()
         self._log.close()
 
     def _last_words(self) -> str:
@@ -101,16 +101,16 @@ class WorkerProcess:
         return " | ".join(lines[-5:])[-1000:] or "it wrote nothing"
 
 
-def death(code: int, last_words: str) -> Death:
+def death(code: int, log_tail: str) -> WorkerExit:
     """What an exit status means: a training's own fault, or something done to it."""
     if code >= 0:
-        return Death(f"exit code {code}", False, last_words)
+        return WorkerExit(f"exit code {code}", False, log_tail)
     try:
         name = signal.Signals(-code).name
     except ValueError:  # a real-time signal
         name = str(-code)
     killer = ", which the system's out-of-memory killer sends as well" if name == "SIGKILL" else ""
-    return Death(f"signal {name}{killer}", name not in OWN_FAULTS, last_words)
+    return WorkerExit(f"signal {name}{killer}", name not in OWN_FAULTS, log_tail)
 
 
 def worker_environment(threads: int, gpus: list[str], index: int, more: Mapping[str, str]) -> dict[str, str]:

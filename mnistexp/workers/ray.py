@@ -30,7 +30,7 @@ from mnistexp.data import dataset_file
 from mnistexp.data.dataset import Dataset
 from mnistexp.errors import WorkerError
 from mnistexp.machine import cores, worker_versions
-from mnistexp.workers.pool import Death, Deliver, Link, Message, Supervisor
+from mnistexp.workers.pool import Connection, Deliver, Message, WorkerExit, WorkerPool
 from mnistexp.workers.process import WorkerProcess, worker_environment
 
 LOOPBACK = "127.0.0.1"
@@ -98,10 +98,10 @@ class NodeWorker:
         """Wait for what it says next; its Death is the last."""
         return self._said.get()
 
-    def hang_up(self) -> None:
+    def close_stdin(self) -> None:
         """Let the worker leave when it is idle."""
         if self._process is not None:
-            self._process.hang_up()
+            self._process.close_stdin()
 
     def stop(self) -> None:
         """Kill the worker and wait until it is gone."""
@@ -118,7 +118,7 @@ class NodeWorker:
                 self._process = WorkerProcess(environment, {**hello, "dataset": file.fileno()}, [file.fileno()])
             self._process.listen(self._pass_on)
         except OSError as error:  # a full disk, no more processes
-            self._pass_on(Death(f"{type(error).__name__} on its node", False, " ".join(str(error).split())))
+            self._pass_on(WorkerExit(f"{type(error).__name__} on its node", False, " ".join(str(error).split())))
 
     def _pass_on(self, message: Message) -> None:
         weights = None
@@ -131,7 +131,7 @@ class NodeWorker:
 # --------------------------------------------------------------------------------------- on this machine
 
 
-class RayLink:
+class RayConnection:
     """The way to one actor. See executor.Link."""
 
     def __init__(self, ray: Any, actor: Any, deliver: Deliver) -> None:
@@ -147,8 +147,8 @@ class RayLink:
             self._weights_path = message["weights_path"]
         self._actor.send.remote(message)
 
-    def hang_up(self) -> None:
-        self._actor.hang_up.remote()
+    def close_stdin(self) -> None:
+        self._actor.close_stdin.remote()
 
     def kill(self) -> None:
         if self._reached and self._stopping is None:
@@ -176,7 +176,7 @@ class RayLink:
             if weights is not None:
                 message = self._kept(message, weights)
             self._deliver(message)
-            if isinstance(message, Death):
+            if isinstance(message, WorkerExit):
                 return
 
     def _kept(self, message: dict[str, Any], weights: bytes) -> dict[str, Any]:
@@ -198,12 +198,12 @@ def _lost(error: Exception) -> Message:
         )
         return {"event": "broken", "error": "WorkerError", "message": advice}
     if getattr(error, "actor_init_failed", False) or type(error).__name__ == "RuntimeEnvSetupError":
-        return Death("its Ray actor couldn't be made", False, last_line)
+        return WorkerExit("its Ray actor couldn't be made", False, last_line)
     why = "its node was preempted" if getattr(error, "preempted", False) else "its Ray actor or its node was lost"
-    return Death(f"{why}: {type(error).__name__}", True, last_line)
+    return WorkerExit(f"{why}: {type(error).__name__}", True, last_line)
 
 
-class RayExecutor(Supervisor):
+class RayExecutor(WorkerPool):
     """Workers as Ray actors; see Executor for the contract.
 
     Args:
@@ -263,10 +263,10 @@ class RayExecutor(Supervisor):
             return self._settings.workers
         return self._cluster.room(self._settings.cpus_per_trial, self._settings.gpus_per_trial)
 
-    def _open(self, place: int, deliver: Deliver) -> Link:
+    def _open(self, place: int, deliver: Deliver) -> Connection:
         has_gpu = self._settings.gpus_per_trial > 0
         actor = self._actors.remote(self._hello, self._dataset, has_gpu, self._users, self._environment)
-        return RayLink(self._ray, actor, deliver)
+        return RayConnection(self._ray, actor, deliver)
 
     def _look_at(self, facts: Mapping[str, Any]) -> None:
         super()._look_at(facts)

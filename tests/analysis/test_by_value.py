@@ -22,7 +22,7 @@ from sweeps import open_sweep
 from mnistexp.analysis import by_value
 from mnistexp.analysis.by_value import Groups
 from mnistexp.analysis.history import History, Trial
-from mnistexp.commands.args import Own
+from mnistexp.commands.args import CommandArgs
 from mnistexp.commands.report import report, study_report
 from mnistexp.config.compose import parse_request
 from mnistexp.config.schema import RunConfig
@@ -30,7 +30,7 @@ from mnistexp.errors import ConfigError
 from mnistexp.report import answers, canvas, document, figures, group_text
 from mnistexp.report.document import Document, Note, Table
 from mnistexp.report.group_text import ROWS
-from mnistexp.report.report_data import Material
+from mnistexp.report.report_data import ReportData
 from mnistexp.study.database import open_for_sweep
 from mnistexp.tracking.records import State
 
@@ -102,12 +102,12 @@ def three() -> History:
     )
 
 
-def material(found: History, key: str = ACTIVATION) -> Material:
+def material(found: History, key: str = ACTIVATION) -> ReportData:
     """A study's material, told by a key; nothing else of it is looked at here."""
     from mnistexp.analysis.history import Importances
 
     told = by_value.by(found, key) if key else None
-    return Material(found, Importances({}, 0, "too few"), None, None, None, "not here", None, (), told)
+    return ReportData(found, Importances({}, 0, "too few"), None, None, None, "not here", None, (), told)
 
 
 def section(found: History, key: str = ACTIVATION) -> tuple[document.Block, ...]:
@@ -689,7 +689,7 @@ def test_the_command_writes_the_section_with_its_figures(
             open_sweep(opened, *grid, f"study.trials={total}").run(HitsExecutor(by_config))
     asked = {"by": ACTIVATION, "sections": "provenance,by", "out": str(tmp_path / "out")}
 
-    assert report(parse_request(["tracking=none"]), Own(asked, ("digits",))) == 0
+    assert report(parse_request(["tracking=none"]), CommandArgs(asked, ("digits",))) == 0
 
     markdown = (tmp_path / "out" / "report-digits.md").read_text()
     assert re.findall("^## (.*)$", markdown, re.M) == [f"By {ACTIVATION}", "Where it comes from"]

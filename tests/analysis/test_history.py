@@ -9,7 +9,7 @@ from mnistexp.analysis import history
 from mnistexp.config.schema import RunConfig
 from mnistexp.errors import StoreError
 from mnistexp.study.database import Database
-from mnistexp.study.sweep import Listener, Sweep
+from mnistexp.study.sweep import Sweep, SweepCallbacks
 
 RATES = "optimizer.learning_rate=tag(log, interval(1e-3, 1e-1))"
 
@@ -114,7 +114,7 @@ def test_too_little_to_go_by_is_said() -> None:
 def test_sealed_trials_have_not_looked(database: Database) -> None:
     """A study whose test split stayed sealed counts no look at it."""
     session, space = parts(RATES, "study.trials=2")
-    listener = Listener(lambda record, progress: None)
+    listener = SweepCallbacks(lambda record, progress: None)
 
     Sweep(database, session, space, RecordingTracker(), listener, sealed=True).run(FakeExecutor(by_rate))
 

@@ -431,10 +431,10 @@ def test_bools_are_scores() -> None:
     assert (sure.seed_sd, sure.split_sd, sure.low, sure.mean, sure.high) == (0, 0, 1, 1, 1)
 
 
-Draw = Callable[[np.random.Generator], npt.NDArray[Any]]
+Suggestion = Callable[[np.random.Generator], npt.NDArray[Any]]
 
 
-def coverage(draw: Draw, truth: float, trials: int) -> tuple[float, float]:
+def coverage(draw: Suggestion, truth: float, trials: int) -> tuple[float, float]:
     """How often the crossed interval, and the one of seeds alone, hold the truth."""
     rng = np.random.default_rng(11)
     both = alone = 0

@@ -29,7 +29,7 @@ from mnistexp.search import space as search_space
 from mnistexp.search import warnings as plausibility
 from mnistexp.search.space import SearchSpace
 from mnistexp.study.database import open_for_sweep, reading
-from mnistexp.study.study import Claim, standing
+from mnistexp.study.study import ClaimedTrial, standing
 
 FINITE = ("model.activation=choice(relu,tanh)", "trainer.batch_size=choice(50,100,200)", "optimizer.learning_rate=0.1")
 
@@ -145,7 +145,7 @@ def test_the_first_trials_are_those_that_a_sweep_then_runs(sampler: str, quick_f
     with closing(open_for_sweep(f"sqlite:///{quick_folder}/optuna.db")) as database:
         open_sweep(database, *overrides).run(executor)
 
-    planned = [claim.config for claim in drawn if isinstance(claim, Claim)]
+    planned = [claim.config for claim in drawn if isinstance(claim, ClaimedTrial)]
     assert planned == [executor.jobs[number] for number in range(len(drawn))]
     assert len({config.model_dump_json() for config in planned}) == (2 if sampler == "qmc" else 5)
 

@@ -16,14 +16,14 @@ from sweeps import by_rate, open_sweep
 from mnistexp.analysis import comparison as analysis
 from mnistexp.analysis import history
 from mnistexp.analysis.history import Importances
-from mnistexp.commands.args import Own
+from mnistexp.commands.args import CommandArgs
 from mnistexp.commands.report import report, study_report
 from mnistexp.config.compose import parse_request
 from mnistexp.config.schema import RunConfig
 from mnistexp.errors import ConfigError, StoreError
 from mnistexp.report import comparison, document
 from mnistexp.report.document import Code, Commands, Document, Note, Paragraph, Section, Strong, Table, paragraph
-from mnistexp.report.report_data import Material, gather
+from mnistexp.report.report_data import ReportData, gather
 from mnistexp.study.database import Database, open_for_sweep
 from mnistexp.tracking.runs import MlflowTracker
 
@@ -127,7 +127,7 @@ class Studied:
     def report(self, *names: str, out: str = "out", **keys: str) -> Path:
         """Have a report written. Returns: the folder."""
         where = self.folder / out
-        assert report(parse_request(self.words()), Own({"out": str(where), **keys}, names)) == 0
+        assert report(parse_request(self.words()), CommandArgs({"out": str(where), **keys}, names)) == 0
         return where
 
 
@@ -227,7 +227,7 @@ def test_without_mlflow_the_files_are_written_all_the_same(
 ) -> None:
     """A store that can't be used costs a sentence, not the report; a study without a run there likewise."""
     away = parse_request(studied.words("tracking.uri=http://127.0.0.1:9"))
-    status = report(away, Own({"out": str(studied.folder / "away")}, ("other",)))
+    status = report(away, CommandArgs({"out": str(studied.folder / "away")}, ("other",)))
     told = capsys.readouterr()
 
     assert status == 0
@@ -255,15 +255,15 @@ def test_two_studies_side_by_side(studied: Studied) -> None:
 # -------------------------------------------------------------------------------------------------- thin studies
 
 
-def material(*trials: history.Trial, name: str = "study", **more: Any) -> Material:
+def material(*trials: history.Trial, name: str = "study", **more: Any) -> ReportData:
     """A study that was read, of data that aren't here."""
     found = study(*trials, name=name, **more)
     axes = ("optimizer.learning_rate", "model.activation")
     none = Importances({}, 0, "it takes 10 complete trials")
-    return Material(found, none, analysis.standing(found), None, None, "the data set isn't on this machine", axes)
+    return ReportData(found, none, analysis.standing(found), None, None, "the data set isn't on this machine", axes)
 
 
-def told(found: Material) -> dict[str, str]:
+def told(found: ReportData) -> dict[str, str]:
     """A report's text by section, after looking that both forms can be written."""
     page = study_report(found, "Written by a test.")
     assert document.to_markdown(page, "figures")
@@ -350,23 +350,35 @@ def test_studies_on_other_images_are_not_compared() -> None:
 @pytest.mark.parametrize(
     ("own", "words", "message"),
     [
-        (Own({"heatmap": "optimizer.lerning_rate,model.activation"}), (), r"did you mean optimizer\.learning_rate\?"),
-        (Own({"heatmap": "model.activation"}), (), "takes two different parameters, such as heatmap="),
-        (Own({"heatmap": "a,b"}, ("digits", "other")), (), "for the report of one study"),
-        (Own({"by": "optimizer"}), (), r"by=optimizer: the study didn't search it; it searched .*model\.activation"),
-        (Own({"by": "model.activation"}, ("digits", "other")), (), "by: is for the report of one study"),
-        (Own({"sections": "by,top"}), (), "the report has no section 'by'; it has real, confirmed, course"),
-        (Own({}, ("digits", "digits")), (), "stands there twice"),
-        (Own({}, ("nobody",)), (), r"no such study here; there are digits, other"),
-        (Own({}, ("../up",)), (), "must be 1 to 100 letters"),
-        (Own({}, ("digits",)), ("study.name=other",), "named already"),
-        (Own(), ("model.dropout=0.1",), "reads a study as it is"),
-        (Own(), ("model.activation=choice(relu, tanh)",), "reads a study as it is"),
-        (Own(), ("search.model.dropout=choice(0.1, 0.2)",), r"search\.model\.dropout: a report reads a study as it is"),
-        (Own(), ("~search.model.activation",), r"search\.model\.activation: a report reads a study as it is"),
+        (
+            CommandArgs({"heatmap": "optimizer.lerning_rate,model.activation"}),
+            (),
+            r"did you mean optimizer\.learning_rate\?",
+        ),
+        (CommandArgs({"heatmap": "model.activation"}), (), "takes two different parameters, such as heatmap="),
+        (CommandArgs({"heatmap": "a,b"}, ("digits", "other")), (), "for the report of one study"),
+        (
+            CommandArgs({"by": "optimizer"}),
+            (),
+            r"by=optimizer: the study didn't search it; it searched .*model\.activation",
+        ),
+        (CommandArgs({"by": "model.activation"}, ("digits", "other")), (), "by: is for the report of one study"),
+        (CommandArgs({"sections": "by,top"}), (), "the report has no section 'by'; it has real, confirmed, course"),
+        (CommandArgs({}, ("digits", "digits")), (), "stands there twice"),
+        (CommandArgs({}, ("nobody",)), (), r"no such study here; there are digits, other"),
+        (CommandArgs({}, ("../up",)), (), "must be 1 to 100 letters"),
+        (CommandArgs({}, ("digits",)), ("study.name=other",), "named already"),
+        (CommandArgs(), ("model.dropout=0.1",), "reads a study as it is"),
+        (CommandArgs(), ("model.activation=choice(relu, tanh)",), "reads a study as it is"),
+        (
+            CommandArgs(),
+            ("search.model.dropout=choice(0.1, 0.2)",),
+            r"search\.model\.dropout: a report reads a study as it is",
+        ),
+        (CommandArgs(), ("~search.model.activation",), r"search\.model\.activation: a report reads a study as it is"),
     ],
 )
-def test_a_mistake_gets_a_sentence(studied: Studied, own: Own, words: tuple[str, ...], message: str) -> None:
+def test_a_mistake_gets_a_sentence(studied: Studied, own: CommandArgs, words: tuple[str, ...], message: str) -> None:
     """What was given, what is allowed, what to type."""
     request = parse_request(studied.words("data=digits", *words))
 

@@ -16,7 +16,7 @@ from mnistexp.config import user_code as code_of
 from mnistexp.config.compose import (
     NO_EFFECT,
     ROOT,
-    Request,
+    ParsedOverrides,
     compose,
     config_groups,
     flatten,
@@ -81,7 +81,7 @@ def write_option(folder: Path, name: str, *parts: str) -> Path:
 # ------------------------------------------------------------------------------------------ every option
 
 
-DEFAULT = flatten(template(Request()).plain)
+DEFAULT = flatten(template(ParsedOverrides()).plain)
 
 
 @pytest.mark.parametrize("choice", [f"{group}={option}" for group, options in GROUPS.items() for option in options])
@@ -661,7 +661,7 @@ def test_rebuild_refuses_what_no_override_takes_away(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def mine(features, classes, *, units, dropout=0.0): ...\n")
     for folder, settings in (("then", "units: 3"), ("now", "units: 4, dropout: 0.5")):
         (tmp_path / folder / "model").mkdir(parents=True)
-        text = f"name: own\nfunction: mine\nsettings: {{{settings}}}\n"
+        text = f"name: custom\nfunction: mine\nsettings: {{{settings}}}\n"
         (tmp_path / folder / "model/mine.yaml").write_text(text)
     code_of.use(code_of.read(tmp_path / "mine.py"))
     try:

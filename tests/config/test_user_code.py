@@ -17,8 +17,8 @@ import pytest
 
 from mnistexp import cli
 from mnistexp.config import user_code
-from mnistexp.config.compose import Request, compose, parse_request, run_config, signature
-from mnistexp.config.schema import Config, OwnCode, recorded_config
+from mnistexp.config.compose import ParsedOverrides, compose, parse_request, run_config, signature
+from mnistexp.config.schema import Config, UserCode, recorded_config
 from mnistexp.data import dataset as data
 from mnistexp.errors import ConfigError, DataError
 from mnistexp.search import space as search_space
@@ -73,7 +73,7 @@ def narrow(features):
 '''
 
 DATA = """\
-name: own
+name: custom
 function: squares
 settings:
   images: 400
@@ -86,7 +86,7 @@ split_seed: 0
 MODEL = """\
 # @package _global_
 model:
-  name: own
+  name: custom
   function: residual
   settings: {units: 32, blocks: 1}
 search:
@@ -122,7 +122,7 @@ def type_in(folder: Path, *words: str, expect: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def request(*overrides: str) -> Request:
+def request(*overrides: str) -> ParsedOverrides:
     """A request with the options of the user's folder."""
     return parse_request(overrides, Path("mine").resolve())
 
@@ -219,7 +219,7 @@ def test_the_files_hash_is_part_of_the_config_and_its_signature(folder: Path) ->
     """One changed letter is another run, and a record reads back as it was written."""
     user_code.use(user_code.read(Path("functions.py")))
     before = run_config(composed("data=squares", "model=residual"))
-    user_code.use(OwnCode(name="functions.py", text=f"{CODE}# changed\n"))
+    user_code.use(UserCode(name="functions.py", text=f"{CODE}# changed\n"))
     after = run_config(composed("data=squares", "model=residual"))
 
     assert before.model.code == before.data.code != after.model.code  # type: ignore[union-attr]
@@ -299,7 +299,7 @@ def test_a_record_is_made_again_by_its_own_code_alone(folder: Path) -> None:
         ConfigError, match=r"squares: is a function of a file of your own; give --code FILE\.py\. MLflow"
     ):
         data.load(recorded.data)
-    user_code.use(OwnCode(name="new.py", text=CODE.replace("150", "140")))
+    user_code.use(UserCode(name="new.py", text=CODE.replace("150", "140")))
     with pytest.raises(ConfigError) as refused:
         user_code.require_for(recorded)
 
@@ -316,7 +316,7 @@ def test_a_study_is_not_gone_on_with_by_other_code(folder: Path) -> None:
         started(database, asked)
         started(database, asked)  # the same file goes on
 
-        user_code.use(OwnCode(name="functions.py", text=f"{CODE}#"))
+        user_code.use(UserCode(name="functions.py", text=f"{CODE}#"))
         with pytest.raises(
             ConfigError, match=r"was started with other code of the user's own \(--code\); MLflow keeps"
         ):
@@ -326,7 +326,7 @@ def test_a_study_is_not_gone_on_with_by_other_code(folder: Path) -> None:
             started(database, request("data=digits", "search=none", "model.activation=choice(relu, tanh)"))
 
 
-def started(database: Database, asked: Request) -> None:
+def started(database: Database, asked: ParsedOverrides) -> None:
     """Open a study and claim a trial, as a sweep does: from its first trial on it has one question."""
     prepared = run_context.prepare(asked)
     SharedStudy(database, run_context.session(prepared), search_space.build(prepared.request)).claim()
@@ -525,7 +525,7 @@ def test_the_look_at_a_signature_agrees_with_python(
     signature: str, arguments: int, settings: dict[str, Any], taken: bool, folder: Path
 ) -> None:
     """What is refused beforehand is what the call itself would refuse, and nothing else."""
-    user_code.use(OwnCode(name="f.py", text=f"def f({signature}):\n    return 'made'\n"))
+    user_code.use(UserCode(name="f.py", text=f"def f({signature}):\n    return 'made'\n"))
     namespace: dict[str, Any] = {}
     exec(f"def f({signature}):\n    return 'made'\n", namespace)
 

@@ -37,8 +37,8 @@ class Mirror(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, folder: Path, answer: Callable[[Request, bytes], None]) -> None:
-        super().__init__(("127.0.0.1", 0), Request)
+    def __init__(self, folder: Path, answer: Callable[[ParsedOverrides, bytes], None]) -> None:
+        super().__init__(("127.0.0.1", 0), ParsedOverrides)
         self.folder = folder
         self.answer = answer
         self.asked: list[str] = []
@@ -47,7 +47,7 @@ class Mirror(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/"
 
 
-class Request(BaseHTTPRequestHandler):
+class ParsedOverrides(BaseHTTPRequestHandler):
     """One request to a Mirror."""
 
     server: Mirror
@@ -69,54 +69,54 @@ class Request(BaseHTTPRequestHandler):
         self.wfile.flush()
 
 
-def whole(request: Request, content: bytes) -> None:
+def whole(request: ParsedOverrides, content: bytes) -> None:
     """As it should be."""
     request.send(content, Content_Length=str(len(content)))
 
 
-def labelled_as_encoded(request: Request, content: bytes) -> None:
+def labelled_as_encoded(request: ParsedOverrides, content: bytes) -> None:
     """The whole file, but labelled as if gzip were the transport's."""
     request.send(content, Content_Encoding="gzip")
 
 
-def not_found(request: Request, content: bytes) -> None:
+def not_found(request: ParsedOverrides, content: bytes) -> None:
     """Have no such file."""
     request.send_error(404)
 
 
-def silent(request: Request, content: bytes) -> None:
+def silent(request: ParsedOverrides, content: bytes) -> None:
     """Accept the connection and say nothing."""
     request.server.closing.wait(PATIENT)
 
 
-def half_then_silent(request: Request, content: bytes) -> None:
+def half_then_silent(request: ParsedOverrides, content: bytes) -> None:
     """Send half of the file, then nothing more."""
     request.send(content[: len(content) // 2], Content_Length=str(len(content)))
     request.server.half_sent.set()
     request.server.closing.wait(PATIENT)
 
 
-def broken_off(request: Request, content: bytes) -> None:
+def broken_off(request: ParsedOverrides, content: bytes) -> None:
     """Close the connection before the announced end."""
     request.send(content[:1000], Content_Length=str(len(content)))
 
 
-def truncated(request: Request, content: bytes) -> None:
+def truncated(request: ParsedOverrides, content: bytes) -> None:
     """Send too little, with no length announced."""
     request.send(content[:1000])
 
 
-def announced_short(request: Request, content: bytes) -> None:
+def announced_short(request: ParsedOverrides, content: bytes) -> None:
     """Send too little, and announce as much."""
     request.send(content[:1000], Content_Length="1000")
 
 
-def altered(request: Request, content: bytes) -> None:
+def altered(request: ParsedOverrides, content: bytes) -> None:
     """Send the right number of bytes, the last one changed."""
     request.send(content[:-1] + b"!")
 
 
-def endless(request: Request, content: bytes) -> None:
+def endless(request: ParsedOverrides, content: bytes) -> None:
     """Never stop sending."""
     request.send(content)
     while not request.server.closing.is_set():
@@ -128,7 +128,7 @@ def start(mnist_folder: Path) -> Iterator[Callable[..., Mirror]]:
     """Start mirrors of the real MNIST files; all are stopped after the test."""
     mirrors: list[Mirror] = []
 
-    def start_one(answer: Callable[[Request, bytes], None] = whole) -> Mirror:
+    def start_one(answer: Callable[[ParsedOverrides, bytes], None] = whole) -> Mirror:
         mirror = Mirror(mnist_folder, answer)
         threading.Thread(target=mirror.serve_forever, args=(0.01,), daemon=True).start()
         mirrors.append(mirror)
@@ -198,7 +198,7 @@ FAULTS = [
 
 @pytest.mark.parametrize(("answer", "reason"), FAULTS)
 def test_fetch_goes_on_to_the_next_mirror(
-    answer: Callable[[Request, bytes], None], reason: str, start: Callable[..., Mirror], tmp_path: Path
+    answer: Callable[[ParsedOverrides, bytes], None], reason: str, start: Callable[..., Mirror], tmp_path: Path
 ) -> None:
     """A mirror with any fault is passed over, and from then on the one that worked is asked first."""
     bad, good = start(answer), start()
@@ -211,7 +211,7 @@ def test_fetch_goes_on_to_the_next_mirror(
 
 @pytest.mark.parametrize(("answer", "reason"), FAULTS)
 def test_fetch_says_why_each_mirror_failed(
-    answer: Callable[[Request, bytes], None], reason: str, start: Callable[..., Mirror], tmp_path: Path
+    answer: Callable[[ParsedOverrides, bytes], None], reason: str, start: Callable[..., Mirror], tmp_path: Path
 ) -> None:
     """With no mirror left the message names each with its reason, and no part of a file stays behind."""
     bad = start(answer)

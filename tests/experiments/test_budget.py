@@ -70,9 +70,9 @@ def test_the_best_so_far_is_of_complete_trials_that_have_ended() -> None:
         (4, "COMPLETE", 120.1, 0.98, 0.92),
     )
 
-    assert answer.standing(trials, 1) == answer.Standing(3, 1, 0.95, 0.90)
-    assert answer.standing(trials, 2) == answer.Standing(4, 1, 0.97, 0.91)
-    assert answer.standing(trials, 5) == answer.Standing(5, 1, 0.98, 0.92)
+    assert answer.standing(trials, 1) == answer.BestComparison(3, 1, 0.95, 0.90)
+    assert answer.standing(trials, 2) == answer.BestComparison(4, 1, 0.97, 0.91)
+    assert answer.standing(trials, 5) == answer.BestComparison(5, 1, 0.98, 0.92)
 
 
 def test_of_equals_the_first_trial_is_the_best() -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mnistexp.config import compose
-from mnistexp.config.compose import Request
+from mnistexp.config.compose import ParsedOverrides
 from mnistexp.search import space as search_space
 
 ROOT = Path(compose.ROOT)
@@ -48,7 +48,7 @@ def test_what_is_collected_has_a_row_a_trial() -> None:
 
 def resolved(option: str) -> str:
     """A named experiment's whole config as YAML, its stores and data addresses left out."""
-    plain = compose.compose(Request(choices=(f"experiments={option}",))).model_dump(mode="json")
+    plain = compose.compose(ParsedOverrides(choices=(f"experiments={option}",))).model_dump(mode="json")
     plain["data"] = plain["data"]["name"]
     return yaml.safe_dump(plain, sort_keys=False)
 
@@ -64,7 +64,7 @@ def test_a_named_experiment_composes_to_its_golden_config(option: str) -> None:
 @pytest.mark.parametrize("option", [option for option in OPTIONS if not option.endswith("/baseline")])
 def test_a_named_sweep_has_a_sound_space(option: str) -> None:
     """Each sweep's whole space can be drawn from."""
-    space = search_space.build(Request(choices=(f"experiments={option}",)))
+    space = search_space.build(ParsedOverrides(choices=(f"experiments={option}",)))
 
     assert list(space.parameters())
 

@@ -13,7 +13,7 @@ import pytest
 from mnistexp.config.compose import compose, config_groups, parse_request
 from mnistexp.config.schema import Config
 from mnistexp.errors import ConfigError
-from mnistexp.search.space import Draw, SearchSpace, build
+from mnistexp.search.space import SearchSpace, Suggestion, build
 
 ALONE = ("search=none", "data=digits", "optimizer.learning_rate=0.1")
 """A base that searches nothing by itself."""
@@ -42,7 +42,7 @@ def without_search(config: Config) -> dict[str, Any]:
     return config.model_dump(exclude={"search", "study"})
 
 
-def draws(of: SearchSpace, count: int, seed: int = 0) -> list[tuple[Draw, dict[str, Any]]]:
+def draws(of: SearchSpace, count: int, seed: int = 0) -> list[tuple[Suggestion, dict[str, Any]]]:
     """Random draws through a real study in memory, each with the parameters that Optuna stored."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
     found = []

@@ -72,8 +72,8 @@ def test_turns_exclude_each_other(tmp_path: Path, fresh: Path) -> None:
         time.sleep(1.5)  # longer than one try to get the turn waits
         order.append("one ends")
 
-    thread = threading.Thread(target=lambda: two.in_turn(lambda: order.append("two")))
-    one.in_turn(slowly)
+    thread = threading.Thread(target=lambda: two.locked(lambda: order.append("two")))
+    one.locked(slowly)
     thread.join()
 
     assert order == ["one begins", "one ends", "two"]
@@ -86,7 +86,7 @@ def test_a_waiting_driver_can_be_stopped(tmp_path: Path, fresh: Path) -> None:
     two.give_up = lambda: True
 
     with pytest.raises(KeyboardInterrupt):
-        one.in_turn(lambda: two.in_turn(lambda: None))
+        one.locked(lambda: two.locked(lambda: None))
 
 
 def test_a_locked_database_is_waited_for(tmp_path: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, fresh: Path, monkeypatc
         holder.execute("ROLLBACK")
 
     database.on_wait = note
-    database.patiently(lambda: optuna.create_study(study_name="here", storage=database.storage))
+    database.retry(lambda: optuna.create_study(study_name="here", storage=database.storage))
     holder.close()
 
     assert notes == [f"{path}: database is locked; trying again for up to 300 s"]
@@ -119,7 +119,7 @@ def test_patience_ends(tmp_path: Path, fresh: Path, monkeypatch: pytest.MonkeyPa
         holder.execute("BEGIN EXCLUSIVE")
 
         with pytest.raises(StoreError, match=r"optuna\.db: Optuna can't use it any more: database is locked"):
-            database.patiently(lambda: optuna.create_study(storage=database.storage))
+            database.retry(lambda: optuna.create_study(storage=database.storage))
 
 
 def test_a_reader_tells_of_a_locked_database(tmp_path: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,14 +316,14 @@ def test_a_server_keeps_studies(postgres: Postgres, opened: Opener) -> None:
     assert said.endswith("(here)")
     assert "***" in said
     with pytest.raises(KeyboardInterrupt):
-        one.in_turn(lambda: two.in_turn(lambda: None))
-    assert two.in_turn(lambda: "then two") == "then two"
+        one.locked(lambda: two.locked(lambda: None))
+    assert two.locked(lambda: "then two") == "then two"
 
 
 def test_a_server_that_restarts_is_waited_for(postgres: Postgres, opened: Opener) -> None:
     """Connections that a restart cut off are made anew; work that it interrupted is done again."""
     database = opened(postgres.create_database("restarted"))
-    database.in_turn(lambda: optuna.create_study(study_name="before", storage=database.storage))
+    database.locked(lambda: optuna.create_study(study_name="before", storage=database.storage))
     done: list[str] = []
 
     def work() -> None:
@@ -332,7 +332,7 @@ def test_a_server_that_restarts_is_waited_for(postgres: Postgres, opened: Opener
             postgres.restart("immediate")
         optuna.create_study(study_name="after", storage=database.storage, load_if_exists=True)
 
-    database.in_turn(work)
+    database.locked(work)
 
     assert sorted(optuna.get_all_study_names(database.storage)) == ["after", "before"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from mnistexp.study.lease import PREFIX, Drivers
+from mnistexp.study.lease import PREFIX, Lease
 
 ROOT = Path(__file__).resolve().parents[2]
 ANOTHER = """
@@ -70,7 +70,7 @@ def closed(process: subprocess.Popen[str]) -> None:
 
 def test_a_killed_process_is_dead_at_once_and_a_stopped_one_is_not(kept: Kept) -> None:
     """On one machine no time has to pass: a driver that sleeps lives, one that was killed doesn't, a zombie neither."""
-    process, drivers = another(kept), Drivers(kept, lease=0.0)
+    process, drivers = another(kept), Lease(kept, lease=0.0)
 
     running = drivers.alive(0)
     process.send_signal(signal.SIGSTOP)
@@ -101,7 +101,7 @@ def test_what_an_entry_says(kept: Kept, changes: dict[str, object], local: bool,
     process = another(kept)
     kept[f"{PREFIX}0"] |= changes
 
-    found = Drivers(kept, lease=60, local=local).alive(0)
+    found = Lease(kept, lease=60, local=local).alive(0)
     process.kill()
     process.wait()
     closed(process)
@@ -111,7 +111,7 @@ def test_what_an_entry_says(kept: Kept, changes: dict[str, object], local: bool,
 
 def test_an_earlier_session_of_this_process_is_over(kept: Kept) -> None:
     """A process drives a study once at a time; numbers are given once."""
-    first, second = Drivers(kept, 60), Drivers(kept, 60)
+    first, second = Lease(kept, 60), Lease(kept, 60)
     first.register()
     second.register()
 
@@ -125,13 +125,13 @@ def test_an_earlier_session_of_this_process_is_over(kept: Kept) -> None:
 def test_a_driver_beats_four_times_in_a_lease(kept: Kept) -> None:
     """A beat is written when it is due, not oftener: 15 seconds of a lease of 60."""
     now = [0.0]
-    drivers = Drivers(kept, 60, clock=lambda: now[0])
+    drivers = Lease(kept, 60, clock=lambda: now[0])
     drivers.register()
     beats = set()
 
     for second in range(0, 61, 5):
         now[0] = second
-        drivers.beat()
+        drivers.heartbeat()
         beats.add(kept[f"{PREFIX}0"]["beat"])
 
     assert len(beats) == 5
@@ -144,11 +144,11 @@ def test_other_machines_are_judged_by_our_clock(kept: Kept) -> None:
     process.kill()
     process.wait()
     closed(process)
-    drivers = Drivers(kept, 60, clock=lambda: now[0])
+    drivers = Lease(kept, 60, clock=lambda: now[0])
     seen = []
 
-    for beat, later in ((0.0, 29), (1.0, 29), (1.0, 29), (1.0, 3)):
-        kept[f"{PREFIX}0"] |= {"host": "elsewhere", "beat": beat}
+    for heartbeat, later in ((0.0, 29), (1.0, 29), (1.0, 29), (1.0, 3)):
+        kept[f"{PREFIX}0"] |= {"host": "elsewhere", "beat": heartbeat}
         seen.append(drivers.alive(0))
         now[0] += later
     seen.append(drivers.alive(0))

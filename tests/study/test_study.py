@@ -19,9 +19,9 @@ from mnistexp.config.schema import LATER, RunConfig
 from mnistexp.errors import ConfigError, StoreError
 from mnistexp.study.database import Database, open_for_sweep
 from mnistexp.study.study import Progress, trial_seed
-from mnistexp.study.sweep import Listener, Summary, Sweep
+from mnistexp.study.sweep import Summary, Sweep, SweepCallbacks
 from mnistexp.tracking.records import RunRecord
-from mnistexp.tracking.run_context import Prepared
+from mnistexp.tracking.run_context import PreparedRun
 
 FIXED_RATE = "optimizer.learning_rate=0.1"
 PRUNING = ("study/pruner=median", "study.pruner.startup_trials=1", "study.pruner.warmup_epochs=0")
@@ -384,7 +384,7 @@ def test_each_trial_is_reported_and_logged_under_its_study(database: Database) -
     heard: list[tuple[RunRecord, Progress]] = []
     tracker = RecordingTracker()
 
-    sweep = Sweep(database, session, space, tracker, Listener(lambda *told: heard.append(told)))
+    sweep = Sweep(database, session, space, tracker, SweepCallbacks(lambda *told: heard.append(told)))
     summary = sweep.run(FakeExecutor(by_rate))
 
     assert [record for record, _ in heard] == tracker.records
@@ -400,8 +400,8 @@ def test_a_prepared_request_names_study_and_experiment() -> None:
     request = parse_request(SMALL)
     named = parse_request([*SMALL, "study.name=wide", "tracking.experiment=all"])
 
-    plain = Prepared(request, compose(request), parts()[0].prepared.dataset)
-    given = Prepared(named, compose(named), parts()[0].prepared.dataset)
+    plain = PreparedRun(request, compose(request), parts()[0].prepared.dataset)
+    given = PreparedRun(named, compose(named), parts()[0].prepared.dataset)
 
     assert (plain.study_name, plain.experiment) == ("digits", "digits")
     assert (given.study_name, given.experiment) == ("wide", "all")

@@ -29,7 +29,7 @@ from mnistexp.errors import ConfigError, StoreError
 from mnistexp.study import study as studies
 from mnistexp.study.database import Database, open_for_sweep
 from mnistexp.study.lease import PREFIX
-from mnistexp.study.study import Claim
+from mnistexp.study.study import ClaimedTrial
 
 
 class Killed(BaseException):
@@ -86,7 +86,7 @@ def test_a_trial_that_no_worker_has_yet_goes_back_without_a_run(
 
     def interrupted(study: studies.SharedStudy) -> Any:
         claimed = claim(study)
-        if isinstance(claimed, Claim) and claimed.number == 1:
+        if isinstance(claimed, ClaimedTrial) and claimed.number == 1:
             signal.raise_signal(signal.SIGINT)
         return claimed
 
@@ -308,14 +308,14 @@ def test_another_machines_trial_is_left_alone_while_it_beats(database: Database)
     tracker = RecordingTracker()
     theirs = open_sweep(database, "study.trials=3", tracker=tracker)
     claim = theirs._study.claim()
-    assert isinstance(claim, Claim)
+    assert isinstance(claim, ClaimedTrial)
     foreign(database, 0)
 
     mine = open_sweep(database, "study.trials=3", tracker=tracker)
     first, second = mine._study.claim(), mine._study.claim()
 
-    assert isinstance(first, Claim)
-    assert isinstance(second, Claim)
+    assert isinstance(first, ClaimedTrial)
+    assert isinstance(second, ClaimedTrial)
     assert {claim.number, first.number, second.number} == {0, 1, 2}
     assert mine._study.claim() is None
     assert states_of(database) == ["RUNNING"] * 3
@@ -334,7 +334,7 @@ def test_another_machines_trial_is_taken_over_when_it_is_silent(database: Databa
     """After the lease's time without a beat, by the taker's clock, its trial is run again; it can't be told then."""
     theirs = open_sweep(database, "study.trials=1")
     claim = theirs._study.claim()
-    assert isinstance(claim, Claim)
+    assert isinstance(claim, ClaimedTrial)
     foreign(database, 0)
     mine = open_sweep(database, "study.trials=1", "study.lease=30")
     now = [0.0]
@@ -346,7 +346,7 @@ def test_another_machines_trial_is_taken_over_when_it_is_silent(database: Databa
     now[0] = 31
     taken = mine._study.claim()
 
-    assert isinstance(taken, Claim)
+    assert isinstance(taken, ClaimedTrial)
     assert taken.config == claim.config
     record = theirs._session.trial(0, claim.config, (), 0.0, "FAILED", theirs._study.tags, reason="late")
     assert theirs._study.finish(0, record, None) is False
@@ -420,7 +420,7 @@ def test_one_ctrl_c_is_orderly_while_another_driver_has_its_turn(database: Datab
         holding.wait()
         return [0.5, signal.SIGINT, 0.5, 0.5]
 
-    thread = threading.Thread(target=lambda: other.in_turn(hold))
+    thread = threading.Thread(target=lambda: other.locked(hold))
     summary = open_sweep(database, "study.trials=2", tracker=tracker).run(FakeExecutor(script))
     thread.join()
     other.close()
@@ -436,9 +436,9 @@ def test_a_beat_keeps_another_machines_lease(database: Database) -> None:
     mine, now = open_sweep(database, "study.trials=1"), [0.0]
     mine._study.drivers._clock = lambda: now[0]
 
-    for beat in range(10):
+    for heartbeat in range(10):
         now[0] += 25
-        foreign(database, 0, beat=beat)
+        foreign(database, 0, heartbeat=heartbeat)
         assert mine._study.claim() is None
 
 
@@ -452,7 +452,7 @@ def test_drivers_draw_different_points(database: Database) -> None:
 
     claims = [sweep._study.claim() for sweep in (one, two, one, two)]
 
-    rates = [claim.config.optimizer.learning_rate for claim in claims[1:] if isinstance(claim, Claim)]
+    rates = [claim.config.optimizer.learning_rate for claim in claims[1:] if isinstance(claim, ClaimedTrial)]
     assert len(set(rates)) == 3
 
 

@@ -23,8 +23,8 @@ from mnistexp.study.database import Database, open_for_sweep
 from mnistexp.study.study import Progress
 from mnistexp.study.sweep import Summary, Sweep
 from mnistexp.terminal import display, live
-from mnistexp.terminal.display import Plain, Quiet, Show
-from mnistexp.terminal.progress import Board, Running, thinned
+from mnistexp.terminal.display import Display, Plain, Quiet
+from mnistexp.terminal.progress import ProgressState, Running, thinned
 
 CODE = re.compile(r"\x1b\[(\??)([\d;]*)([A-Za-z])|([\r\n])|([^\x1b\r\n]+)")
 WIDE = (100, 40)
@@ -80,7 +80,7 @@ def database(quick_folder: Path) -> Iterator[Database]:
     opened.close()
 
 
-def play(database: Database, view: Show, script: Script, *overrides: str, workers: int = 2) -> Summary:
+def play(database: Database, view: Display, script: Script, *overrides: str, workers: int = 2) -> Summary:
     """A sweep whose trials play a script, shown."""
     session, space = parts(*overrides)
     sweep = Sweep(database, session, space, RecordingTracker(), view.listener)
@@ -98,7 +98,7 @@ def frames(
     database: Database, script: Script, size: tuple[int, int], *overrides: str, workers: int = 2
 ) -> list[list[str]]:
     """What a view of this size shows after each event of a sweep."""
-    board, seen = Board(), []
+    board, seen = ProgressState(), []
 
     def watched(method: Callable[..., None]) -> Callable[..., None]:
         def told(*what: Any) -> None:
@@ -164,7 +164,7 @@ def test_it_fits_every_terminal(database: Database, size: tuple[int, int]) -> No
 
 def test_a_low_terminal_says_how_many_workers_it_leaves_out() -> None:
     """With more workers than rows, the last row counts those that don't fit."""
-    board = Board()
+    board = ProgressState()
     board.begin("digits", Progress(0, 0, 0, 100, None), 64)
     board.running = {place: Running(place, "sgd", 10) for place in range(1, 65)}
 
@@ -179,7 +179,7 @@ def test_why_a_trial_failed_stays_above_the_view_in_full(database: Database) -> 
     """The table has one line for a failure, and later trials push it out; above, the whole reason can be read."""
     screen, reason = Screen(*WIDE), "ValueError: " + "a long story, " * 10
 
-    play(database, live.Live(Board(), console_on(screen)), lambda job, _: [reason] if job == 0 else [0.9] * 3,
+    play(database, live.Live(ProgressState(), console_on(screen)), lambda job, _: [reason] if job == 0 else [0.9] * 3,
          "study.trials=12")  # fmt: skip
 
     assert " ".join("\n".join(screen.lines()).split()).startswith(f"trial 0 failed: {reason.strip()}")
@@ -192,7 +192,7 @@ def test_a_worker_that_died_leaves_its_place(database: Database) -> None:
 
     play(
         database,
-        live.Live(Board(), console_on(screen)),
+        live.Live(ProgressState(), console_on(screen)),
         lambda job, config: next(deaths, [0.9] * 3) if job == 0 else [0.8] * 3,
         "study.trials=2",
     )
@@ -205,7 +205,7 @@ def test_the_share_that_is_done_is_rounded_down() -> None:
     """100 * (29 / 100) is 28.999…, and 29 % are done; 199 of 200 aren't 100 %."""
     told = []
     for done, total in ((29, 100), (199, 200), (9, 8)):
-        board = Board()
+        board = ProgressState()
         board.begin("digits", Progress(done, 0, 0, total, None), 1)
         told.append(live.frame(board, 100, 30)[1].plain.split("  ")[-1])
 
@@ -228,7 +228,7 @@ def test_blocks_rise_with_the_logarithm_of_the_error() -> None:
 def test_time_left_is_unknown_until_every_worker_has_shown_its_speed() -> None:
     """Two trials in 10 s on two workers: then 5 s each, counted down, and unknown again once that is over."""
     now = 0.0
-    board = Board(clock=lambda: now)
+    board = ProgressState(clock=lambda: now)
     board.begin("digits", Progress(0, 0, 0, 6, None), 2)
     board.ready("CPU")
 
@@ -250,7 +250,7 @@ def test_time_left_is_unknown_until_every_worker_has_shown_its_speed() -> None:
 def test_time_left_ends_with_the_studys_time() -> None:
     """study.timeout ends it earlier than the trials would; a study that is done has nothing left."""
     now = 0.0
-    board = Board(timeout=12.0, clock=lambda: now)
+    board = ProgressState(timeout=12.0, clock=lambda: now)
     board.begin("digits", Progress(4, 0, 0, 60, None), 1)
     board.ready("CPU")
 
@@ -269,7 +269,7 @@ def test_time_left_ends_with_the_studys_time() -> None:
 def test_the_view_is_redrawn_in_place_and_notes_stand_above(database: Database) -> None:
     """However often it was drawn, one picture is left; each note is left above it, and in no later redrawing lost."""
     screen = Screen(*WIDE)
-    view = live.Live(Board(), console_on(screen))
+    view = live.Live(ProgressState(), console_on(screen))
 
     def script(job: int, config: RunConfig) -> list[float]:
         view.listener.on_note(f"note {job}")
@@ -289,7 +289,7 @@ def test_a_terminal_that_gets_narrower_is_drawn_anew(database: Database) -> None
     """Lines that it has broken in two are cleared, not left behind: the screen holds one picture again."""
     screen = Screen(*WIDE)
     console = console_on(screen)
-    view = live.Live(Board(), console)
+    view = live.Live(ProgressState(), console)
     session, space = parts("study.trials=2")
     sweep = Sweep(database, session, space, RecordingTracker(), view.listener)
 
@@ -315,7 +315,7 @@ def test_the_terminal_is_given_back(database: Database, ending: list[Any], monke
     if len(ending) == 2 or not isinstance(ending[0], signal.Signals):
         error = pytest.raises((ValueError, KeyboardInterrupt))
 
-    view = live.Live(Board(), console_on(screen))
+    view = live.Live(ProgressState(), console_on(screen))
     with error:
         play(database, view, lambda *_: [0.5, *ending, 0.5, 0.5], "study.trials=3", workers=1)
 
@@ -329,7 +329,7 @@ def test_ctrl_c_is_seen_to_be_heard(database: Database) -> None:
     """What a first one does, and what a second would do, is told at once, above the view."""
     screen = Screen(*WIDE)
 
-    view = live.Live(Board(), console_on(screen))
+    view = live.Live(ProgressState(), console_on(screen))
 
     summary = play(database, view, lambda *_: [0.5, signal.SIGINT, 0.5, 0.5], "study.trials=3", workers=1)
 
@@ -350,7 +350,7 @@ def test_a_terminal_that_is_closed_stops_nothing(database: Database, monkeypatch
     """The sweep runs to its end although the view can't be drawn any more."""
     screen = Gone(*WIDE)
     monkeypatch.setattr(sys, "stdout", screen)
-    view = live.Live(Board(), console_on(screen))
+    view = live.Live(ProgressState(), console_on(screen))
 
     def script(job: int, config: RunConfig) -> list[float]:
         with contextlib.suppress(OSError):
@@ -368,7 +368,7 @@ def test_a_terminal_of_ascii_gets_ascii(database: Database) -> None:
     file = io.TextIOWrapper(raw, encoding="ascii")
     console = Console(file=file, force_terminal=True, force_interactive=True, width=100, height=40)
 
-    play(database, live.Live(Board(), console), scores, "study.trials=5")
+    play(database, live.Live(ProgressState(), console), scores, "study.trials=5")
     file.flush()
 
     told = raw.getvalue().decode("ascii")
@@ -384,7 +384,7 @@ def test_no_color(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Screen(*WIDE)
     monkeypatch.setattr(sys, "stdout", screen)
 
-    play(database, live.Live(Board()), scores, "study.trials=5")
+    play(database, live.Live(ProgressState()), scores, "study.trials=5")
 
     codes = {
         number for _, codes, kind, *_ in CODE.findall(screen.getvalue()) if kind == "m" for number in codes.split(";")

@@ -15,7 +15,7 @@ from mnistexp.config.compose import compose, parse_request, run_config
 from mnistexp.errors import ConfigError, DataError, StoreError, TrainingError
 from mnistexp.machine import source_state
 from mnistexp.tracking import run_context
-from mnistexp.tracking.run_context import Comparison, Prepared, Session
+from mnistexp.tracking.run_context import Comparison, PreparedRun, RunContext
 from mnistexp.tracking.runs import LoggedRun, RunRecord
 from mnistexp.training.results import EpochScores
 
@@ -23,17 +23,17 @@ DIGITS = ("data=digits", "search=none", "trainer.epochs=3")
 
 
 @functools.cache
-def prepared(*overrides: str) -> Prepared:
+def prepared(*overrides: str) -> PreparedRun:
     """A request for the digits, ready to be trained."""
     return run_context.prepare(parse_request([*DIGITS, *overrides]))
 
 
-def session(provenance: dict[str, Any] | None = None, source: dict[str, Any] | None = None) -> Session:
+def session(provenance: dict[str, Any] | None = None, source: dict[str, Any] | None = None) -> RunContext:
     """A command's session on the digits."""
-    return Session(prepared(), source or {}, provenance or {})
+    return RunContext(prepared(), source or {}, provenance or {})
 
 
-def record(given: Session | None = None, **more: Any) -> RunRecord:
+def record(given: RunContext | None = None, **more: Any) -> RunRecord:
     """A complete trial, number 3 of study digits, unless `more` says otherwise."""
     known: dict[str, Any] = {
         "result": run_result([0.5, 0.7]),

@@ -254,7 +254,7 @@ def test_structure_ignores_values_but_not_zeros() -> None:
 
 def test_a_knob_stands_where_keras_has_a_number() -> None:
     """It converts to its value, 1 - knob is its complement, and any other subtraction is refused."""
-    knob = models.Knob(tf.constant(0.25), tf.constant(0.75))
+    knob = models.RuntimeHyperparameter(tf.constant(0.25), tf.constant(0.75))
 
     assert float(tf.convert_to_tensor(knob)) == 0.25
     assert float(1 - knob) == 0.75

@@ -13,7 +13,7 @@ import tensorflow as tf
 from pydantic import TypeAdapter
 
 from mnistexp.config import user_code
-from mnistexp.config.schema import DataConfig, OwnCode, OwnModel, RunConfig
+from mnistexp.config.schema import DataConfig, RunConfig, UserCode, UserModel
 from mnistexp.data import dataset
 from mnistexp.errors import ConfigError
 from mnistexp.training import model as models
@@ -117,7 +117,7 @@ def moody(features, classes):
 @pytest.fixture(autouse=True)
 def code() -> Iterator[None]:
     """The file above, as if --code had named it."""
-    user_code.use(OwnCode(name="networks.py", text=CODE))
+    user_code.use(UserCode(name="networks.py", text=CODE))
     yield
     user_code.use(None)
 
@@ -131,7 +131,7 @@ def trainer() -> Trainer:
 def config(function: str, seed: int = 0, settings: dict[str, Any] | None = None, **trainer: Any) -> RunConfig:
     """A run of a function's network on the digits."""
     digest = hashlib.sha256(CODE.encode()).hexdigest()
-    network = OwnModel(name="own", function=function, settings=settings or {}, code=digest)
+    network = UserModel(name="custom", function=function, settings=settings or {}, code=digest)
     base = runs.run_config(runs.ADAM, seed=seed, data=runs.DIGITS, **trainer)
     return base.model_copy(update={"model": network})
 

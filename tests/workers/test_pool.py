@@ -19,21 +19,21 @@ from mnistexp.workers.local import LocalExecutor
 from mnistexp.workers.pool import (
     GAP_SECONDS,
     START_SECONDS,
-    Death,
+    Connection,
     Deliver,
     EpochEnded,
     Failed,
-    Link,
     Lost,
     Message,
-    Supervisor,
+    WorkerExit,
+    WorkerPool,
     require_device,
     worker_count,
 )
 from mnistexp.workers.process import death, worker_environment
 
-KILL = Death("signal SIGKILL", True, "no last words")
-SEGFAULT = Death("signal SIGSEGV", False, "no last words")
+KILL = WorkerExit("signal SIGKILL", True, "no last words")
+SEGFAULT = WorkerExit("signal SIGSEGV", False, "no last words")
 EPOCH = {"epoch": 1, "steps": 1, "learning_rate": 0.1, "loss": 1.0, "accuracy": 0.5, "val_loss": 1.0,
          "val_accuracy": 0.5, "seconds": 0.1}  # fmt: skip
 
@@ -57,7 +57,7 @@ class ScriptedLink:
     def send(self, message: Mapping[str, Any]) -> None:
         self.sent.append(message)
 
-    def hang_up(self) -> None:
+    def close_stdin(self) -> None:
         self.killed = True
 
     def kill(self) -> None:
@@ -67,7 +67,7 @@ class ScriptedLink:
         pass
 
 
-class Scripted(Supervisor):
+class Scripted(WorkerPool):
     """A supervisor of such workers, with a clock that a test sets."""
 
     def __init__(self, workers: int = 1) -> None:
@@ -80,7 +80,7 @@ class Scripted(Supervisor):
     def _count(self) -> int:
         return self.asked
 
-    def _open(self, place: int, deliver: Deliver) -> Link:
+    def _open(self, place: int, deliver: Deliver) -> Connection:
         self.links.append(ScriptedLink(deliver))
         return self.links[-1]
 
@@ -241,7 +241,7 @@ def test_a_node_that_takes_all_its_starting_workers_along_is_one_bad_start() -> 
 
 
 @pytest.mark.parametrize(("how", "kind"), [(KILL, Lost), (SEGFAULT, Failed)])
-def test_a_death_is_the_trainings_fault_or_not(busy: Scripted, how: Death, kind: type[Lost | Failed]) -> None:
+def test_a_death_is_the_trainings_fault_or_not(busy: Scripted, how: WorkerExit, kind: type[Lost | Failed]) -> None:
     """What took the worker decides whether its training may be run again; a new worker comes either way."""
     event = busy.hear(busy.links[0], how)
 
@@ -264,13 +264,13 @@ def test_signals_from_outside_lose_a_worker(signal: str) -> None:
 @pytest.mark.parametrize("signal", ["SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE"])
 def test_signals_of_its_own_are_its_fault(signal: str) -> None:
     """What code does to itself it does again."""
-    assert death(-getattr(process.signal, signal), "") == Death(f"signal {signal}", False, "")
+    assert death(-getattr(process.signal, signal), "") == WorkerExit(f"signal {signal}", False, "")
 
 
 @pytest.mark.parametrize("code", [0, 1, 7])
 def test_an_exit_is_its_own_fault(code: int) -> None:
     """A worker that leaves in mid-training was told to by its own code."""
-    assert death(code, "words") == Death(f"exit code {code}", False, "words")
+    assert death(code, "words") == WorkerExit(f"exit code {code}", False, "words")
 
 
 # ------------------------------------------------------------------------------ devices and environment

@@ -25,7 +25,7 @@ from mnistexp.data import dataset as data
 from mnistexp.data.dataset_file import read, write
 from mnistexp.errors import WorkerError
 from mnistexp.workers import ray
-from mnistexp.workers.pool import Death, EpochEnded, Finished, Lost
+from mnistexp.workers.pool import EpochEnded, Finished, Lost, WorkerExit
 from mnistexp.workers.ray import Cluster, RayExecutor
 
 ROOT = Path(ray.__file__).parents[2]
@@ -221,7 +221,7 @@ def test_a_preempted_node_is_named() -> None:
     error = RuntimeError("gone")
     error.preempted = True  # type: ignore[attr-defined]  # as ray.exceptions.ActorDiedError has it
 
-    assert ray._lost(error) == Death("its node was preempted: RuntimeError", True, "gone")
+    assert ray._lost(error) == WorkerExit("its node was preempted: RuntimeError", True, "gone")
 
 
 # -------------------------------------------------------------------------------------- what can be mistyped
