@@ -8,15 +8,18 @@ from __future__ import annotations
 import argparse
 import errno
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
+import yaml
+
 from mnistexp import __version__
-from mnistexp.commands.args import CommandArgs, split_args
+from mnistexp.commands.args import split_args
 from mnistexp.config import user_code
-from mnistexp.config.compose import ParsedOverrides, config_groups, flatten, parse_request, template
-from mnistexp.errors import INTERRUPTED, ConfigError, MnistexpError
+from mnistexp.config.compose import ParsedOverrides, compose, config_groups, flatten, parse_request, template
+from mnistexp.errors import INTERRUPTED, ConfigError, MnistexpError, without_passwords
 
 REFUSED = (
     errno.EACCES,
@@ -139,40 +142,16 @@ def _run(arguments: argparse.Namespace) -> int:
     user_code.use(user_code.read(path) if path else None)
     request = parse_request(overrides, arguments.config_dir)
     if arguments.cfg:
-        from mnistexp.commands.core import show_config
+        return _show_config(request)
+    module = import_module(f"mnistexp.commands.{arguments.command}")  # each command has imports of its own
+    return int(getattr(module, arguments.command)(request, replace(words, flags=flags)))
 
-        return show_config(request)
-    return _function(arguments.command)(request, replace(words, flags=flags))
 
-
-def _function(name: str) -> Callable[[ParsedOverrides, CommandArgs], int]:
-    """A command's function; each comes with imports of its own."""
-    match name:
-        case "report":
-            from mnistexp.commands.report import report
-
-            return report
-        case "confirm":
-            from mnistexp.commands.confirm import confirm
-
-            return confirm
-        case "predict":
-            from mnistexp.commands.predict import predict
-
-            return predict
-        case "ui":
-            from mnistexp.commands.ui import ui
-
-            return ui
-        case "doctor":
-            from mnistexp.commands.doctor import doctor
-
-            return doctor
-        case _:
-            from mnistexp.commands import core
-
-            functions = {"train": core.train, "sweep": core.sweep, "best": core.best}
-            return {**functions, "rerun": core.rerun}[name]
+def _show_config(request: ParsedOverrides) -> int:
+    """Print the composed config (`--cfg job`)."""
+    text = yaml.safe_dump(compose(request).model_dump(mode="json"), sort_keys=False, width=10**6)
+    print(without_passwords(text.rstrip()))
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -182,9 +161,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Start with:  python -m mnistexp sweep",
     )
     parser.add_argument("--version", action="version", version=f"mnistexp {__version__}")
-    core = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, about in COMMANDS.items():
-        command = core.add_parser(
+        command = commands.add_parser(
             name,
             help=about.summary,
             description=f"{about.summary[0].upper()}{about.summary[1:]}.",

@@ -127,7 +127,7 @@ class Lease:
         return now - since < self._lease
 
     def _write(self) -> None:
-        self._attributes.write(f"{PREFIX}{self.number}", {**self._entry, "beat": time.time()})
+        self._attributes.write(f"{PREFIX}{self.number}", {**self._entry, "heartbeat": time.time()})
         self._last_beat = self._clock()
 
 

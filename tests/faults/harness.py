@@ -185,7 +185,7 @@ class Place(Folder):
         """When each of the study's drivers has last shown that it lives."""
         entries = self._looked(self.study, lambda found: found.user_attrs)
         names = [name for name in entries if name.startswith(PREFIX)]
-        return {int(name.removeprefix(PREFIX)): entries[name]["beat"] for name in names}
+        return {int(name.removeprefix(PREFIX)): entries[name]["heartbeat"] for name in names}
 
     def _looked(self, study: str, look: Callable[[optuna.Study], Any]) -> Any:
         # Closed, or a small disk can't be unmounted, nor a server stopped.

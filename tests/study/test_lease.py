@@ -132,7 +132,7 @@ def test_a_driver_beats_four_times_in_a_lease(kept: Kept) -> None:
     for second in range(0, 61, 5):
         now[0] = second
         drivers.heartbeat()
-        beats.add(kept[f"{PREFIX}0"]["beat"])
+        beats.add(kept[f"{PREFIX}0"]["heartbeat"])
 
     assert len(beats) == 5
 
@@ -148,7 +148,7 @@ def test_other_machines_are_judged_by_our_clock(kept: Kept) -> None:
     seen = []
 
     for heartbeat, later in ((0.0, 29), (1.0, 29), (1.0, 29), (1.0, 3)):
-        kept[f"{PREFIX}0"] |= {"host": "elsewhere", "beat": heartbeat}
+        kept[f"{PREFIX}0"] |= {"host": "elsewhere", "heartbeat": heartbeat}
         seen.append(drivers.alive(0))
         now[0] += later
     seen.append(drivers.alive(0))
