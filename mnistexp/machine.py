@@ -9,11 +9,12 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import joblib
 
 from mnistexp import __version__
+from mnistexp.errors import WorkerError
 
 PACKAGES = ("tensorflow", "keras", "numpy", "optuna", "mlflow", "hydra-core")
 """Whose versions a run records: what computes, and what decides what is computed."""
@@ -34,6 +35,15 @@ def visible_gpus() -> list[str]:
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     entries = listed.split(",") if listed else [str(index) for index in range(count.value)]
     return entries[: count.value]
+
+
+def require_device(device: Literal["auto", "cpu", "gpu"]) -> None:
+    """Raises: WorkerError if a GPU is asked for and the driver has none."""
+    if device == "gpu" and not visible_gpus():
+        raise WorkerError(
+            "trainer.device=gpu: no NVIDIA GPU is visible here; "
+            "give trainer.device=cpu or auto, or see `mnistexp doctor`"
+        )
 
 
 def cpu_model() -> str:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from mnistexp.config.schema import Config, RunConfig, UserModel
 from mnistexp.data.dataset import Dataset
 from mnistexp.machine import visible_gpus
-from mnistexp.tracking import run_context
 from mnistexp.tracking.run_context import PreparedRun
 from mnistexp.training.results import EpochScores
 from mnistexp.workers.pool import Executor, worker_count
+from mnistexp.workers.start import run_training, start_workers, wait_until_ready
 
 EPOCHS = 3
 """Timed in each training: the first contains the compilation."""
@@ -103,9 +103,9 @@ def time_epochs(
     note(f"timing {EPOCHS} epochs of {len(picked)} of its networks, in one worker …")
     began = time.monotonic()
     dataset = prepared.dataset
-    executor = run_context.start_workers(prepared.config, at_most=1, dataset=dataset, fingerprint=dataset.fingerprint)
+    executor = start_workers(prepared.config, at_most=1, dataset=dataset, fingerprint=dataset.fingerprint)
     try:
-        device = str(run_context.wait_until_ready(executor).get("device", ""))
+        device = str(wait_until_ready(executor).get("device", ""))
         start = time.monotonic() - began
         timed = [_time(executor, configs[i], shapes[i].cost) for i in picked]
     finally:
@@ -138,7 +138,7 @@ def _time(executor: Executor, config: RunConfig, cost: float) -> Timed:
     )
     epochs: list[EpochScores] = []
     began = time.monotonic()
-    run_context.train(executor, timed, epochs.append, test=False)
+    run_training(executor, timed, epochs.append, test=False)
     seconds = [scores.seconds for scores in epochs]
     epoch = statistics.median(seconds[1:])
     return Timed(cost, max(0.0, time.monotonic() - began - sum(seconds[1:]) - epoch), epoch)

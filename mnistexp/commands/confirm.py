@@ -35,7 +35,7 @@ from mnistexp.tracking import registry, run_context
 from mnistexp.tracking.records import LoggedRun, RunRecord
 from mnistexp.tracking.run_context import PreparedRun, RunContext
 from mnistexp.tracking.runs import Ending, Tracker, address, open_tracker
-from mnistexp.workers import child
+from mnistexp.workers import child, start
 from mnistexp.workers.pool import Executor
 
 Start = Callable[[PreparedRun, int], Executor]
@@ -44,7 +44,7 @@ Start = Callable[[PreparedRun, int], Executor]
 def start_workers(prepared: PreparedRun, at_most: int) -> Executor:
     """Start workers on a study's data."""
     dataset = prepared.dataset
-    return run_context.start_workers(prepared.config, at_most=at_most, dataset=dataset, fingerprint=dataset.fingerprint)
+    return start.start_workers(prepared.config, at_most=at_most, dataset=dataset, fingerprint=dataset.fingerprint)
 
 
 @dataclass(frozen=True)

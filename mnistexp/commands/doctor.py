@@ -20,6 +20,7 @@ from mnistexp.study.database import check_apart, check_usable
 from mnistexp.terminal import console
 from mnistexp.tracking import run_context
 from mnistexp.tracking.runs import check_reachable, resolved_uri
+from mnistexp.workers.start import run_training, start_workers
 
 
 def doctor(request: ParsedOverrides, _: CommandArgs) -> int:
@@ -72,9 +73,9 @@ def _training(config: Config) -> str:
     digits = configs.compose(configs.ParsedOverrides(choices=("data=digits",), values=("trainer.epochs=1",)))
     trainer = digits.trainer.model_copy(update={"device": config.trainer.device})
     small = digits.model_copy(update={"trainer": trainer, "executor": config.executor})
-    executor = run_context.start_workers(small, at_most=1)
+    executor = start_workers(small, at_most=1)
     try:
-        result = run_context.train(executor, configs.run_config(small), lambda _: None)
+        result = run_training(executor, configs.run_config(small), lambda _: None)
         devices = ", ".join(executor.facts["devices"])
     finally:
         executor.close()

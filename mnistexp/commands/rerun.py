@@ -13,6 +13,7 @@ from mnistexp.config.compose import ParsedOverrides
 from mnistexp.terminal import console
 from mnistexp.tracking import run_context
 from mnistexp.tracking.runs import open_tracker
+from mnistexp.workers.start import run_training, start_workers
 
 if TYPE_CHECKING:
     pass
@@ -31,7 +32,7 @@ def rerun(request: ParsedOverrides, asked: CommandArgs) -> int:
     recorded = run_context.here(before.config, config.data.root, device)
     prepared = run_context.prepare_recorded(config, recorded)
     console.note(f"run {before.run_id}: {before.name}")
-    executor = run_context.start_workers(
+    executor = start_workers(
         prepared.config,
         at_most=1,
         dataset=prepared.dataset,
@@ -40,7 +41,7 @@ def rerun(request: ParsedOverrides, asked: CommandArgs) -> int:
     )
     try:
         started, last, sealed = time.time(), before.metrics["epochs"], "test_accuracy" not in before.metrics
-        result = run_context.train(executor, recorded, epoch_callback(recorded, []), stop_after=last, test=not sealed)
+        result = run_training(executor, recorded, epoch_callback(recorded, []), stop_after=last, test=not sealed)
     finally:
         executor.close()
     record = run_context.session(prepared).record(

@@ -16,6 +16,7 @@ from mnistexp.storage.urls import shown, storage_overrides
 from mnistexp.terminal import console
 from mnistexp.tracking import run_context
 from mnistexp.tracking.runs import address, open_tracker
+from mnistexp.workers.start import start_workers
 
 if TYPE_CHECKING:
     from mnistexp.analysis.history import History
@@ -40,7 +41,7 @@ def sweep(request: ParsedOverrides, asked: CommandArgs) -> int:
     prepared = run_context.prepare(request)
     console.warn_fallback(prepared)
     database = storage.open_for_sweep(config.study.storage)  # before any worker, or a second driver, can race for it
-    executor = run_context.start_workers(
+    executor = start_workers(
         prepared.config,
         at_most=config.study.trials,
         dataset=prepared.dataset,

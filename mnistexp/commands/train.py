@@ -20,6 +20,7 @@ from mnistexp.tracking.run_context import PreparedRun
 from mnistexp.tracking.runs import Tracker, open_tracker
 from mnistexp.training.results import EpochScores
 from mnistexp.workers.pool import Executor
+from mnistexp.workers.start import run_training, start_workers
 
 if TYPE_CHECKING:
     pass
@@ -30,7 +31,7 @@ def train(request: ParsedOverrides, _: CommandArgs) -> int:
     configs.refuse_search(request, "train")
     prepared = run_context.prepare(request)
     console.warn_fallback(prepared)
-    executor = run_context.start_workers(
+    executor = start_workers(
         prepared.config, at_most=1, dataset=prepared.dataset, fingerprint=prepared.dataset.fingerprint
     )
     try:
@@ -56,7 +57,7 @@ def _trained(
     weights_path = weights if prepared.config.tracking.save_weights else None
     epochs: list[EpochScores] = []
     try:
-        result = run_context.train(executor, config, epoch_callback(config, epochs), weights_path)
+        result = run_training(executor, config, epoch_callback(config, epochs), weights_path)
     except TrainingError as error:
         failed = session.record("train", config, overrides, started, "FAILED", reason=str(error), epochs=tuple(epochs))
         try:

@@ -23,12 +23,13 @@ from mnistexp.study.signals import StopRequest
 from mnistexp.study.study import ClaimedTrial, InvalidTrial, Progress, SharedStudy
 from mnistexp.study.upload_queue import UploadQueue
 from mnistexp.tracking.records import LoggedRun, RunRecord, State
-from mnistexp.tracking.run_context import POLL_SECONDS, RunContext, wait_until_ready
+from mnistexp.tracking.run_context import RunContext
 from mnistexp.tracking.runs import Ending, Tracker
 from mnistexp.tracking.sweep_page import sweep_page
 from mnistexp.tracking.ui_pages import SEARCHED, fitting
 from mnistexp.training.results import EpochScores, objective_value
 from mnistexp.workers.pool import EpochEnded, Event, Executor, Failed, Finished, Lost
+from mnistexp.workers.start import POLL_SECONDS, wait_until_ready
 
 LOOK_SECONDS = 2.0  # between two looks at what other drivers did, where this one has nothing to do
 ORDERLY_SECONDS = 6.0  # that running epochs get to end in after Ctrl-C; the rest of ten is for writing

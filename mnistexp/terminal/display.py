@@ -15,9 +15,10 @@ from mnistexp.study.study import Progress
 from mnistexp.study.sweep import Summary, Sweep, SweepCallbacks
 from mnistexp.terminal import console
 from mnistexp.tracking.records import RunRecord
-from mnistexp.tracking.run_context import run_name, wait_until_ready
+from mnistexp.tracking.run_context import run_name
 from mnistexp.training.results import EpochScores
 from mnistexp.workers.pool import Executor
+from mnistexp.workers.start import wait_until_ready
 
 
 class Display(Protocol):

@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from mnistexp import machine
 from mnistexp.config import compose as config_module
 from mnistexp.config import user_code
 from mnistexp.config.compose import ParsedOverrides
-from mnistexp.config.schema import Config, IdxData, RayExecutorConfig, RunConfig, Sgd, UserData, UserModel, shown
+from mnistexp.config.schema import Config, IdxData, RunConfig, Sgd, UserData, UserModel, shown
 from mnistexp.data import dataset as data
 from mnistexp.data.dataset import Dataset
-from mnistexp.errors import ConfigError, StoreError, TrainingError
+from mnistexp.errors import ConfigError, StoreError
 from mnistexp.tracking.records import Kind, LoggedRun, RunRecord, State
 from mnistexp.tracking.runs import Tracker
-from mnistexp.training.results import EpochScores, RunResult
-from mnistexp.workers.local import LocalExecutor
-from mnistexp.workers.pool import EpochEnded, Executor, Failed, Finished, Lost, require_device
-from mnistexp.workers.ray import RayExecutor
+from mnistexp.training.results import RunResult
 
 ENVIRONMENT = ("TF_ENABLE_ONEDNN_OPTS", "XLA_FLAGS")
 """What a rerun takes over from a record into its workers' environment; anything else there could run code."""
-
-POLL_SECONDS = 1.0
-"""How long a wait for workers lasts before Ctrl-C is looked at on platforms where a wait blocks it."""
 
 DOWNLOAD_KEYS = ("data.mirrors", "data.timeout")
 """What data=auto has, and digits, which it may become, has not."""
@@ -73,7 +65,8 @@ def prepare(request: ParsedOverrides) -> PreparedRun:
     Raises: ConfigError, DataError.
     """
     composed = config_module.compose(request)
-    _require_device(composed, composed.trainer.device)
+    if composed.executor.name == "local":  # a Ray node is asked when it is joined
+        machine.require_device(composed.trainer.device)
     if not isinstance(composed.data, IdxData) or composed.data.name != "auto":
         return _loaded(request, "")
     choice = data.resolve_auto(composed.data)
@@ -99,15 +92,10 @@ def prepare_recorded(config: Config, recorded: RunConfig) -> PreparedRun:
 
     Raises: DataError if its data set is not here.
     """
-    _require_device(config, recorded.trainer.device)
+    if config.executor.name == "local":
+        machine.require_device(recorded.trainer.device)
     nodes = {node: getattr(recorded, node) for node in config_module.RUN_NODES}
     return PreparedRun(ParsedOverrides(), config.model_copy(update=nodes), data.load(recorded.data))
-
-
-def _require_device(config: Config, device: Literal["auto", "cpu", "gpu"]) -> None:
-    """Raises: WorkerError if a GPU is asked for that isn't here; Ray's nodes are asked when they are joined."""
-    if config.executor.name == "local":
-        require_device(device)
 
 
 def study_name(config: Config) -> str:
@@ -129,68 +117,6 @@ def check_fit(config: Config, dataset: Dataset) -> None:
         raise ConfigError(
             f"trainer.batch_size={config.trainer.batch_size}: at most the {images} training images of {dataset.name}"
         )
-
-
-def start_workers(
-    config: Config,
-    *,
-    at_most: int,
-    dataset: Dataset | None = None,
-    fingerprint: str = "",
-    environment: Mapping[str, str] | None = None,
-) -> Executor:
-    """Start the executor that a config asks for; its workers get ready while the caller goes on.
-
-    Args:
-        dataset: what `config.data` loads, where the caller has it: Ray sends it to its nodes.
-        fingerprint: the data set's, which every worker must find as well.
-
-    Raises: WorkerError if there is no Ray that the config asks for.
-    """
-    common: dict[str, Any] = {
-        "fingerprint": fingerprint,
-        "threads": config.trainer.threads,
-        "device": config.trainer.device,
-        "at_most": at_most,
-        "max_memory": config.executor.max_worker_memory * 1e9,
-        "environment": environment,
-    }
-    if isinstance(config.executor, RayExecutorConfig):
-        return RayExecutor(config.executor, config.data, dataset or data.load(config.data), **common)
-    return LocalExecutor(config.data, workers=config.executor.workers, **common)
-
-
-def wait_until_ready(executor: Executor) -> Mapping[str, Any]:
-    """Wait for a first worker. Returns: what it says of itself. Raises: WorkerError if none ever starts."""
-    while not executor.idle():
-        executor.next_event(POLL_SECONDS)
-    return executor.facts
-
-
-def train(
-    executor: Executor,
-    config: RunConfig,
-    on_epoch: Callable[[EpochScores], None],
-    weights_path: Path | None = None,
-    stop_after: float = math.inf,
-    *,
-    test: bool = True,
-) -> RunResult:
-    """Run one training to its end, or (as a pruned one that is run again) to the end of epoch `stop_after`.
-
-    Raises: TrainingError with the reason if it fails.
-    """
-    wait_until_ready(executor)
-    executor.submit(0, config, weights_path, test=test)
-    while True:
-        match executor.next_event(POLL_SECONDS):
-            case EpochEnded(job, scores):
-                on_epoch(scores)
-                executor.answer(job, go=scores.epoch < stop_after)
-            case Finished(_, result):
-                return result
-            case Failed(_, reason) | Lost(_, reason):
-                raise TrainingError(f"the training failed: {reason}")
 
 
 # -------------------------------------------------------------------------------------------- records

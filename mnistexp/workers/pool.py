@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 from mnistexp import errors
 from mnistexp.config.schema import RunConfig
-from mnistexp.machine import cores, visible_gpus
+from mnistexp.machine import cores
 from mnistexp.training import results
 from mnistexp.training.results import EpochScores, RunResult
 
@@ -366,15 +366,6 @@ def _never_ready(worker: Worker, death: WorkerExit) -> str:
 GPU_SHARE = 4
 """Workers that share a GPU: one alone leaves it idle while it compiles, and a trial here is mostly that.
 With 1, 4 and 8 the default sweep took 102, 34 and 32 s (experiments/speed, on a GPU)."""
-
-
-def require_device(device: Literal["auto", "cpu", "gpu"]) -> None:
-    """Raises: WorkerError if a GPU is asked for and the driver has none: said before anything starts."""
-    if device == "gpu" and not visible_gpus():
-        raise errors.WorkerError(
-            "trainer.device=gpu: no NVIDIA GPU is visible here; "
-            "give trainer.device=cpu or auto, or see `mnistexp doctor`"
-        )
 
 
 def worker_count(workers: int | Literal["auto"], threads: int, gpus: int) -> int:

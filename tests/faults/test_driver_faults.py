@@ -157,7 +157,7 @@ def test_ctrl_c_twice_ends_it_at_once(place: Place) -> None:
         pytest.param("mnistexp.study.database:open_for_sweep:1:before", id="when the database is opened"),
         pytest.param("mnistexp.commands.sweep:open_tracker:1:before", id="when MLflow is opened"),
         pytest.param("optuna.study:Study.set_user_attr:2:before", id="when the driver is registered"),
-        pytest.param("mnistexp.tracking.run_context:wait_until_ready:1:before", id="when workers start"),
+        pytest.param("mnistexp.workers.start:wait_until_ready:1:before", id="when workers start"),
     ],
 )
 def test_ctrl_c_during_start_up(place: Place, point: str) -> None:

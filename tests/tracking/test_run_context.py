@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 import runs
-from fakes import FakeExecutor, RecordingTracker, epoch_scores, run_result
+from fakes import RecordingTracker, epoch_scores, run_result
 
 from mnistexp.config.compose import compose, parse_request, run_config
-from mnistexp.errors import ConfigError, DataError, StoreError, TrainingError
+from mnistexp.errors import ConfigError, DataError, StoreError
 from mnistexp.machine import source_state
 from mnistexp.tracking import run_context
 from mnistexp.tracking.run_context import Comparison, PreparedRun, RunContext
 from mnistexp.tracking.runs import LoggedRun, RunRecord
-from mnistexp.training.results import EpochScores
 
 DIGITS = ("data=digits", "search=none", "trainer.epochs=3")
 
@@ -122,33 +121,6 @@ def test_a_study_is_named_before_its_data_are_loaded(no_mnist: Path, mnist_folde
     assert run_context.study_name(compose(parse_request(["data=kmnist"]))) == "kmnist"
     assert run_context.study_name(compose(parse_request([]))) == "digits"
     assert run_context.study_name(compose(parse_request([f"data.root={mnist_folder}"]))) == "mnist"
-
-
-# -------------------------------------------------------------------------------------------- one training
-
-
-def test_train_shows_each_epoch_and_returns_the_result(tmp_path: Path) -> None:
-    """Every epoch is shown as it ends; weights are written where they are asked for."""
-    seen: list[EpochScores] = []
-    executor = FakeExecutor(lambda *_: [0.5, 0.75, 0.25])
-
-    result = run_context.train(executor, runs.run_config(seed=4), seen.append, tmp_path / "w.h5")
-
-    assert [scores.val_accuracy for scores in seen] == [0.5, 0.75, 0.25]
-    assert result.fit.epochs == tuple(seen)
-    assert (result.fit.stopped, result.fit.chosen_epoch) == ("completed", 2)
-    assert (tmp_path / "w.h5").exists()
-    assert executor.jobs[0].seed == 4
-
-
-def test_a_failed_training_raises_its_reason() -> None:
-    """The reason is the error's text, and the exit code says that the training failed, not the user."""
-    executor = FakeExecutor(lambda *_: [0.5, "loss became nan in epoch 2"])
-
-    with pytest.raises(TrainingError, match=r"^the training failed: loss became nan in epoch 2$") as caught:
-        run_context.train(executor, runs.run_config(), lambda scores: None)
-
-    assert caught.value.exit_code == 1
 
 
 # ------------------------------------------------------------------------------------------------- records

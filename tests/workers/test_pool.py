@@ -27,7 +27,6 @@ from mnistexp.workers.pool import (
     Message,
     WorkerExit,
     WorkerPool,
-    require_device,
     worker_count,
 )
 from mnistexp.workers.process import death, worker_environment
@@ -278,12 +277,12 @@ def test_an_exit_is_its_own_fault(code: int) -> None:
 
 def test_a_gpu_that_is_not_there_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """device=gpu without a GPU is refused by name; the other two are content with what there is."""
-    monkeypatch.setattr(executors, "visible_gpus", list)
+    monkeypatch.setattr(machine, "visible_gpus", list)
 
     with pytest.raises(WorkerError, match=r"trainer\.device=gpu: no NVIDIA GPU is visible here; give"):
-        require_device("gpu")
-    require_device("auto")
-    require_device("cpu")
+        machine.require_device("gpu")
+    machine.require_device("auto")
+    machine.require_device("cpu")
 
 
 def test_how_many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
