@@ -156,7 +156,7 @@ def workers(config: Config, device: str) -> int:
 def shape(config: RunConfig, prepared: PreparedRun) -> Shape:
     """What a training's time depends on."""
     trainer, dataset = config.trainer, prepared.dataset
-    steps = len(dataset.train.labels) // trainer.batch_size
+    steps = trainer.steps_per_epoch(len(dataset.train.labels))
     epochs = trainer.most_epochs(steps)
     fewest = epochs if trainer.patience is None else min(epochs, trainer.patience + 1)
     knobs = {

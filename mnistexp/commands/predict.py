@@ -13,7 +13,7 @@ from mnistexp.commands.args import CommandArgs
 from mnistexp.config import compose as configs
 from mnistexp.config import user_code
 from mnistexp.config.compose import ParsedOverrides
-from mnistexp.config.schema import Config, DataConfig, DigitsData, IdxData, RunConfig, UserData, UserModel, shown
+from mnistexp.config.schema import Config, DataConfig, DigitsData, IdxData, RunConfig, UserData, UserModel, format_value
 from mnistexp.data import dataset as data
 from mnistexp.data import idx
 from mnistexp.errors import ConfigError, DataError, StoreError
@@ -69,7 +69,7 @@ def _strokes(names: Iterable[str]) -> tuple[dict[str, Floats], list[str]]:
         try:
             found[name] = pictures.strokes(pictures.read(Path(name)))
         except DataError as error:
-            faults.append(f"{shown(name)}: {error}")
+            faults.append(f"{format_value(name)}: {error}")
     return found, faults
 
 
@@ -104,12 +104,12 @@ def probabilities(network: Network, images: Sequence[Sequence[float]]) -> list[l
 
 def lines(names: Sequence[str], probabilities: Sequence[Sequence[float]]) -> Iterable[str]:
     """One line a picture: what it is, how probable that is, and what else it could be."""
-    width = max(len(shown(name)) for name in names)
+    width = max(len(format_value(name)) for name in names)
     for name, row in zip(names, probabilities, strict=True):
         ranked = sorted(range(len(row)), key=lambda digit: -row[digit])
         others = ", ".join(f"{digit} ({_percent(row[digit])})" for digit in ranked[1:3])
         unsure = "   unsure" if row[ranked[0]] < SURE else ""
-        yield f"{shown(name):<{width}}  {ranked[0]}  {_percent(row[ranked[0]]):>7}   or {others}{unsure}"
+        yield f"{format_value(name):<{width}}  {ranked[0]}  {_percent(row[ranked[0]]):>7}   or {others}{unsure}"
 
 
 def _percent(probability: float) -> str:

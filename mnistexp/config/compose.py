@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mnistexp.config import option_files, user_code
 from mnistexp.config.overrides import override_text, parse_override, value_text
-from mnistexp.config.schema import Config, Mlp, RunConfig, shown, suggestion
+from mnistexp.config.schema import Config, Mlp, RunConfig, format_value, suggestion
 from mnistexp.config.validation import check
 from mnistexp.errors import ConfigError
 
@@ -195,7 +195,9 @@ def _search_entry(text: str) -> tuple[str, str | None]:
 
 def _choice(group: str, value: Any, options: list[str]) -> str:
     if value not in options:
-        raise ConfigError(f"{group}={shown(value)}: must be one of {', '.join(options)}{suggestion(value, options)}")
+        raise ConfigError(
+            f"{group}={format_value(value)}: must be one of {', '.join(options)}{suggestion(value, options)}"
+        )
     return f"{group}={value}"
 
 
@@ -409,7 +411,9 @@ def _with_code(plain: dict[str, Any]) -> dict[str, Any]:
     for node in ("data", "model"):
         if isinstance(plain[node], dict) and plain[node].get("name") == "custom":
             if (given := plain[node].get("code")) is not None:
-                raise ConfigError(f"{node}.code={shown(given)}: is the hash of --code FILE and filled in; leave it out")
+                raise ConfigError(
+                    f"{node}.code={format_value(given)}: is the hash of --code FILE and filled in; leave it out"
+                )
             plain = {**plain, node: {**plain[node], "code": user_code.sha256()}}
     return plain
 
@@ -418,7 +422,7 @@ def _merged_search(plain: Mapping[str, Any], request: ParsedOverrides) -> dict[s
     """The options' space, less what the user gave a plain value, plus what the user distributes."""
     composed, model = plain["search"], plain["model"]
     if not isinstance(composed, Mapping | None):
-        raise ConfigError(f"search={shown(composed)}: an option file must have KEY: DISTRIBUTION there")
+        raise ConfigError(f"search={format_value(composed)}: an option file must have KEY: DISTRIBUTION there")
     space = {str(key): value for key, value in (composed or {}).items() if key not in request.fixed}
     if (
         isinstance(model, dict) and model.get("name") == "custom"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from mnistexp.config.schema import shown
+from mnistexp.config.schema import format_value
 from mnistexp.errors import ConfigError
 
 MAX_TEXT = 4096
@@ -50,7 +51,7 @@ def value_text(value: object) -> str:
     if isinstance(value, list | tuple):
         return f"[{','.join(value_text(item) for item in value)}]"
     if value is None or isinstance(value, bool):
-        return shown(value)
+        return format_value(value)
     if isinstance(value, int | float):
         return repr(value)  # repr is the shortest text that reads back as the same float
     text = str(value)
@@ -65,3 +66,21 @@ def value_text(value: object) -> str:
         return text
     doubled = re.sub(r"\\+(?='|\Z)", r"\g<0>\g<0>", text)  # a backslash is special before a quote alone
     return "'" + doubled.replace("'", "\\'") + "'"
+
+
+def parse_parameter_name(name: str) -> tuple[str, tuple[str, ...]]:
+    """Split the name of an Optuna parameter into its override key and the options that it belongs to.
+
+    `search.space` appends the options to a key where they differ in its distribution. No options: it belongs to all.
+    An option is `adam/affine` where two config groups are searched.
+
+    >>> parse_parameter_name("optimizer.learning_rate@adam|nadam"), parse_parameter_name("model.dropout")
+    (('optimizer.learning_rate', ('adam', 'nadam')), ('model.dropout', ()))
+    """
+    key, _, options = name.partition("@")
+    return key, tuple(filter(None, options.split("|")))
+
+
+def parameter_name(key: str, options: Sequence[str]) -> str:
+    """Return the name of an Optuna parameter: the inverse of `parse_parameter_name`."""
+    return f"{key}@{'|'.join(options)}" if options else key

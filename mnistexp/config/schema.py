@@ -7,9 +7,8 @@ structured configs stop at the first and know no ranges.
 from __future__ import annotations
 
 import difflib
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -303,6 +302,15 @@ class TrainerConfig(Settings):
         description="seconds without a finished epoch after which a training counts as hung; null: never"
     )
 
+    def steps_per_epoch(self, images: int) -> int:
+        """Count the whole minibatches of an epoch. Raises: ConfigError if one needs more images than there are."""
+        if self.batch_size > images:
+            raise ConfigError(
+                f"trainer.batch_size={self.batch_size}: must be at most {images}, the number of training images; "
+                f"give e.g. trainer.batch_size={min(100, images)}"
+            )
+        return images // self.batch_size
+
     def most_epochs(self, epoch_steps: int) -> int:
         """Epochs of a training that nothing stops: fewer than `epochs` where `max_steps` ends it."""
         return self.epochs if self.max_steps is None else min(self.epochs, math.ceil(self.max_steps / epoch_steps))
@@ -423,7 +431,7 @@ class RunConfig(Settings):
 def recorded_config(text: str) -> RunConfig:
     """A run's config from a record's JSON. Raises: StoreError if another version of mnistexp wrote it."""
     try:
-        return RunConfig.model_validate_json(_with_later_settings(text))
+        return RunConfig.model_validate_json(text)
     except ValidationError as error:
         key = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise StoreError(
@@ -432,42 +440,27 @@ def recorded_config(text: str) -> RunConfig:
         ) from None
 
 
-LATER: dict[str, dict[str, Any]] = {
-    "model": {"batch_normalization": False, "input_dropout": 0.0},
-    "augmentation": {
-        "shift": 0.0,
-        "rotate": 0.0,
-        "scale": 0.0,
-        "shear": 0.0,
-        "elastic_alpha": 0.0,
-        "elastic_sigma": 4.0,
-    },
-    "trainer": {"timeout": None, "ema_momentum": 0.0},
-}
-"""Settings that came after the first records, as those trainings had them."""
+def format_value(value: object, *, digits: int | None = None, max_length: int | None = None) -> str:
+    """Format a value in one line, as it is written on the command line.
 
+    >>> format_value(None), format_value([300, 100]), format_value(0.00123456, digits=3)
+    ('null', '[300,100]', '0.00123')
 
-def _with_later_settings(text: str) -> str:
-    """A record with the settings that came after it. Nonsense stays as it is."""
-    try:
-        return json.dumps(completed(json.loads(text)))
-    except (ValueError, LookupError, TypeError, AttributeError):
+    Args:
+        digits: significant digits of a float; None: all.
+        max_length: characters; a longer text is returned without its middle. None: no limit.
+    """
+    if isinstance(value, list | tuple):
+        text = f"[{','.join(format_value(item, digits=digits) for item in value)}]"
+    elif value is None or isinstance(value, bool):
+        text = "null" if value is None else str(value).lower()
+    else:
+        text = f"{value:.{digits}g}" if digits and isinstance(value, float) else str(value)
+    text = text if text.isprintable() else repr(text)
+    if max_length is None or len(text) <= max_length:
         return text
-
-
-def completed(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded config as plain values, with the settings that came after it."""
-    found = dict(plain)
-    for node, settings in LATER.items():
-        later = settings if node != "model" or found[node]["name"] == "mlp" else {}
-        found[node] = later | found.get(node, {})
-    return found
-
-
-def shown(value: object) -> str:
-    """A value in one line, spelled as on the command line."""
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    return text if text.isprintable() else repr(text)
+    end = max_length // 3
+    return f"{text[: max_length - end - 1]}…{text[len(text) - end :]}"
 
 
 def suggestion(word: object, known: Iterable[str]) -> str:

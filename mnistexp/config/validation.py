@@ -18,7 +18,7 @@ from mnistexp.config.schema import (
     Mlp,
     UserData,
     UserModel,
-    shown,
+    format_value,
     suggestion,
 )
 from mnistexp.errors import ConfigError
@@ -51,7 +51,7 @@ def _combination_faults(config: Config) -> list[str]:
         faults.append("model.batch_normalization=true: there is no hidden layer to normalise; give false")
     for key, address in (("data.root", config.data.root), ("study.storage", config.study.storage)):
         if "\0" in (address or ""):
-            faults.append(f"{key}={shown(address)}: has a character of code 0, which no path has")
+            faults.append(f"{key}={format_value(address)}: has a character of code 0, which no path has")
     if config.data.name == "npz" and config.data.root is None:
         faults.append("data=npz: needs your file; give data.root=FILE.npz with x_train, y_train, x_test, y_test")
     return faults
@@ -121,15 +121,15 @@ def _problem(fault: Mapping[str, Any], key: str) -> tuple[str, str]:
         return key, "needs a value, and no option file gives one"
     if kind == "value_error":
         why = str(context["error"])
-        return (f"{key}={shown(given)}", why) if why.startswith("must ") else ("", why)
+        return (f"{key}={format_value(given)}", why) if why.startswith("must ") else ("", why)
     if kind == "union_tag_invalid":
         key, given = f"{key}.name", given["name"]
     words = re.findall(r"'([^']*)'", str(context.get("expected") or context.get("expected_tags") or ""))
     if words:
         one_of = "one of " * (len(words) > 1)
-        return f"{key}={shown(given)}", f"must be {one_of}{', '.join(words)}{suggestion(given, words)}"
+        return f"{key}={format_value(given)}", f"must be {one_of}{', '.join(words)}{suggestion(given, words)}"
     message = PHRASES.get(context.get("pattern", kind)) or fault["msg"].removeprefix("Input ").replace("should", "must")
-    return f"{key}={shown(given)}", message[0].lower() + message[1:]
+    return f"{key}={format_value(given)}", message[0].lower() + message[1:]
 
 
 def _without_tags(place: Sequence[str | int], plain: Mapping[str, Any]) -> Iterator[str]:

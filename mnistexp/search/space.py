@@ -24,7 +24,7 @@ from mnistexp.config.compose import (
     raise_all,
     template,
 )
-from mnistexp.config.overrides import override_text
+from mnistexp.config.overrides import override_text, parameter_name
 from mnistexp.config.schema import Config
 from mnistexp.errors import ConfigError
 from mnistexp.search.distributions import (
@@ -336,7 +336,7 @@ def _names(leaves: list[Node]) -> Callable[[Parameter], str]:
             for other in leaves
             if any(p.key == parameter.key and p.distribution == parameter.distribution for p in other.values)
         ]
-        return f"{parameter.key}@{'|'.join(alike)}"
+        return parameter_name(parameter.key, alike)
 
     return name
 

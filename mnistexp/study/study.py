@@ -30,7 +30,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mnistexp.config import user_code
 from mnistexp.config.compose import identity, run_config
-from mnistexp.config.schema import LATER, Config, RunConfig, completed, recorded_config
+from mnistexp.config.schema import Config, RunConfig, recorded_config
 from mnistexp.errors import ConfigError, StoreError
 from mnistexp.search.samplers import build_pruner, build_sampler
 from mnistexp.search.space import Space, Suggestion
@@ -123,7 +123,6 @@ def _check_same(study: Study, facts: dict[str, str]) -> None:
     before = study.user_attrs.get("fingerprint")
     if not isinstance(before, dict):
         raise StoreError(f"study.name={study.study_name}: was not made by mnistexp; give another study.name")
-    before = _as_today(before)
     changed = sorted(key for key in facts.keys() | before.keys() if facts.get(key) != before.get(key))
     if "--code" in changed:
         raise ConfigError(
@@ -137,16 +136,6 @@ def _check_same(study: Study, facts: dict[str, str]) -> None:
             f"study.name={study.study_name}: was started with another {', '.join(changed)}; its trials can't be "
             f"compared with new ones, so give {'what it had' if CONFIRMATION in facts else name}"
         )
-
-
-def _as_today(fingerprint: dict[str, str]) -> dict[str, str]:
-    """A fingerprint with the settings that came after it: without them its trials were what they are with them."""
-    try:
-        nodes = completed({node: json.loads(fingerprint.get(node, "{}")) for node in LATER})
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return fingerprint
-    nodes["trainer"].pop("timeout", None)  # has no effect, so it is in no fingerprint
-    return {**fingerprint, **{node: json.dumps(value, sort_keys=True) for node, value in nodes.items()}}
 
 
 def trial_seed(study_seed: int, number: int) -> int:

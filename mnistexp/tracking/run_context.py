@@ -14,7 +14,7 @@ from mnistexp import machine
 from mnistexp.config import compose as config_module
 from mnistexp.config import user_code
 from mnistexp.config.compose import ParsedOverrides
-from mnistexp.config.schema import Config, IdxData, RunConfig, Sgd, UserData, UserModel, shown
+from mnistexp.config.schema import Config, IdxData, RunConfig, Sgd, UserData, UserModel, format_value
 from mnistexp.data import dataset as data
 from mnistexp.data.dataset import Dataset
 from mnistexp.errors import ConfigError, StoreError
@@ -112,11 +112,7 @@ def study_name(config: Config) -> str:
 def check_fit(config: Config, dataset: Dataset) -> None:
     """Raises: ConfigError if a minibatch needs more images than there are, or what are no images are to be warped."""
     config.augmentation.check(dataset.image_shape)
-    images = len(dataset.train.labels)
-    if config.trainer.batch_size > images:
-        raise ConfigError(
-            f"trainer.batch_size={config.trainer.batch_size}: at most the {images} training images of {dataset.name}"
-        )
+    config.trainer.steps_per_epoch(len(dataset.train.labels))
 
 
 # -------------------------------------------------------------------------------------------- records
@@ -251,7 +247,7 @@ def _regularisers(config: RunConfig) -> Iterator[str]:
 def _brief(value: object) -> str:
     if isinstance(value, tuple):
         return "-".join(map(str, value))
-    return f"{value:.2g}" if isinstance(value, float) else shown(value)[:20]
+    return f"{value:.2g}" if isinstance(value, float) else format_value(value, max_length=20)
 
 
 def optimizer_name(config: RunConfig) -> str:

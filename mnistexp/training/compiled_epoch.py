@@ -18,19 +18,8 @@ import tensorflow as tf
 
 from mnistexp.config.schema import Mlp, RunConfig
 from mnistexp.data.dataset import Split
-from mnistexp.errors import ConfigError
 from mnistexp.training import augmentation
 from mnistexp.training import model as models
-
-
-def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Whole minibatches in the training split; raises ConfigError if there is none."""
-    if batch_size > images:
-        raise ConfigError(
-            f"trainer.batch_size={batch_size} is more than the {images} images of the training split; "
-            f"give a number from 1 to {images}, such as trainer.batch_size={min(100, images)}"
-        )
-    return images // batch_size
 
 
 @dataclass(frozen=True)
@@ -103,7 +92,7 @@ class CompiledEpoch:
         self._validation = validation
         self._batch_size = config.trainer.batch_size
         self._warps = config.augmentation.warps
-        self.epoch_steps = steps_per_epoch(len(train.labels), self._batch_size)
+        self.epoch_steps = config.trainer.steps_per_epoch(len(train.labels))
         self.model = models.build_model(config.model, train.images.shape[1], classes)
         self._training_pass = models.TrainingPass(self.model)
         # A user's convolutions would need gigabytes for all images at once.

@@ -186,7 +186,8 @@ def test_a_mistake_gets_one_sentence(folder: Path, mnist_folder: Path, arguments
         ("train data=digits data.root=x", "data=digits reads no files: leave data.root=x out."),
         (
             "train data=digits trainer.batch_size=2000",
-            "trainer.batch_size=2000: at most the 1137 training images of digits",
+            "trainer.batch_size=2000: must be at most 1137, the number of training images; "
+            "give e.g. trainer.batch_size=100",
         ),
         (
             "rerun data=mnist tracking.uri=mlruns",

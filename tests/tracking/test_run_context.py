@@ -97,7 +97,7 @@ def test_auto_becomes_digits_whatever_was_said_of_downloads(no_mnist: Path, word
 
 def test_a_mistake_of_the_digits_that_auto_became_says_so(no_mnist: Path) -> None:
     """Who asked for 10,000 validation images had MNIST in mind, and hears why it isn't that."""
-    with pytest.raises(ConfigError, match=r"(?s)digits.*data=auto became digits: no MNIST here"):
+    with pytest.raises(ConfigError, match=r"(?s)at most 1137.*data=auto became digits: no MNIST here"):
         run_context.prepare(parse_request(["data=offline", "search=none", "trainer.batch_size=2000"], no_mnist))
 
 
@@ -109,7 +109,7 @@ def test_a_folder_that_lacks_files_is_no_reason_to_fall_back(tmp_path: Path) -> 
 
 def test_a_minibatch_has_at_most_all_images() -> None:
     """What only the data can refuse is refused before any worker starts."""
-    with pytest.raises(ConfigError, match=r"trainer\.batch_size=1138: at most the 1137 training images of digits"):
+    with pytest.raises(ConfigError, match=r"trainer\.batch_size=1138: must be at most 1137"):
         prepared("trainer.batch_size=1138")
 
     assert prepared("trainer.batch_size=1137").config.trainer.batch_size == 1137
