@@ -193,7 +193,8 @@ class Registry:
             run = self._client.get_run(version.run_id)
         try:
             shape = tuple(int(side) for side in json.loads(version.tags["image_shape"]))
-            known = (recorded_config(run.data.tags["mnistexp.config"]), run.data.tags["weights_hash"])
+            config_json = tracking.whole_tag(run.data.tags, "mnistexp.config")
+            known = (recorded_config(config_json), run.data.tags["weights_hash"])
             classes = int(version.tags["classes"])
         except (KeyError, ValueError, TypeError):
             raise StoreError(
