@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -91,6 +92,12 @@ DIGITS = {
     "split_seed": 0,
     "test_size": 360,
 }
+
+
+PLANT = Path(__file__).resolve().parent / "faults" / "plant"
+
+SCRIPTED = {"MNISTEXP_SCRIPTED": "1", "PYTHONPATH": os.pathsep.join([str(PLANT), str(PLANT.parents[2])])}
+"""Environment of worker processes that train without TensorFlow: see plant/scripted_trainer.py."""
 
 
 def start_local(workers: int, **more: Any) -> LocalExecutor:

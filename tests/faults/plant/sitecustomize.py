@@ -3,6 +3,8 @@
 A folder on PYTHONPATH with a file of this name is imported by every Python at its start. This one does something only
 in `python -m mnistexp.training.worker`, as these variables say:
 
+    MNISTEXP_SCRIPTED    1: the worker imports no TensorFlow, and scripted_trainer.py stands in for the trainer. It is
+                         ready in half a second instead of four. tests/runs.py has SCRIPTED, the variables to set.
     MNISTEXP_PLANT       FAULT[@epochN][#SEED], several with commas: "segfault@epoch2#12,hang". The epoch is the one
                          that is not reported any more, 1 if none is given; with a seed only that training is struck.
     MNISTEXP_PLANT_ONCE  a path: the first fault that strikes makes this file, and none strikes once it is there.
@@ -37,6 +39,7 @@ from typing import Any, NoReturn
 
 PLANTED = re.compile(r"([a-z-]+)(?:@epoch(\d+))?(?:#(\d+))?")
 TRAINER = "mnistexp.training.trainer"
+DATASET = "mnistexp.data.dataset"
 
 
 class Plan:
@@ -129,6 +132,46 @@ def plant(trainer: ModuleType, plan: Plan) -> None:
     main.Channel.send = planted_send  # type: ignore[attr-defined]
 
 
+def after_import(
+    spec: importlib.machinery.ModuleSpec | None, change: Callable[[ModuleType], None]
+) -> importlib.machinery.ModuleSpec:
+    """The spec, so that the module is changed as soon as it has been imported."""
+    assert spec is not None
+    assert spec.loader is not None
+    run = spec.loader.exec_module
+
+    def exec_module(module: ModuleType) -> None:
+        run(module)
+        change(module)
+
+    spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+    return spec
+
+
+def cache_digits(dataset: ModuleType) -> None:
+    """Have the digits read from a file after the first time: scikit-learn alone takes 2 s to import."""
+    load, sources = dataset.load, os.path.dirname(dataset.__file__ or "")  # noqa: PTH120
+
+    def cached(config: Any) -> Any:
+        if config.name != "digits":
+            return load(config)
+        import hashlib
+        import pickle
+        import tempfile
+        from pathlib import Path
+
+        version = [(path.name, path.stat().st_mtime_ns) for path in sorted(Path(sources).glob("*.py"))]
+        key = hashlib.sha256(f"{sources} {version} {config!r}".encode()).hexdigest()[:16]
+        file = Path(tempfile.gettempdir()) / f"mnistexp-test-digits-{os.getuid()}-{key}"
+        if not file.exists():
+            part = file.with_name(f"{file.name}.{os.getpid()}")
+            part.write_bytes(pickle.dumps(load(config)))
+            part.replace(file)
+        return pickle.loads(file.read_bytes())
+
+    dataset.load = cached  # type: ignore[attr-defined]
+
+
 class Hook(importlib.abc.MetaPathFinder):
     """Has the trainer's module planted as soon as it is imported."""
 
@@ -142,18 +185,40 @@ class Hook(importlib.abc.MetaPathFinder):
         sys.meta_path.remove(self)
         if self.plan.strikes(("kill-at-start",)):
             die()
-        spec = importlib.util.find_spec(name)
-        assert spec is not None
-        assert spec.loader is not None
-        run = spec.loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            run(module)
-            plant(module, self.plan)
-
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
+        return after_import(importlib.util.find_spec(name), lambda module: plant(module, self.plan))
 
 
-if os.environ.get("MNISTEXP_PLANT") and "mnistexp.training.worker" in sys.orig_argv:
-    sys.meta_path.insert(0, Hook(Plan(os.environ["MNISTEXP_PLANT"])))
+class ScriptedTrainer(importlib.abc.MetaPathFinder):
+    """Has scripted_trainer.py imported as the trainer's module, and modules without content as TensorFlow and Keras."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        """The spec of a replaced module, or None."""
+        if name == DATASET:
+            sys.meta_path.remove(self)  # else the spec is looked for here again
+            spec = importlib.util.find_spec(name)
+            sys.meta_path.insert(0, self)
+            return after_import(spec, cache_digits)
+        if name == TRAINER:
+            file = os.path.join(os.path.dirname(__file__), "scripted_trainer.py")  # noqa: PTH118, PTH120
+            return importlib.util.spec_from_file_location(name, file)
+        if name in ("tensorflow", "keras"):
+            return importlib.machinery.ModuleSpec(name, self)  # type: ignore[arg-type]  # it has a loader's methods
+        return None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        """A module in which every name is an object that can be called, and answers nothing."""
+        from unittest.mock import MagicMock
+
+        module = MagicMock(name=spec.name, __spec__=spec)
+        module.config.list_physical_devices.return_value = []
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """There is nothing to run."""
+
+
+if "mnistexp.training.worker" in sys.orig_argv:
+    if os.environ.get("MNISTEXP_SCRIPTED"):
+        sys.meta_path.insert(0, ScriptedTrainer())
+    if os.environ.get("MNISTEXP_PLANT"):
+        sys.meta_path.insert(0, Hook(Plan(os.environ["MNISTEXP_PLANT"])))
