@@ -100,7 +100,7 @@ def card_with_round_corners(digit: Floats, draw: Random) -> Image.Image:
     """Transparent beyond its corners."""
     image = eight_bit(1 - enlarged(digit, 6)).convert("RGBA")
     corners = Image.new("L", image.size, 0)
-    ImageDraw.Suggestion(corners).rounded_rectangle((0, 0, image.width - 1, image.height - 1), 40, fill=255)
+    ImageDraw.Draw(corners).rounded_rectangle((0, 0, image.width - 1, image.height - 1), 40, fill=255)
     image.putalpha(corners)
     return image
 
@@ -193,7 +193,7 @@ def line(width: int, size: int = 800) -> Image.Image:
     """A seven."""
     image = Image.new("L", (size, size), 255)
     corners = [(0.3 * size, 0.2 * size), (0.7 * size, 0.2 * size), (0.45 * size, 0.8 * size)]
-    ImageDraw.Suggestion(image).line(corners, fill=0, width=width, joint="curve")
+    ImageDraw.Draw(image).line(corners, fill=0, width=width, joint="curve")
     return image
 
 
@@ -233,7 +233,7 @@ def test_specks_and_a_line_from_the_edge_are_left_out(tmp_path: Path) -> None:
     """What was beside the digit doesn't move or shrink it."""
     line(40).save(tmp_path / "clean.png")
     image = line(40)
-    draw = ImageDraw.Suggestion(image)
+    draw = ImageDraw.Draw(image)
     draw.line([(0, 750), (799, 760)], fill=0, width=12)
     for place in ((60, 60), (700, 500), (90, 640)):
         draw.ellipse((*place, place[0] + 12, place[1] + 12), fill=0)

@@ -37,7 +37,7 @@ Runs = Mapping[Point, Trial]
 
 
 @dataclass(frozen=True)
-class Confirmed:
+class ConfirmedConfig:
     """One of a study's best configs, trained again."""
 
     number: int  # the trial in the study
@@ -47,18 +47,18 @@ class Confirmed:
     scores: tuple[float, ...]  # validation accuracy with each fresh seed, in the order of the seeds
     interval: Interval  # of the mean over seeds, on these images
     noise: NoiseParts  # of the mean over seeds and images; its interval is for new ones of both
-    behind: NoiseParts | None  # chosen less this one, image by image and seed by seed; None for the chosen itself
+    difference: NoiseParts | None  # chosen less this one, image by image and seed by seed; None for the chosen itself
     hits: tuple[bytes, ...] = ()  # np.packbits of which images each seed's network got right
     images: int = 0
 
     @property
-    def distinguishable(self) -> bool:
+    def significant(self) -> bool:
         """Whether it is really behind the chosen one."""
-        return self.behind is not None and self.behind.low > 0
+        return self.difference is not None and self.difference.low > 0
 
 
 @dataclass(frozen=True)
-class TestLook:
+class TestScore:
     """The one look at the test split, by the chosen config's best network."""
 
     accuracy: float
@@ -75,18 +75,18 @@ class Confirmation:
 
     name: str  # of its own study
     seeds: int
-    rivals: tuple[Confirmed, ...]  # by their mean, best first; the first is the chosen one
-    test: TestLook | None
-    verdict: str  # one sentence on the champion; "" if none was registered yet
-    test_looks: int = 0  # of all confirmations of the study: more than one if seeds were added, or top= was another
+    configs: tuple[ConfirmedConfig, ...]  # by their mean, best first; the first is the chosen one
+    test: TestScore | None
+    decision: str  # one sentence on the champion; "" if none was registered yet
+    test_evaluations: int = 0  # by all confirmations of the study: more than one after other seeds or another top=
     left_out: tuple[int, ...] = ()  # trials of which a run failed, so that there is no mean to rank
     winner: int = 0  # the sweep's own best trial
-    level: float = LEVEL  # of the intervals in `behind`: higher, so that all of them hold together
+    level: float = LEVEL  # of the intervals in `difference`: higher, so that all of them hold together
 
     @property
-    def chosen(self) -> Confirmed:
+    def chosen(self) -> ConfirmedConfig:
         """The best by its mean."""
-        return self.rivals[0]
+        return self.configs[0]
 
     @property
     def best_repeat(self) -> int:
@@ -116,14 +116,14 @@ def read(storage: BaseStorage, study: History, confirm: History) -> Confirmation
     index = [each.number for each in whose].index(found.chosen.number)
     last = reruns.final_name(confirm.name, Point(index, found.best_repeat))
     test = test_look(histories.load(storage, last)) if last in histories.study_names(storage, last) else None
-    return replace(found, test=test, verdict=confirm.verdict, test_looks=_test_looks(storage, study))
+    return replace(found, test=test, decision=confirm.verdict, test_evaluations=_test_looks(storage, study))
 
 
 def _test_looks(storage: BaseStorage, study: History) -> int:
     """How often the test split was looked at by a study's confirmations, whatever their configs and seeds."""
     names = histories.study_names(storage, reruns.prefix(study.name))
     begun = [histories.load(storage, name) for name in names if ".final." in name]
-    return sum(final.test_looks for final in begun if _contenders(study, final))
+    return sum(final.test_evaluations for final in begun if _contenders(study, final))
 
 
 def _ended(confirm: History) -> float:
@@ -160,21 +160,21 @@ def rank(name: str, contenders: Sequence[Contender], confirm: History) -> Confir
     level = 1 - (1 - LEVEL) / max(1, len(order) * (len(order) - 1) // 2)
     best = _hits(fits[order[0]])
     rivals = [_confirmed(contenders[rival], fits[rival], best, level) for rival in order]
-    chosen = replace(rivals[0], behind=None)
+    chosen = replace(rivals[0], difference=None)
     left_out = tuple(contenders[rival].number for rival in sorted(failed))
     return Confirmation(
         name, seeds, (chosen, *rivals[1:]), None, "", left_out=left_out, winner=contenders[0].number, level=level
     )
 
 
-def _confirmed(contender: Contender, fits: Sequence[FitResult], best: Bools, level: float) -> Confirmed:
+def _confirmed(contender: Contender, fits: Sequence[FitResult], best: Bools, level: float) -> ConfirmedConfig:
     """A config's means and intervals, and how far it is behind the best.
 
     Which config is the best was decided by these very runs, so any pair could have been the one compared: `level`
     is corrected for all of them, as in significance.against_best (by Bonferroni: intervals have no Holm).
     """
     hits, scores = _hits(fits), tuple(fit.chosen.val_accuracy for fit in fits)
-    return Confirmed(
+    return ConfirmedConfig(
         number=contender.number,
         val_accuracy=contender.val_accuracy,
         config=contender.config,
@@ -182,7 +182,7 @@ def _confirmed(contender: Contender, fits: Sequence[FitResult], best: Bools, lev
         scores=scores,
         interval=mean_interval(scores, LEVEL, floor=rounding(1 / images(fits[0]))),
         noise=crossed(hits, LEVEL),
-        behind=crossed(best.astype("int8") - hits.astype("int8"), level),
+        difference=crossed(best.astype("int8") - hits.astype("int8"), level),
         hits=tuple(fit.validation_hits for fit in fits),
         images=images(fits[0]),
     )
@@ -219,7 +219,7 @@ def images(fit: FitResult) -> int:
 # ---------------------------------------------------------------------------------------------------- the test
 
 
-def test_look(final: History) -> TestLook | None:
+def test_look(final: History) -> TestScore | None:
     """The look at the test split, from the study that holds the one run that took it."""
     trial = next(iter(final.complete), None)
     if trial is None or trial.record is None or trial.record.result is None:
@@ -229,4 +229,4 @@ def test_look(final: History) -> TestLook | None:
         return None
     count = int(record.tags["test_images"])
     low, high = proportion_interval(round(accuracy * count), count, LEVEL)
-    return TestLook(accuracy, low, high, count, record.config.seed, trial.val_accuracy or 0.0)
+    return TestScore(accuracy, low, high, count, record.config.seed, trial.val_accuracy or 0.0)

@@ -68,7 +68,7 @@ class History:
         return tuple(sorted(scored, key=lambda trial: (-(trial.val_accuracy or 0.0), trial.number)))
 
     @property
-    def test_looks(self) -> int:
+    def test_evaluations(self) -> int:
         """How many of the trials looked at the test split in their end."""
         results = [trial.record.result for trial in self.trials if trial.record]
         return sum(result is not None and result.test_accuracy is not None for result in results)

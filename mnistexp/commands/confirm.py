@@ -219,8 +219,8 @@ def _conclude(asked: Question, sweep: Sweep, found: Confirmation) -> int:
     console.say(f"\n#{tested.chosen.number} is chosen, and was tested once:")
     _say(f"{confirmation_text.test_sentence(tested.test)}.")
     _say(_same_bits(asked, point))
-    if tested.test_looks > 1:
-        _say(f"The confirmations of {asked.study.name} have looked at the test split {tested.test_looks} times by now.")
+    if tested.test_evaluations > 1:
+        _say(f"The confirmations of {asked.study.name} used the test split {tested.test_evaluations} times.")
     code = _register(asked, tested, logged)
     _close_parent(asked, sweep, "FINISHED")
     return code
@@ -326,7 +326,7 @@ def _enter(asked: Question, tested: Confirmation, logged: LoggedRun) -> str:
         image_shape=dataset.image_shape,
         classes=dataset.classes,
         test_accuracy=tested.test.accuracy,
-        chosen_from=len(tested.rivals),
+        chosen_from=len(tested.configs),
     )
     where = registry.Registry(address(asked.config.tracking))
     known = partial(registry.hits_of, asked.config.tracking, images=chosen.images)

@@ -253,9 +253,9 @@ def confirmed(material: ReportData) -> Section:
 
 
 def _confirmed(found: Confirmation) -> Iterator[Block]:
-    configs = counted(len(found.rivals), "best config")
+    configs = counted(len(found.configs), "best config")
     yield paragraph(
-        f"The study's {configs} {'was' if len(found.rivals) == 1 else 'were'} trained again with {found.seeds} fresh "
+        f"The study's {configs} {'was' if len(found.configs) == 1 else 'were'} trained again with {found.seeds} fresh "
         f"seeds each, and ranked by mean validation accuracy; the test split stayed sealed meanwhile."
     )
     yield picture(
@@ -265,20 +265,20 @@ def _confirmed(found: Confirmation) -> Iterator[Block]:
         "A dot for each seed, the mean with its 95 % interval, and as a hollow marker the score that the config had in "
         "the sweep: how far that lies above the dots is how lucky it was.",
     )
-    if len(found.rivals) > 1:
+    if len(found.configs) > 1:
         yield picture(
             "noise",
-            figures.noise(found.rivals),
+            figures.noise(found.configs),
             "How far each config lies behind the chosen one, with intervals",
             "The lead of the chosen config over each other one, seed by seed and image by image. An interval that "
             "reaches 0 leaves open which is better.",
         )
-    behind = f"behind ({100 * found.level:.3g} %)" if len(found.rivals) > 1 else ""
+    behind = f"behind ({100 * found.level:.3g} %)" if len(found.configs) > 1 else ""
     yield Table((*confirmation_text.HEAD[:-1], behind), tuple(confirmation_text.rows(found)), "lrrrrrl", marked=0)
     yield from (paragraph(sentence) for sentence in confirmation_text.sentences(found))
     yield paragraph(_test_look(found))
-    if found.verdict:
-        yield paragraph(found.verdict)
+    if found.decision:
+        yield paragraph(found.decision)
 
 
 def _test_look(found: Confirmation) -> str:
@@ -292,8 +292,8 @@ def _test_look(found: Confirmation) -> str:
 
 def envelope(material: ReportData) -> Section:
     """How often the test split was looked at, and that nothing was ordered by it."""
-    looks, found = material.history.test_looks, material.confirmation
-    total = looks + (found.test_looks if found else 0)
+    looks, found = material.history.test_evaluations, material.confirmation
+    total = looks + (found.test_evaluations if found else 0)
     if not total:
         none = Strong("This study has never looked at the test split")
         return Section("envelope", "The sealed envelope", (paragraph(none, ", so nothing was ordered by it."),))
@@ -302,7 +302,7 @@ def envelope(material: ReportData) -> Section:
         f": {counted(looks, 'trial')} of the sweep, each once, after its training had ended",
     ]
     if found:
-        told.append(f"; {counted(found.test_looks, 'network')} of its confirmations, after the choice was made")
+        told.append(f"; {counted(found.test_evaluations, 'network')} of its confirmations, after the choice was made")
     told.append(
         ". Nothing was ordered by what it saw: the sampler, the pruner, the best trial, every table here and the "
         "confirmation's choice go by validation alone."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from mnistexp.analysis.confirmation import Confirmation, Confirmed, TestLook
+from mnistexp.analysis.confirmation import Confirmation, ConfirmedConfig, TestScore
 from mnistexp.study.study import Progress
 from mnistexp.terminal.formatting import listed
 from mnistexp.tracking.records import RunRecord
@@ -18,11 +18,11 @@ HEAD = ("trial", "mean", "95 % interval", "sd, seeds", "sd, images", "in the swe
 
 def rows(confirmation: Confirmation) -> list[tuple[str, ...]]:
     """The ranking, best first, under HEAD."""
-    return [_row(each) for each in confirmation.rivals]
+    return [_row(each) for each in confirmation.configs]
 
 
-def _row(rival: Confirmed) -> tuple[str, ...]:
-    interval, noise, behind = rival.interval, rival.noise, rival.behind
+def _row(rival: ConfirmedConfig) -> tuple[str, ...]:
+    interval, noise, behind = rival.interval, rival.noise, rival.difference
     lead = f"{behind.mean:.4f} ({behind.low:+.4f} to {behind.high:+.4f})" if behind else ""
     return (
         f"#{rival.number}",
@@ -47,7 +47,7 @@ def sentences(confirmation: Confirmation) -> list[str]:
 
 def _about_luck(confirmation: Confirmation) -> Iterable[str]:
     """How far the sweep's own winner falls back."""
-    winner = next((rival for rival in confirmation.rivals if rival.number == confirmation.winner), None)
+    winner = next((rival for rival in confirmation.configs if rival.number == confirmation.winner), None)
     if winner is None:  # told among the failures
         return
     mean, half = winner.interval.mean, winner.interval.high - winner.interval.mean
@@ -63,11 +63,11 @@ def _about_luck(confirmation: Confirmation) -> Iterable[str]:
 
 def _about_order(confirmation: Confirmation) -> Iterable[str]:
     """Which is best, and which can't be told apart from it."""
-    best, *others = confirmation.rivals
+    best, *others = confirmation.configs
     if not others:
         return
-    alike = [f"#{rival.number}" for rival in others if not rival.distinguishable]
-    behind = [f"#{rival.number}" for rival in others if rival.distinguishable]
+    alike = [f"#{rival.number}" for rival in others if not rival.significant]
+    behind = [f"#{rival.number}" for rival in others if rival.significant]
     parts = []
     if alike:
         parts.append(f"{listed(alike)} can't be told apart from it")
@@ -104,7 +104,7 @@ def line(record: RunRecord, progress: Progress) -> str:
     return f"{done}  val {fit.chosen.val_accuracy:.4f}  {record.ended - record.started:5.1f} s  {record.name}"
 
 
-def test_sentence(test: TestLook) -> str:
+def test_sentence(test: TestScore) -> str:
     """The one number that nothing was chosen by."""
     return (
         f"test accuracy {test.accuracy:.4f} (95 % interval {test.low:.4f} to {test.high:.4f}) "
@@ -128,14 +128,14 @@ def wrapped(sentence: str) -> list[str]:
 
 
 def _title(confirmation: Confirmation) -> str:
-    count = len(confirmation.rivals)
+    count = len(confirmation.configs)
     what = f"{count} best configs" if count > 1 else "best config"
     return f"The {what}, each with {confirmation.seeds} fresh seeds: validation accuracy"
 
 
 def _head(confirmation: Confirmation) -> tuple[str, ...]:
     """HEAD, with the level at which the last column's intervals hold together."""
-    return (*HEAD[:-1], f"behind ({100 * confirmation.level:.3g} %)" if len(confirmation.rivals) > 1 else "")
+    return (*HEAD[:-1], f"behind ({100 * confirmation.level:.3g} %)" if len(confirmation.configs) > 1 else "")
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> Iterable[str]:
@@ -152,7 +152,7 @@ def page(confirmation: Confirmation) -> str:
     test = test_sentence(confirmation.test) if confirmation.test else "it was not tested yet"
     found = [
         f"**#{confirmation.chosen.number}** is the chosen one: {test}.",
-        confirmation.verdict,
+        confirmation.decision,
         "\n".join(f"| {' | '.join(row)} |" for row in table),
         *sentences(confirmation),
     ]

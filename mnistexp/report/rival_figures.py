@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from mnistexp.analysis.comparison import Versus
-from mnistexp.analysis.confirmation import Confirmation, Confirmed
+from mnistexp.analysis.confirmation import Confirmation, ConfirmedConfig
 from mnistexp.report.canvas import (
     BLUE,
     FAINT,
@@ -85,7 +85,7 @@ def _rival_legend(versus: Sequence[Versus], shown: int) -> list[Line2D]:
 @styled
 def confirmed(confirmation: Confirmation) -> Figure:
     """Each confirmed config's accuracy with each fresh seed, its mean with intervals, and its score in the sweep."""
-    rows = confirmation.rivals
+    rows = confirmation.configs
     if not rows:
         return sentence("No config has been confirmed.")
     test = confirmation.test
@@ -110,7 +110,7 @@ def confirmed(confirmation: Confirmation) -> Figure:
     return figure
 
 
-def _confirmed_row(axes: Axes, place: int, each: Confirmed, color: str) -> None:
+def _confirmed_row(axes: Axes, place: int, each: ConfirmedConfig, color: str) -> None:
     low, high = (min(1.0, max(0.0, end)) for end in (each.interval.low, each.interval.high))
     axes.plot([each.noise.low, min(1.0, each.noise.high)], [place] * 2, color=color, linewidth=1.0, label="noise")
     axes.plot([low, high], [place] * 2, color=color, linewidth=5.0, alpha=0.35, solid_capstyle="butt", label="interval")
@@ -133,15 +133,15 @@ def _confirmed_legend(tested: bool) -> list[Line2D]:
 
 
 @styled
-def noise(rivals: Sequence[Confirmed]) -> Figure:
+def noise(rivals: Sequence[ConfirmedConfig]) -> Figure:
     """How far each confirmed config lies behind the chosen one, with intervals for new seeds and new images."""
-    behind = [(each, each.behind) for each in rivals if each.behind is not None]
+    behind = [(each, each.difference) for each in rivals if each.difference is not None]
     if not behind:
         return sentence("Only one config was confirmed: there is none to compare it with.")
     figure = sheet(0.95 + 0.3 * len(behind))
     axes = figure.subplots()
     for place, (each, parts) in enumerate(behind):
-        look = BEHIND if each.distinguishable else NOT_BEHIND
+        look = BEHIND if each.significant else NOT_BEHIND
         axes.plot([parts.low, parts.high], [place] * 2, color=look["color"], linewidth=1.6, label="interval")
         axes.plot([parts.mean], [place], **look, markersize=6, label="mean")
     axes.axvline(0, color=INK, linewidth=0.8)
@@ -151,10 +151,10 @@ def noise(rivals: Sequence[Confirmed]) -> Figure:
     axes.grid(True, axis="x")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}"))
-    chosen = next((each.number for each in rivals if each.behind is None), None)
+    chosen = next((each.number for each in rivals if each.difference is None), None)
     whose = "the chosen one" if chosen is None else f"#{chosen}"
     axes.set_xlabel(f"behind {whose} (percentage points)")
-    worse = sum(each.distinguishable for each, _ in behind)
+    worse = sum(each.significant for each, _ in behind)
     handles = [dot(f"{worse} really behind", **BEHIND, markersize=6)] if worse else []
     handles += [dot(f"{len(behind) - worse} can't be told apart", **NOT_BEHIND)] if worse < len(behind) else []
     legend(figure, handles)

@@ -82,9 +82,9 @@ def test_configs_are_ranked_by_their_mean_over_seeds() -> None:
     found = ranked(hits, 0.99, 0.91, 0.90)
 
     means = hits.mean(axis=(1, 2))
-    assert [rival.number for rival in found.rivals] == [10 + i for i in np.argsort(-means)]
+    assert [rival.number for rival in found.configs] == [10 + i for i in np.argsort(-means)]
     assert found.chosen.number == 11
-    assert [rival.interval.mean for rival in found.rivals] == pytest.approx(sorted(means, reverse=True))
+    assert [rival.interval.mean for rival in found.configs] == pytest.approx(sorted(means, reverse=True))
 
 
 def test_equal_means_go_to_the_lower_number() -> None:
@@ -93,7 +93,7 @@ def test_equal_means_go_to_the_lower_number() -> None:
 
     found = ranked(hits)
 
-    assert [rival.number for rival in found.rivals] == [10, 11, 12]
+    assert [rival.number for rival in found.configs] == [10, 11, 12]
 
 
 def test_equal_scores_leave_the_interval_of_rounding() -> None:
@@ -121,18 +121,18 @@ def test_a_rival_is_compared_image_by_image_and_seed_by_seed() -> None:
     found = ranked(hits)
 
     assert found.level == pytest.approx(1 - 0.05 / 3)
-    assert found.chosen.behind is None
-    for rival in found.rivals[1:]:
+    assert found.chosen.difference is None
+    for rival in found.configs[1:]:
         best, other = hits[found.chosen.number - 10], hits[rival.number - 10]
-        assert rival.behind == crossed(best.astype(float) - other.astype(float), 1 - 0.05 / 3)
+        assert rival.difference == crossed(best.astype(float) - other.astype(float), 1 - 0.05 / 3)
 
 
 def test_a_clear_loser_is_told_apart_and_an_equal_is_not() -> None:
     """0.95 against 0.80 on 500 images is no luck; 0.95 against 0.95 may be."""
     found = ranked(drawn([0.95, 0.95, 0.8]))
 
-    assert [rival.distinguishable for rival in found.rivals] == [False, False, True]
-    assert found.rivals[2].number == 12
+    assert [rival.significant for rival in found.configs] == [False, False, True]
+    assert found.configs[2].number == 12
 
 
 def test_equal_configs_are_seldom_called_different() -> None:
@@ -142,7 +142,7 @@ def test_equal_configs_are_seldom_called_different() -> None:
         rng = np.random.default_rng(seed)
         easy = rng.random(200) * 0.2 + 0.85  # images differ in how hard they are, and all configs see the same ones
         found = ranked(rng.random((5, 3, 200)) < easy)
-        wrong += any(rival.distinguishable for rival in found.rivals)
+        wrong += any(rival.significant for rival in found.configs)
 
     assert wrong <= stats.binom.ppf(0.999, 200, 0.05)
 
@@ -154,7 +154,7 @@ def test_only_seeds_that_all_configs_have_count() -> None:
     found = ranked(hits, left_out=[(1, 2)])
 
     assert found.seeds == 2
-    assert all(len(rival.scores) == 2 for rival in found.rivals)
+    assert all(len(rival.scores) == 2 for rival in found.configs)
 
 
 def test_one_seed_ranks_nothing() -> None:
@@ -167,7 +167,7 @@ def test_a_failed_run_takes_its_config_out() -> None:
     found = ranked(drawn([0.97, 0.95, 0.9]), failed=[(0, 1)])
 
     assert found.left_out == (10,)
-    assert [rival.number for rival in found.rivals] == [11, 12]
+    assert [rival.number for rival in found.configs] == [11, 12]
 
 
 def test_the_network_that_is_tested_is_the_best_by_validation() -> None:
@@ -232,7 +232,7 @@ def test_mlflows_page_stays_within_what_mlflow_takes() -> None:
     """8,000 characters at most, however many configs."""
     found = ranked(drawn([0.9] * 100, seeds=2, images=50))
 
-    assert len(confirmation_text.page(replace(found, verdict="Version 1 is the champion."))) < 8000
+    assert len(confirmation_text.page(replace(found, decision="Version 1 is the champion."))) < 8000
 
 
 # ------------------------------------------------------------------------------------------------ names and seeds

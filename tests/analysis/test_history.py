@@ -32,7 +32,7 @@ def test_a_history_is_what_the_sweep_did(database: Database) -> None:
     assert [trial.val_accuracy for trial in found.complete] == [
         each.value for each in trials_of(database) if each.value is not None
     ]
-    assert found.test_looks == 4
+    assert found.test_evaluations == 4
     assert found.fingerprint["search.model.activation"]
     assert len(found.id) == 32
 
@@ -118,4 +118,4 @@ def test_sealed_trials_have_not_looked(database: Database) -> None:
 
     Sweep(database, session, space, RecordingTracker(), listener, sealed=True).run(FakeExecutor(by_rate))
 
-    assert history.load(database.storage, "digits").test_looks == 0
+    assert history.load(database.storage, "digits").test_evaluations == 0

@@ -97,7 +97,7 @@ def test_only_one_network_ever_looks_at_the_test_split(person: Person) -> None:
     assert len(person.tested) == 1
     assert identity(person.tested[0]) | {"seed": 0} == identity(chosen.config) | {"seed": 0}
     assert accuracy(person.tested[0]) == max(chosen.scores)
-    assert person.found().test_looks == 1
+    assert person.found().test_evaluations == 1
     assert [record.tags.get("final") for record in person.tracker.records].count("true") == 1
 
 
@@ -109,7 +109,7 @@ def test_one_config_with_many_seeds_counts_once(quick_folder: Path) -> None:
 
     person.confirm(top=5, seeds=2)
 
-    assert {rival.config.model.activation for rival in person.found().rivals} == {"relu", "tanh"}
+    assert {rival.config.model.activation for rival in person.found().configs} == {"relu", "tanh"}
     assert len(person.executors[0].jobs) == 4
 
 
@@ -118,7 +118,7 @@ def test_runs_are_grouped_and_named(person: Person) -> None:
     person.confirm(top=2, seeds=2)
 
     assert set(person.tracker.parents) == {f"parent of {confirm_names(person.database)[0]}"}
-    numbers = {str(rival.number) for rival in person.found().rivals}
+    numbers = {str(rival.number) for rival in person.found().configs}
     assert {record.tags["rival"] for record in person.tracker.records} == numbers
     assert {record.tags["confirms"] for record in person.tracker.records} == {"digits"}
     assert all(record.name.startswith(f"#{record.tags['rival']} ") for record in person.tracker.records)
@@ -139,7 +139,7 @@ def test_more_seeds_go_on_from_those_there_are(person: Person) -> None:
     assert len(added) == 6
     assert not {config.seed for config in before} & {config.seed for config in added.values()}
     assert person.found().seeds == 4
-    assert person.found().test_looks == len(person.tested)
+    assert person.found().test_evaluations == len(person.tested)
     assert len(confirm_names(person.database)) == 1
 
 
@@ -170,8 +170,8 @@ def test_another_top_list_is_another_confirmation(person: Person) -> None:
     person.confirm(top=3, seeds=2)
 
     assert len(confirm_names(person.database)) == 2
-    assert len(person.found().rivals) == 3
-    assert person.found().test_looks == len(person.tested) == 2
+    assert len(person.found().configs) == 3
+    assert person.found().test_evaluations == len(person.tested) == 2
 
 
 def check_all(person: Person, top: int, seeds: int) -> None:
@@ -286,7 +286,7 @@ def test_a_config_of_which_a_run_fails_is_left_out(database: Database, capsys: p
 
     assert code == 0
     assert person.found().left_out == (best.number,)
-    assert best.number not in [rival.number for rival in person.found().rivals]
+    assert best.number not in [rival.number for rival in person.found().configs]
     assert f"#{best.number} is left out: a run of it failed" in capsys.readouterr().out
 
 
@@ -388,5 +388,5 @@ def test_fewer_configs_than_asked_for_are_all_run(person: Person) -> None:
     """top=50 of eight is eight."""
     person.confirm(top=50, seeds=2)
 
-    assert len(person.found().rivals) == 8
+    assert len(person.found().configs) == 8
     assert confirmation.load(person.database.storage, person.study()) == person.found()

@@ -175,7 +175,7 @@ def test_the_envelope_says_how_often_it_was_opened(studied: Studied, written: Pa
     """As often as trials were tested; and no other trial's test accuracy stands anywhere."""
     page = parsed((written / "report-digits.html").read_text())
     with closing(open_for_sweep(f"sqlite:///{studied.folder / 'optuna.db'}")) as opened:
-        looks = history.load(opened.storage, "digits").test_looks
+        looks = history.load(opened.storage, "digits").test_evaluations
 
     assert f"looked at the test split {looks} times" in page.texts["envelope"]
     assert "0.6667" not in "".join(text for section, text in page.texts.items() if section != "answer")

@@ -25,7 +25,7 @@ from trials import trial
 
 from mnistexp.analysis import confirmation
 from mnistexp.analysis.comparison import Versus
-from mnistexp.analysis.confirmation import Confirmation, Confirmed
+from mnistexp.analysis.confirmation import Confirmation, ConfirmedConfig
 from mnistexp.analysis.history import Trial
 from mnistexp.analysis.statistics import against_best, crossed, mean_interval, proportion_interval
 from mnistexp.report import canvas, figures, scales
@@ -452,7 +452,7 @@ def hits(*accuracies: float, images: int = 400, seeds: int = 3) -> list[npt.NDAr
     return [hardness + 0.05 * rng.standard_normal((seeds, images)) < accuracy for accuracy in accuracies]
 
 
-def confirm(*accuracies: float, test: confirmation.TestLook | None = None) -> Confirmation:
+def confirm(*accuracies: float, test: confirmation.TestScore | None = None) -> Confirmation:
     """A confirmation of configs with these true accuracies, best first."""
     matrices = hits(*accuracies)
     rivals = []
@@ -460,7 +460,9 @@ def confirm(*accuracies: float, test: confirmation.TestLook | None = None) -> Co
         scores = tuple(float(score) for score in mine.mean(axis=1))
         behind = None if not number else crossed(matrices[0].astype("int8") - mine.astype("int8"), 0.95)
         interval, noise = mean_interval(scores, 0.95), crossed(mine, 0.95)
-        rivals.append(Confirmed(10 + number, max(scores) + 0.01, run_config(), (), scores, interval, noise, behind))
+        rivals.append(
+            ConfirmedConfig(10 + number, max(scores) + 0.01, run_config(), (), scores, interval, noise, behind)
+        )
     return Confirmation("confirm", 3, tuple(rivals), test, "")
 
 
@@ -481,7 +483,7 @@ def test_rivals_are_weighed_by_the_images_that_tell_them_apart() -> None:
 
 def test_confirmed_configs_show_their_seeds_their_intervals_and_their_luck() -> None:
     """A row for each config: its seeds' scores, its mean, both intervals, and the score it had in the sweep."""
-    test = confirmation.TestLook(0.94, *proportion_interval(940, 1000, 0.95), 1000, 1, 0.95)
+    test = confirmation.TestScore(0.94, *proportion_interval(940, 1000, 0.95), 1000, 1, 0.95)
     found = confirm(0.95, 0.94, 0.7, test=test)
 
     figure = figures.confirmed(found)
@@ -490,9 +492,9 @@ def test_confirmed_configs_show_their_seeds_their_intervals_and_their_luck() -> 
     seeds = [tuple(each.get_xdata()) for each in axes.lines if each.get_label() == "seeds"]
     sweeps = [each.get_xdata()[0] for each in axes.lines if each.get_label() == "sweep"]
     means = [each.get_xdata()[0] for each in axes.lines if each.get_label() == "mean"]
-    assert seeds == [each.scores for each in found.rivals]
-    assert sweeps == [each.val_accuracy for each in found.rivals]
-    assert means == [each.interval.mean for each in found.rivals]
+    assert seeds == [each.scores for each in found.configs]
+    assert sweeps == [each.val_accuracy for each in found.configs]
+    assert means == [each.interval.mean for each in found.configs]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["#10", "#11", "#12", "#10 on test"]
     assert list(line(axes, "test interval").get_xdata()) == [test.low, test.high]
 
@@ -501,11 +503,13 @@ def test_noise_shows_who_is_really_behind() -> None:
     """Differences in percentage points with their intervals: hollow where those reach zero, else filled."""
     found = confirm(0.95, 0.949, 0.7)
 
-    figure = figures.noise(found.rivals)
+    figure = figures.noise(found.configs)
 
     axes = axes_of(figure)
     means = [each for each in axes.lines if each.get_label() == "mean"]
-    assert [each.get_xdata()[0] for each in means] == [each.behind.mean for each in found.rivals if each.behind]
+    assert [each.get_xdata()[0] for each in means] == [
+        each.difference.mean for each in found.configs if each.difference
+    ]
     assert [each.get_markerfacecolor() == "white" for each in means] == [True, False]
     assert {"1 really behind", "1 can't be told apart"} <= set(words(figure))
     assert axes.get_xlabel() == "behind #10 (percentage points)"
@@ -568,7 +572,7 @@ def test_thin_and_odd_studies_give_a_figure_all_the_same(name: str, study: str) 
         figures.digits(np.random.default_rng(0).random((9, 4, 5, 3)), list("abcdefghi")),
         figures.rivals([]),
         figures.confirmed(confirm(0.9)),
-        figures.noise(confirm(0.9).rivals),
+        figures.noise(confirm(0.9).configs),
     ],
 )
 def test_other_thin_data_gives_a_figure_too(figure: Figure) -> None:
