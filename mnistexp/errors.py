@@ -69,10 +69,6 @@ class StoreError(MnistexpError):
     """A database, an MLflow server or a folder can't be used, or holds something else."""
 
 
-class RejectedRun(StoreError):
-    """The store works but does not accept this run: a later attempt fails too, and other runs are not affected."""
-
-
 class WorkerError(MnistexpError):
     """Workers can't start: no such device, or an installation that doesn't work."""
 

@@ -12,7 +12,7 @@ from typing import Any
 from mnistexp.config.schema import RunConfig
 from mnistexp.errors import StoreError
 from mnistexp.tracking.records import LoggedRun, RunRecord
-from mnistexp.tracking.runs import Ending, Tracker
+from mnistexp.tracking.runs import Ending
 from mnistexp.training.results import EpochScores, FitResult, RunResult, Stopped
 from mnistexp.workers.pool import EpochEnded, Event, Failed, Finished, Lost
 
@@ -136,7 +136,7 @@ class FakeExecutor:
         self._playing.clear()
 
 
-class RecordingTracker(Tracker):
+class RecordingTracker:
     """Keeps records in a list. `faults`: run number → what is raised right after that run was kept."""
 
     def __init__(self, faults: Mapping[int, BaseException] | None = None) -> None:
@@ -147,16 +147,16 @@ class RecordingTracker(Tracker):
         self.open: set[str] = set()  # parent runs
         self.sweeps: list[tuple[str, str, Mapping[str, float], Ending | None]] = []  # each summary that was written
 
-    def start_parent(self, name: str, tags: Mapping[str, str], description: str, files: Mapping[str, str]) -> str:
+    def start(self, name: str, tags: Mapping[str, str], description: str, files: Mapping[str, str]) -> str:
         self._answer()
         self.open.add(f"parent of {tags['study']}")
         return f"parent of {tags['study']}"
 
     def log(
-        self, record: RunRecord, parent: str = "", files: Mapping[str, str] | None = None, *, may_exist: bool = False
+        self, record: RunRecord, parent: str = "", files: Mapping[str, str] | None = None, *, again: bool = False
     ) -> str:
         self._answer()
-        if may_exist:
+        if again:
             for number, kept in enumerate(self.records):
                 if kept.tags == record.tags and kept.state == record.state:
                     return str(number)
@@ -167,13 +167,13 @@ class RecordingTracker(Tracker):
             raise fault
         return str(len(self.records) - 1)
 
-    def finish_parent(self, run_id: str, metrics: Mapping[str, float], description: str, ending: Ending | None) -> None:
+    def finish(self, run_id: str, metrics: Mapping[str, float], description: str, ending: Ending | None) -> None:
         self._answer()
         self.sweeps.append((run_id, description, metrics, ending))
         if ending is not None:
             self.open.discard(run_id)
 
-    def close_stale_runs(self, tags: Mapping[str, str], ending: Ending | None, is_alive: Callable[[str], bool]) -> None:
+    def settle(self, tags: Mapping[str, str], ending: Ending | None, lives: Callable[[str], bool]) -> None:
         self._answer()
         if ending is not None:
             self.open.discard(f"parent of {tags['study']}")

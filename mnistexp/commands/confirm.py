@@ -371,6 +371,6 @@ def _close_parent(asked: Question, sweep: Sweep, ending: Ending) -> None:
     if test is not None:
         metrics |= {"test_accuracy": test.accuracy, "confirm/test_low": test.low, "confirm/test_high": test.high}
     try:
-        asked.tracker.finish_parent(sweep.open_parent(), metrics, confirmation_text.page(found), ending)
+        asked.tracker.finish(sweep.open_parent(), metrics, confirmation_text.page(found), ending)
     except StoreError as error:
         console.note(f"{error}. The next confirm closes this one's parent run")

@@ -15,7 +15,7 @@ from mnistexp.config.compose import ParsedOverrides
 from mnistexp.config.schema import Config, IdxData
 from mnistexp.data import dataset as data
 from mnistexp.errors import MnistexpError, WorkerError
-from mnistexp.storage.urls import shown
+from mnistexp.storage.urls import redact
 from mnistexp.study.database import check_apart, check_usable
 from mnistexp.terminal import console
 from mnistexp.tracking import run_context
@@ -88,7 +88,7 @@ def _tracking(config: Config) -> str:
     uri = resolved_uri(config.tracking)
     check_apart(config.study.storage, uri)
     check_reachable(uri)
-    return shown(uri)
+    return redact(uri)
 
 
 def _cache() -> str:

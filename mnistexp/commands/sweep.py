@@ -12,7 +12,7 @@ from mnistexp.config import user_code
 from mnistexp.config.compose import ParsedOverrides
 from mnistexp.config.schema import Config
 from mnistexp.errors import INTERRUPTED, StoreError
-from mnistexp.storage.urls import shown, storage_overrides
+from mnistexp.storage.urls import redact, storage_overrides
 from mnistexp.terminal import console
 from mnistexp.tracking import run_context
 from mnistexp.tracking.runs import address, open_tracker
@@ -85,4 +85,4 @@ def _dashboard(config: Config, stores: Iterable[str]) -> str:
     uri = address(config.tracking)
     if not uri:
         return ""
-    return shown(uri) if uri.startswith("http") else shlex.join(["python", "-m", "mnistexp", "ui", *stores])
+    return redact(uri) if uri.startswith("http") else shlex.join(["python", "-m", "mnistexp", "ui", *stores])

@@ -17,7 +17,7 @@ from mnistexp.config import compose as configs
 from mnistexp.config.compose import ParsedOverrides
 from mnistexp.config.schema import Config
 from mnistexp.errors import ConfigError
-from mnistexp.storage.urls import shown
+from mnistexp.storage.urls import redact
 from mnistexp.terminal import console
 from mnistexp.tracking import run_context
 from mnistexp.tracking.runs import resolved_uri
@@ -46,7 +46,7 @@ def _mlflow(config: Config, own: CommandArgs) -> None:
         _present(uri.rstrip("/"), page, "a server of its own: nothing was started here", own)
         return
     listener, url = _listen(own)
-    about = f"MLflow on {shown(uri).removeprefix('sqlite:///')}; Ctrl-C ends it"
+    about = f"MLflow on {redact(uri).removeprefix('sqlite:///')}; Ctrl-C ends it"
     with listener:
         console.note("starting MLflow's dashboard; it takes a few seconds")
         page = mlflow_ui.first_page(uri, experiment)
@@ -60,7 +60,7 @@ def _optuna(config: Config, own: CommandArgs) -> None:
     address = config.study.storage
     listener, url = _listen(own)
     console.note("starting Optuna's dashboard; it takes a few seconds")
-    about = f"Optuna on {shown(address).removeprefix('sqlite:///')}; Ctrl-C ends it"
+    about = f"Optuna on {redact(address).removeprefix('sqlite:///')}; Ctrl-C ends it"
     hosts, name = _hosts(own, listener), run_context.study_name(config)
     with listener:
         optuna_ui.serve(address, name, listener, hosts, lambda page: _present(url, page, about, own))
@@ -141,7 +141,7 @@ def _written(address: str) -> str:
 
 def _present(server: str, page: str, about: str, own: CommandArgs) -> None:
     """Say where it is, and open it where there is a browser."""
-    url, text = ("/".join(filter(None, (place, page))) for place in (server, shown(server)))
+    url, text = ("/".join(filter(None, (place, page))) for place in (server, redact(server)))
     console.say(f"{text}  ({about})")
     if _over_ssh() and not os.environ.get("BROWSER") and server.startswith(("http://127.", "http://[::1]")):
         port = server.rpartition(":")[2]

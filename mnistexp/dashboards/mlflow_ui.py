@@ -21,7 +21,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mnistexp.dashboards.front import Front
 from mnistexp.errors import StoreError
-from mnistexp.storage.urls import reason, shown, sqlite_path
+from mnistexp.storage.foreign_errors import reason
+from mnistexp.storage.urls import redact, sqlite_path
 from mnistexp.study.signals import SIGNALS
 from mnistexp.tracking import ui_pages
 from mnistexp.tracking.runs import check_reachable, ready_database
@@ -36,14 +37,14 @@ def check(uri: str) -> None:
         return
     path = sqlite_path(uri)
     if not (path.exists() if path else _has_runs(uri)):
-        raise StoreError(f"{path or shown(uri)}: no runs are logged here; run `python -m mnistexp sweep` first")
+        raise StoreError(f"{path or redact(uri)}: no runs are logged here; run `python -m mnistexp sweep` first")
 
 
 def _has_runs(uri: str) -> bool:
     try:
         return bool(inspect(create_engine(uri, poolclass=NullPool)).has_table("experiments"))
     except (SQLAlchemyError, ImportError) as error:
-        raise StoreError(f"tracking.uri={shown(uri)}: can't be looked into: {reason(error, uri)}") from None
+        raise StoreError(f"tracking.uri={redact(uri)}: can't be looked into: {reason(error, uri)}") from None
 
 
 def first_page(uri: str, experiment: str) -> str:
@@ -125,4 +126,4 @@ def _told(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError, ImportError, AttributeError) as error:
-        raise StoreError(f"tracking.uri={shown(uri)}: MLflow can't show it: {reason(error, uri)}") from None
+        raise StoreError(f"tracking.uri={redact(uri)}: MLflow can't show it: {reason(error, uri)}") from None

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from mnistexp.config.schema import TrackingConfig
 from mnistexp.errors import StoreError
-from mnistexp.storage.urls import reason, shown
+from mnistexp.storage.foreign_errors import reason
+from mnistexp.storage.urls import redact
 from mnistexp.tracking.runs import open_tracker, resolved_uri
 
 
@@ -39,5 +40,5 @@ def log_to_parent(config: TrackingConfig, experiment: str, study_id: str, folder
             client.log_artifacts(run.info.run_id, str(folder), place)
             return str(run.info.run_id)
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise StoreError(f"tracking.uri={shown(uri)}: MLflow can't use it: {reason(error, uri)}") from None
+        raise StoreError(f"tracking.uri={redact(uri)}: MLflow can't use it: {reason(error, uri)}") from None
     return ""

@@ -1,4 +1,4 @@
-"""Locks that end with the process that holds them, however it dies: on a file, or on a PostgreSQL server."""
+"""Locks between processes, on a file or on a PostgreSQL server. A lock ends with the process that holds it."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import filelock
 
 from mnistexp.errors import StoreError
 
-if TYPE_CHECKING:  # 0.2 s, which `--cfg job` needn't pay
+if TYPE_CHECKING:  # 0.2 s, which `--cfg job` doesn't need
     import sqlalchemy
 
-NAME = 0x6D6E_6973_7465_7870  # "mnistexp": PostgreSQL's advisory locks are named by numbers, in each database anew
-WAIT_SECONDS = 1  # how long one try waits: a caller that is told to stop must be able to
-LONGEST_SECONDS = 120  # after which a server takes the turn from a holder that sleeps (PostgreSQL 14 and newer)
+LOCK_ID = 0x6D6E_6973_7465_7870  # "mnistexp": PostgreSQL's advisory locks have numbers, separate in each database
+WAIT_SECONDS = 1  # how long one try waits, so that a caller can react to Ctrl-C
+MAX_HOLD_SECONDS = 120  # then the server ends the connection of a suspended holder (PostgreSQL 14 and newer)
 
 Check = Callable[[], object]
-"""Raises an error of the database's if the turn has been lost meanwhile: a holder may have slept."""
+"""Raises the database's error if the lock was lost meanwhile: its holder may have been suspended."""
 
 Lock = Callable[[], contextlib.AbstractContextManager[Check]]
-"""Holds the lock while its block runs. Raises: Busy where another keeps it for longer than one try waits."""
+"""Holds the lock during its block. Raises: LockTimeout if another process holds it for longer than WAIT_SECONDS."""
 
 
 class LockTimeout(Exception):
-    """Another process has the turn."""
+    """Another process holds the lock."""
 
 
 def file_lock(path: Path) -> Lock:
-    """Turns at a file of this machine; a lock file beside it stays there, since deleting it would be a race.
+    """Return the lock of a file on this machine. It keeps PATH.lock, since deleting it would be a race.
 
-    A turn raises StoreError where the file can't be locked.
+    The lock raises StoreError if the file can't be locked.
     """
-    # Not a soft lock: one that a killed process leaves behind would never end.
+    # Not a soft lock: a killed process would leave it behind.
     lock = filelock.FileLock(f"{path}.lock", timeout=WAIT_SECONDS, fallback_to_soft=False)
 
     @contextlib.contextmanager
@@ -54,8 +54,8 @@ def file_lock(path: Path) -> Lock:
     return held
 
 
-def server_lock(engine: sqlalchemy.Engine, name: int = NAME) -> Lock:
-    """Turns at a PostgreSQL database, over a connection of their own: the lock goes when that ends."""
+def server_lock(engine: sqlalchemy.Engine, lock_id: int = LOCK_ID) -> Lock:
+    """Return an advisory lock of a PostgreSQL database; it belongs to a connection of its own and ends with it."""
     from sqlalchemy import text
     from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
@@ -63,10 +63,10 @@ def server_lock(engine: sqlalchemy.Engine, name: int = NAME) -> Lock:
     def held() -> Iterator[Check]:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text(f"SET lock_timeout = '{WAIT_SECONDS}s'"))
-            with contextlib.suppress(SQLAlchemyError):  # a laptop whose lid is closed in its turn must not stop all
-                connection.execute(text(f"SET idle_session_timeout = '{LONGEST_SECONDS}s'"))
+            with contextlib.suppress(SQLAlchemyError):  # a suspended holder must not stop all others
+                connection.execute(text(f"SET idle_session_timeout = '{MAX_HOLD_SECONDS}s'"))
             try:
-                connection.execute(text(f"SELECT pg_advisory_lock({name})"))
+                connection.execute(text(f"SELECT pg_advisory_lock({lock_id})"))
             except OperationalError as error:
                 if getattr(error.orig, "sqlstate", "") == "55P03":  # lock_not_available
                     raise LockTimeout from None
@@ -75,17 +75,17 @@ def server_lock(engine: sqlalchemy.Engine, name: int = NAME) -> Lock:
                 yield lambda: connection.execute(text("SELECT 1"))
             finally:
                 with contextlib.suppress(SQLAlchemyError):  # a lost connection holds no lock
-                    connection.execute(text(f"SELECT pg_advisory_unlock({name})"))
+                    connection.execute(text(f"SELECT pg_advisory_unlock({lock_id})"))
 
     return held
 
 
 @contextlib.contextmanager
-def wait_for(turn: Lock) -> Iterator[None]:
-    """Hold a turn, however long it takes to get it."""
+def wait_for(lock: Lock) -> Iterator[None]:
+    """Hold a lock during the block, and wait for it as long as necessary."""
     with contextlib.ExitStack() as stack:
         while True:
             with contextlib.suppress(LockTimeout):
-                stack.enter_context(turn())
+                stack.enter_context(lock())
                 break
         yield

@@ -15,15 +15,15 @@ from optuna.storages import RDBStorage
 
 from mnistexp.errors import StoreError
 from mnistexp.storage import locks as turns
+from mnistexp.storage.foreign_errors import reason
 from mnistexp.storage.locks import Lock
 from mnistexp.storage.urls import (
     check_file,
     check_port,
-    made_whole,
+    create_atomically,
     network_filesystem,
-    reason,
+    redact,
     same_database,
-    shown,
     sqlite_path,
 )
 
@@ -149,7 +149,7 @@ def open_for_sweep(address: str) -> Database:
         return _open_server(address)
 
     def opened() -> RDBStorage:
-        made_whole(path, _make)
+        create_atomically(path, _make)
         return _open_file(path)
 
     delivery = turns.file_lock(path.with_name(f"{path.name}.delivery"))
@@ -160,7 +160,7 @@ def open_to_read(address: str) -> RDBStorage:
     """Optuna's database as it is. Raises: StoreError if there is none, or it can't be used."""
     path = _checked(address)
     if not is_there(address):
-        where = path or shown(address)
+        where = path or redact(address)
         raise StoreError(f"{where}: there is no such database; run `python -m mnistexp sweep` here first")
     with _told(address):
         return _open_file(path) if path else _rdb(address, _setting(address), SERVER)
@@ -205,10 +205,10 @@ def check_usable(address: str) -> str:
     """Say where a study would be kept; makes nothing. Raises: StoreError if it can't be."""
     path = _checked(address)
     if not (path.exists() if path else _is_made(address)):
-        return f"{path or shown(address)} (will be made)"
+        return f"{path or redact(address)} (will be made)"
     with reading(address) as storage:
         names = optuna.get_all_study_names(storage)
-    return f"{path or shown(address)} ({', '.join(names) or 'no study in it yet'})"
+    return f"{path or redact(address)} ({', '.join(names) or 'no study in it yet'})"
 
 
 def check_apart(address: str, uri: str) -> None:
@@ -218,7 +218,7 @@ def check_apart(address: str, uri: str) -> None:
     """
     if same_database(address, uri):
         raise StoreError(
-            f"study.storage={shown(address)}: is MLflow's database as well, and the two can't share one; "
+            f"study.storage={redact(address)}: is MLflow's database as well, and the two can't share one; "
             f"give another, e.g. study.storage=sqlite:///optuna.db"
         )
     _checked(address)
@@ -244,17 +244,19 @@ def _checked(address: str) -> Path | None:
         return path
     if not address.startswith(("postgresql://", "postgresql+psycopg://")):
         raise StoreError(
-            f"study.storage={shown(address)}: must be like sqlite:///FILE.db, a file on this machine, "
+            f"study.storage={redact(address)}: must be like sqlite:///FILE.db, a file on this machine, "
             f"or postgresql://USER:PASSWORD@HOST/DATABASE, which several machines can share"
         )
     if importlib.util.find_spec("psycopg") is None:
-        raise StoreError(f"study.storage={shown(address)}: needs the package psycopg; pip install 'mnistexp[postgres]'")
+        raise StoreError(
+            f"study.storage={redact(address)}: needs the package psycopg; pip install 'mnistexp[postgres]'"
+        )
     check_port("study.storage", address)
     return None
 
 
 def _setting(address: str) -> str:
-    return f"study.storage={shown(address)}"
+    return f"study.storage={redact(address)}"
 
 
 def _tables(address: str) -> set[str]:
@@ -266,7 +268,7 @@ def _tables(address: str) -> set[str]:
         raise StoreError(f"{_setting(address)}: Optuna can't use it: {reason(error, address)}") from None
     if found and "studies" not in found:
         raise StoreError(
-            f"{_setting(address)}: is somebody else's database (it has no table studies); give an empty one"
+            f"{_setting(address)}: is another program's database (it has no table studies); give an empty one"
         )
     return found
 
@@ -281,7 +283,7 @@ def _open_server(address: str) -> Database:
     made = _is_made(address)
     # A connection for each turn: fifty drivers that each keep two would use up a server's hundred.
     engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.pool.NullPool, **SERVER)
-    setting, locks = _setting(address), (turns.server_lock(engine), turns.server_lock(engine, turns.NAME + 1))
+    setting, locks = _setting(address), (turns.server_lock(engine), turns.server_lock(engine, turns.LOCK_ID + 1))
 
     def opened() -> RDBStorage:
         if not made:
@@ -338,6 +340,6 @@ def _of_another_version(said: str, address: str) -> str:
     if "upgrade" in said and "pip install" not in said:
         return (
             f"was made by an older Optuna, whose tables differ; keep a copy and run "
-            f"`optuna storage upgrade --storage '{shown(address)}'`, or give another study.storage"
+            f"`optuna storage upgrade --storage '{redact(address)}'`, or give another study.storage"
         )
     return "was made by a newer Optuna, whose tables differ; pip install -U optuna, or give another study.storage"

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import psutil
 
 from mnistexp.errors import StoreError
-from mnistexp.storage.urls import host
+from mnistexp.storage.urls import host_id
 from mnistexp.study.trial_attrs import LeaseEntry, kept
 
 PREFIX = "driver:"
@@ -134,7 +134,7 @@ class Lease:
 def _process() -> dict[str, Any]:
     """What identifies this process among all that ever ran on this machine."""
     return {
-        "host": host(),
+        "host": host_id(),
         "boot": _text("/proc/sys/kernel/random/boot_id"),
         "namespace": _link("/proc/self/ns/pid"),  # in another container our process numbers mean nothing
         "pid": os.getpid(),

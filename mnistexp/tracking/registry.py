@@ -15,7 +15,8 @@ from typing import Any
 from mnistexp.analysis.statistics import Bools, crossed, hits_matrix
 from mnistexp.config.schema import RunConfig, TrackingConfig, recorded_config
 from mnistexp.errors import StoreError
-from mnistexp.storage.urls import reason, shown, sqlite_path
+from mnistexp.storage.foreign_errors import reason
+from mnistexp.storage.urls import redact, sqlite_path
 from mnistexp.tracking import runs as tracking
 from mnistexp.tracking.records import LoggedRun
 
@@ -110,7 +111,9 @@ class Registry:
             yield
         except self._errors as error:
             why = reason(error, self._uri)
-            raise StoreError(f"tracking.uri={shown(self._uri)}: MLflow's model registry can't be used: {why}") from None
+            raise StoreError(
+                f"tracking.uri={redact(self._uri)}: MLflow's model registry can't be used: {why}"
+            ) from None
 
     def champion(self, name: str) -> Version | None:
         """Who has the alias; None where nobody has."""
@@ -193,8 +196,7 @@ class Registry:
             run = self._client.get_run(version.run_id)
         try:
             shape = tuple(int(side) for side in json.loads(version.tags["image_shape"]))
-            config_json = tracking.whole_tag(run.data.tags, "mnistexp.config")
-            known = (recorded_config(config_json), run.data.tags["weights_hash"])
+            known = (recorded_config(run.data.tags["mnistexp.config"]), run.data.tags["weights_hash"])
             classes = int(version.tags["classes"])
         except (KeyError, ValueError, TypeError):
             raise StoreError(
@@ -223,7 +225,7 @@ def champion(uri: str, name: str, folder: Path) -> Champion:
     version = registry.champion(name)
     if version is None:
         raise StoreError(
-            f"there is no champion for {name} in {shown(uri)} yet; run `python -m mnistexp sweep` and then "
+            f"there is no champion for {name} in {redact(uri)} yet; run `python -m mnistexp sweep` and then "
             f"`python -m mnistexp confirm` first"
         )
     return registry.load(version, folder)

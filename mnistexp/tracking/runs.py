@@ -15,17 +15,18 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import requests
 import yaml
 
 from mnistexp.config.compose import flatten, signature
 from mnistexp.config.schema import RunConfig, TrackingConfig, recorded_config
-from mnistexp.errors import RejectedRun, StoreError
+from mnistexp.errors import StoreError
 from mnistexp.storage import locks
+from mnistexp.storage.foreign_errors import reason
 from mnistexp.storage.locks import wait_for
-from mnistexp.storage.urls import REACHABLE_SECONDS, check_file, check_port, made_whole, reason, shown, sqlite_path
+from mnistexp.storage.urls import REACHABLE_SECONDS, check_file, check_port, create_atomically, redact, sqlite_path
 from mnistexp.tracking import records, ui_pages
 from mnistexp.tracking.records import LoggedRun, RunRecord
 from mnistexp.training.results import PACKED
@@ -38,76 +39,72 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a run, among our own
-os.environ.setdefault("MLFLOW_TRUNCATE_LONG_VALUES", "false")  # a value over a limit is an error, not cut
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 MLFLOW_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAILED": "FAILED", "INTERRUPTED": "KILLED"}
 Ending = Literal["FINISHED", "KILLED", "FAILED"]
-NAME_LIMIT = 250  # characters of a run's name: MLflow's column
-TAG_LIMIT = 8000  # characters of a tag's value
-PARAM_LIMIT = 6000  # characters of a param's value
-BATCH_LIMITS = {"metrics": 800, "params": 90, "tags": 16}
-"""How many fit in the last batch. MLflow's limits: 1,000 in all, 100 params, 100 tags, a request of 1 MB."""
+TAG_LIMIT = 8000  # characters in a tag's value; MLflow refuses longer ones
+BATCH_LIMIT = 800  # metrics that surely go into one batch with all tags and params; MLflow's limit is 1000 in all
 
 
-class Tracker:
-    """Where runs are logged; this base class logs nothing (`tracking=none`).
+class Tracker(Protocol):
+    """Where runs are kept. Each method raises StoreError where that can't be reached."""
 
-    Each method raises StoreError if the store cannot be used.
-    """
+    def start(self, name: str, tags: Mapping[str, str], description: str, files: Mapping[str, str]) -> str:
+        """Open a sweep's parent run, or reopen the one with the same study and kind in its tags. Returns: its id."""
 
-    def start_parent(self, name: str, tags: Mapping[str, str], description: str, files: Mapping[str, str]) -> str:
-        """Open a sweep's parent run, or reopen the one that has the same `study_id` and `kind` tags.
+    def log(
+        self, record: RunRecord, parent: str = "", files: Mapping[str, str] | None = None, *, again: bool = False
+    ) -> str:
+        """Keep one run, whole, with further files (name → text). Returns: its id.
 
-        Returns: its id.
+        With `again`, whoever tried before may have kept it, or half of it: then there is still one in the end.
         """
+
+    def finish(self, run_id: str, metrics: Mapping[str, float], description: str, ending: Ending | None) -> None:
+        """Write a parent run's summary, and close it; None leaves it open, for the drivers that go on."""
+
+    def find(self, tags: Mapping[str, str], run_id: str = "", *, deleted: bool = False) -> Iterator[LoggedRun]:
+        """The runs with these tags (or this id) that are kept whole, oldest first; those that a user deleted too?"""
+
+    def settle(self, tags: Mapping[str, str], ending: Ending | None, lives: Callable[[str], bool]) -> None:
+        """Close what dead processes left open of the runs with these tags, and take away what is half written.
+
+        Args:
+            ending: of a parent run; None leaves those as they are, since somebody may be at work on them.
+            lives: whether the driver of this number (the tag `driver`) may be at work on what it opened.
+        """
+
+
+class NullTracker:  # a null object, so that nobody asks whether there is a tracker
+    """Keeps nothing."""
+
+    def start(self, name: str, tags: Mapping[str, str], description: str, files: Mapping[str, str]) -> str:
         return ""
 
     def log(
-        self,
-        record: RunRecord,
-        parent: str = "",
-        files: Mapping[str, str] | None = None,
-        *,
-        may_exist: bool = False,
+        self, record: RunRecord, parent: str = "", files: Mapping[str, str] | None = None, *, again: bool = False
     ) -> str:
-        """Log one complete run.
-
-        Args:
-            parent: the id of its parent run; empty for none.
-            files: more artifacts, file name → text.
-            may_exist: an earlier attempt may have logged this trial, completely or in part; look for it first.
-
-        Returns: its id.
-
-        Raises: RejectedRun if the store works and does not accept this run.
-        """
         return ""
 
-    def finish_parent(self, run_id: str, metrics: Mapping[str, float], description: str, ending: Ending | None) -> None:
-        """Write a parent run's summary and close it; with `ending=None` it stays open for other sweep processes."""
+    def finish(self, run_id: str, metrics: Mapping[str, float], description: str, ending: Ending | None) -> None:
+        pass
 
     def find(self, tags: Mapping[str, str], run_id: str = "", *, deleted: bool = False) -> Iterator[LoggedRun]:
-        """The complete runs that have these tags (or this id), oldest first; with `deleted`, deleted ones too."""
         return iter(())
 
-    def close_stale_runs(self, tags: Mapping[str, str], ending: Ending | None, is_alive: Callable[[str], bool]) -> None:
-        """Close the runs with these tags that dead processes left open; delete those without scores.
-
-        Args:
-            ending: the status for parent runs; None leaves them open, because another process may use them.
-            is_alive: whether the sweep process with this number (the tag `driver`) may still be working.
-        """
+    def settle(self, tags: Mapping[str, str], ending: Ending | None, lives: Callable[[str], bool]) -> None:
+        pass
 
 
-class MlflowTracker(Tracker):
-    """Log runs to one MLflow experiment. Raises StoreError if the store cannot be used.
+class MlflowTracker:
+    """Keeps runs in MLflow, in one experiment. Raises StoreError where that can't be used.
 
     Args:
         experiment: its name.
-        create: create the experiment if it does not exist.
-        run_id: use the experiment of this run instead.
+        create: make the experiment if there is none.
+        run_id: take this run's experiment instead.
     """
 
     def __init__(self, uri: str, experiment: str, *, create: bool = True, run_id: str = "") -> None:
@@ -127,20 +124,20 @@ class MlflowTracker(Tracker):
         self._uri = uri
         errors = (MlflowException, SQLAlchemyError, CommandError, OSError, ImportError)
         self._errors: tuple[type[Exception], ...] = errors
-        with self._store_errors():
+        with self._faults_said():
             ready_database(uri)
             self._client: Any = MlflowClient(uri)
             own = str(self._get(run_id).info.experiment_id) if run_id else ""
             self._experiment_id = own or self._experiment(experiment, create)
 
     @contextmanager
-    def _store_errors(self) -> Iterator[None]:
+    def _faults_said(self) -> Iterator[None]:
         """Raise MLflow's faults (a full disk, a server that went away) as StoreError."""
         try:
             yield
         except self._errors as error:
             why = reason(error, self._uri)
-            raise StoreError(f"tracking.uri={shown(self._uri)}: MLflow can't use it: {why}") from None
+            raise StoreError(f"tracking.uri={redact(self._uri)}: MLflow can't use it: {why}") from None
 
     def _experiment(self, name: str, create: bool) -> str:
         found = self._client.get_experiment_by_name(name)
@@ -161,10 +158,10 @@ class MlflowTracker(Tracker):
             )
         return str(found.experiment_id)
 
-    def start_parent(self, name: str, tags: Mapping[str, str], description: str, files: Mapping[str, str]) -> str:
+    def start(self, name: str, tags: Mapping[str, str], description: str, files: Mapping[str, str]) -> str:
         from mlflow.entities import RunTag
 
-        with self._store_errors():
+        with self._faults_said():
             run = next(self._search({key: tags[key] for key in ("study_id", "kind")}), None)
             if run is None:
                 run = self._client.create_run(self._experiment_id, run_name=name)
@@ -178,88 +175,62 @@ class MlflowTracker(Tracker):
             return run_id
 
     def log(
-        self,
-        record: RunRecord,
-        parent: str = "",
-        files: Mapping[str, str] | None = None,
-        *,
-        may_exist: bool = False,
+        self, record: RunRecord, parent: str = "", files: Mapping[str, str] | None = None, *, again: bool = False
     ) -> str:
-        with self._store_errors():
-            if may_exist and (existing := self._existing(record)):
-                return existing
-            tags = {"kind": record.kind, **record.tags, **({"mlflow.parentRunId": parent} if parent else {})}
-            run_id = ""
-            try:
-                run = self._client.create_run(
-                    self._experiment_id, int(record.started * 1000), tags, shorten(record.name, NAME_LIMIT)
-                )
-                run_id = str(run.info.run_id)
-                self._log_content(run_id, record, files or {})
-            except self._errors as error:
-                if not _is_rejection(error):
-                    raise
-                if run_id:
-                    self._client.set_terminated(run_id, "FAILED")
-                    self._client.delete_run(run_id)
-                raise RejectedRun(
-                    f"tracking.uri={shown(self._uri)}: MLflow does not accept the run `{record.name[:NAME_LIMIT]}`: "
-                    f"{reason(error, self._uri)}"
-                ) from None
+        with self._faults_said():
+            if again and (kept := self._kept_before(record)):
+                return kept
+            whose = {"kind": record.kind, **record.tags, **({"mlflow.parentRunId": parent} if parent else {})}
+            run = self._client.create_run(self._experiment_id, int(record.started * 1000), whose, record.name)
+            run_id = str(run.info.run_id)
+            # Files first: the batch below has the tags by which a run is found, and what is found is whole.
+            self._client.log_inputs(run_id, [_dataset_input(record)])
+            for path, text in (_files(record) | dict(files or {})).items():
+                self._client.log_text(run_id, text, path)
+            if record.weights_path is not None and record.weights_path.exists():
+                self._client.log_artifact(run_id, str(record.weights_path))
+            self._log_numbers(run_id, record)
+            self._client.set_terminated(run_id, MLFLOW_STATUS[record.state], int(record.ended * 1000))
             return run_id
 
-    def _log_content(self, run_id: str, record: RunRecord, files: Mapping[str, str]) -> None:
-        """Log the files first, and the tags by which `find` selects runs last: a run that is found is complete."""
-        self._client.log_inputs(run_id, [_dataset_input(record)])
-        for path, text in {**_files(record), **files}.items():
-            self._client.log_text(run_id, text, path)
-        if record.weights_path is not None and record.weights_path.exists():
-            self._client.log_artifact(run_id, str(record.weights_path))
-        self._log_numbers(run_id, record)
-        self._client.set_terminated(run_id, MLFLOW_STATUS[record.state], int(record.ended * 1000))
-
     def _log_numbers(self, run_id: str, record: RunRecord) -> None:
-        """Log metrics, params and tags: one batch for most runs; what exceeds a batch goes into batches before it."""
+        """Metrics, params and tags; in MLflow's batch the tags are written last, so a run that has them is whole."""
         from mlflow.entities import Metric, Param, RunTag
 
         ended = int(record.ended * 1000)
-        tags, more_tags = split_tags(_tags(record))
-        batch: dict[str, list[Any]] = {
-            "metrics": [Metric(key, value, ended, step) for key, value, step in _metrics(record)],
-            "params": [Param(key, value) for key, value in params(record.config).items()],
-            "tags": [RunTag(key, value) for key, value in more_tags.items()],
-        }
-        for kind, entities in batch.items():
-            limit = BATCH_LIMITS[kind]
-            if len(entities) > limit:
-                for start in range(0, len(entities), limit):
-                    self._client.log_batch(run_id, **{kind: entities[start : start + limit]})
-                batch[kind] = []
-        batch["tags"] += [RunTag(key, value) for key, value in tags.items()]
-        self._client.log_batch(run_id, **batch)
+        metrics = [Metric(key, value, ended, step) for key, value, step in _metrics(record)]
+        if len(metrics) > BATCH_LIMIT:
+            self._client.log_batch(run_id, metrics=metrics)
+            metrics = []
+        self._client.log_batch(
+            run_id,
+            metrics=metrics,
+            params=[Param(key, value) for key, value in params(record.config).items()],
+            tags=[RunTag(key, value) for key, value in _tags(record).items()],
+        )
 
-    def _existing(self, record: RunRecord) -> str:
-        """The id of the complete run of this trial, closed if it was open; incomplete ones are deleted."""
-        existing = ""
+    def _kept_before(self, record: RunRecord) -> str:
+        """The id of a trial's run that is whole, closed if it wasn't; what is half written of it is taken away."""
+        kept = ""
         for run in list(self._search({key: record.tags[key] for key in ("study_id", "trial")} | {"kind": "trial"})):
             state = run.data.tags.get("state", "")
-            if state == record.state and not existing:
-                existing = str(run.info.run_id)
+            if state == record.state and not kept:
+                kept = str(run.info.run_id)
             if run.info.status == "RUNNING":
                 self._close_or_delete(run)
-        return existing
+        return kept
 
     def _close_or_delete(self, run: Any) -> None:
-        """Close a trial's run that was left open: with its state if it has one, else as killed and deleted."""
+        """Close a trial's run that was left open: as it ended, if it is whole; else it never was one."""
         state = run.data.tags.get("state", "")  # written with the scores, or not at all
         self._client.set_terminated(run.info.run_id, MLFLOW_STATUS.get(state, "KILLED"))
         if not state:
             self._client.delete_run(run.info.run_id)
 
-    def finish_parent(self, run_id: str, metrics: Mapping[str, float], description: str, ending: Ending | None) -> None:
+    def finish(self, run_id: str, metrics: Mapping[str, float], description: str, ending: Ending | None) -> None:
         from mlflow.entities import Metric, RunTag
 
-        with self._store_errors():
+        with self._faults_said():
             now = int(time.time() * 1000)
             self._client.log_batch(
                 run_id,
@@ -270,7 +241,7 @@ class MlflowTracker(Tracker):
                 self._client.set_terminated(run_id, ending)
 
     def find(self, tags: Mapping[str, str], run_id: str = "", *, deleted: bool = False) -> Iterator[LoggedRun]:
-        with self._store_errors():
+        with self._faults_said():
             if run_id:
                 yield self._logged(self._get(run_id))
                 return
@@ -278,13 +249,13 @@ class MlflowTracker(Tracker):
                 if "mnistexp.config" in run.data.tags:
                     yield self._logged(run)
 
-    def close_stale_runs(self, tags: Mapping[str, str], ending: Ending | None, is_alive: Callable[[str], bool]) -> None:
-        with self._store_errors():
+    def settle(self, tags: Mapping[str, str], ending: Ending | None, lives: Callable[[str], bool]) -> None:
+        with self._faults_said():
             for run in list(self._search(tags, "attributes.status = 'RUNNING'")):
                 if run.data.tags.get("kind") == "sweep":
                     if ending is not None:
                         self._client.set_terminated(run.info.run_id, ending)
-                elif not is_alive(run.data.tags.get("driver", "")):
+                elif not lives(run.data.tags.get("driver", "")):
                     self._close_or_delete(run)
 
     def _get(self, run_id: str) -> Any:
@@ -309,8 +280,7 @@ class MlflowTracker(Tracker):
                 return
 
     def _logged(self, run: Any) -> LoggedRun:
-        run_id = str(run.info.run_id)
-        tags: dict[str, Any] = {key: whole_tag(run.data.tags, key) for key in run.data.tags}
+        tags, run_id = run.data.tags, str(run.info.run_id)
         if "mnistexp.config" not in tags:
             raise StoreError(f"run={run_id}: is no training of mnistexp's (a sweep's parent, perhaps); give a trial's")
         return LoggedRun(
@@ -323,7 +293,7 @@ class MlflowTracker(Tracker):
             weights_hash=tags.get("weights_hash", ""),
             data_fingerprint=tags["data_fingerprint"],
             provenance=json.loads(tags["mnistexp.provenance"]),
-            tags=tags,
+            tags=dict(tags),
         )
 
 
@@ -335,7 +305,7 @@ def open_tracker(config: TrackingConfig, experiment: str, *, create: bool = True
     Raises: StoreError.
     """
     if config.name == "none":
-        return Tracker()
+        return NullTracker()
     return MlflowTracker(resolved_uri(config), experiment, create=create, run_id=run_id)
 
 
@@ -378,7 +348,7 @@ def check_reachable(uri: str) -> None:
             requests.get(f"{uri.rstrip('/')}/health", timeout=REACHABLE_SECONDS).raise_for_status()
         except requests.RequestException as error:
             raise StoreError(
-                f"tracking.uri={shown(uri)}: no MLflow server answers there ({type(error).__name__}); "
+                f"tracking.uri={redact(uri)}: no MLflow server answers there ({type(error).__name__}); "
                 f"start one with `mlflow server`, or leave tracking.uri out to log to mlflow.db here"
             ) from None
     else:
@@ -398,7 +368,7 @@ def ready_database(uri: str) -> None:
     path = sqlite_path(uri)
     if path is not None:
         with wait_for(locks.file_lock(path)):
-            made_whole(path, lambda new: _make_store(MlflowClient(f"sqlite:///{new}")))
+            create_atomically(path, lambda new: _make_store(MlflowClient(f"sqlite:///{new}")))
         _check_schema(create_engine(f"sqlite:///{path}", poolclass=NullPool), uri)
     elif uri.startswith("postgresql"):
         engine = create_engine(uri, poolclass=NullPool)
@@ -425,7 +395,7 @@ def _check_schema(engine: Engine, uri: str) -> None:
         return
     if "experiments" not in tables:
         raise StoreError(
-            f"tracking.uri={shown(uri)}: is somebody else's database (it has no table experiments); give an empty one"
+            f"tracking.uri={redact(uri)}: is another program's database (no table experiments); give an empty one"
         )
     with engine.connect() as connection:
         found = MigrationContext.configure(connection).get_current_revision()
@@ -435,9 +405,9 @@ def _check_schema(engine: Engine, uri: str) -> None:
     if found == latest:
         return
     older = found is None or found in known
-    what_to_do = f"keep a copy and run `mlflow db upgrade '{shown(uri)}'`" if older else "pip install -U mlflow"
+    what_to_do = f"keep a copy and run `mlflow db upgrade '{redact(uri)}'`" if older else "pip install -U mlflow"
     raise StoreError(
-        f"tracking.uri={shown(uri)}: was made by {'an older' if older else 'a newer'} MLflow, whose tables differ; "
+        f"tracking.uri={redact(uri)}: was made by {'an older' if older else 'a newer'} MLflow, whose tables differ; "
         f"{what_to_do}, or give another tracking.uri"
     )
 
@@ -445,57 +415,15 @@ def _check_schema(engine: Engine, uri: str) -> None:
 # ------------------------------------------------------------------------------------ a record as MLflow's parts
 
 
-DATA_LOCATION = {"root", "mirrors", "timeout", "files"}
-"""Keys of `data` that say where the files are, not what is in them; the data set input of a run has the source."""
-
-
 def params(config: RunConfig) -> dict[str, str]:
-    """Every hyperparameter by its override key, as text of at most PARAM_LIMIT characters.
-
-    They are for the table and the charts. The exact config is in the tag `mnistexp.config`.
-    """
+    """Every hyperparameter by its override key, as text; where the data came from is in the data set input."""
     plain = config.model_dump(mode="json")
-    plain["data"] = {key: value for key, value in plain["data"].items() if key not in DATA_LOCATION}
-    flat = flatten(plain)
-    flat["data"] = flat.pop("data.name")
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat.items()}
-    return {key: shorten(text, PARAM_LIMIT) for key, text in texts.items()}
-
-
-def shorten(text: str, limit: int) -> str:
-    """A text of at most `limit` characters; an ellipsis replaces the rest."""
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
-def split_tags(tags: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Split tag values at MLflow's limit: KEY keeps the first part, KEY.2, KEY.3 … the others.
-
-    Returns: the first parts, the other parts.
-    """
-    more = {
-        f"{key}.{number}": text[start : start + TAG_LIMIT]
-        for key, text in tags.items()
-        for number, start in enumerate(range(TAG_LIMIT, len(text), TAG_LIMIT), start=2)
-    }
-    return {key: text[:TAG_LIMIT] for key, text in tags.items()}, more
-
-
-def whole_tag(tags: Mapping[str, str], key: str) -> str:
-    """The value of a tag, joined from the parts that `split_tags` made."""
-    parts = [tags[key]]
-    while (part := tags.get(f"{key}.{len(parts) + 1}")) is not None:
-        parts.append(part)
-    return "".join(parts)
-
-
-def _is_rejection(error: BaseException) -> bool:
-    """Whether MLflow or its database does not accept a value, as opposed to not working at all."""
-    from sqlalchemy.exc import DataError, IntegrityError
-
-    if getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
-        return True
-    cause = error.__cause__ or error.__context__  # MLflow wraps some database errors as INTERNAL_ERROR
-    return isinstance(cause, DataError | IntegrityError | ValueError)
+    flat = {"seed": plain["seed"], "data": plain["data"]["name"]}
+    for node in ("model", "optimizer", "augmentation", "trainer"):
+        flat |= flatten(plain[node], f"{node}.")
+    known = ("function", "settings", "code", "validation_size", "split", "split_seed")
+    flat |= flatten({key: plain["data"][key] for key in known if key in plain["data"]}, "data.")
+    return {key: json.dumps(value) if not isinstance(value, str) else value for key, value in flat.items()}
 
 
 def _metrics(record: RunRecord) -> Iterator[tuple[str, float, int]]:
@@ -537,7 +465,9 @@ def _tags(record: RunRecord) -> dict[str, str]:
     if record.result is not None:
         tags |= {"weights_hash": record.result.weights_hash, "device": record.result.device}
         for name in PACKED:
-            tags[f"mnistexp.{name}"] = base64.b64encode(getattr(record.result.fit, name)).decode()
+            packed = base64.b64encode(getattr(record.result.fit, name)).decode()
+            if len(packed) <= TAG_LIMIT:  # hits of 48,000 validation images at most; record.json has them all
+                tags[f"mnistexp.{name}"] = packed
     return tags
 
 

@@ -225,7 +225,7 @@ def test_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"notes\.txt: is not an SQLite database"):
         open_to_read(f"sqlite:///{tmp_path / 'notes.txt'}")
     before = (tmp_path / "mine.db").read_bytes()
-    with pytest.raises(StoreError, match=r"mine\.db: is somebody else's database \(it has no table studies\)"):
+    with pytest.raises(StoreError, match=r"mine\.db: is another program's database \(it has no table studies\)"):
         open_to_read(f"sqlite:///{tmp_path / 'mine.db'}")
     assert (tmp_path / "mine.db").read_bytes() == before
 
@@ -343,7 +343,7 @@ def test_somebody_elses_tables_on_a_server_are_left_alone(postgres: Postgres) ->
     with psycopg.connect(address, autocommit=True) as connection:
         connection.execute("create table experiments (name text)")
 
-        with pytest.raises(StoreError, match="is somebody else's database"):
+        with pytest.raises(StoreError, match="is another program's database"):
             open_for_sweep(address)
 
         assert len(connection.execute("select 1 from pg_tables where schemaname = 'public'").fetchall()) == 1

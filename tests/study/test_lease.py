@@ -19,12 +19,12 @@ from mnistexp.study.lease import PREFIX, Lease
 ROOT = Path(__file__).resolve().parents[2]
 ANOTHER = """
 import json, sys, time
-from mnistexp.drivers import Drivers
+from mnistexp.study.lease import Lease
 class Printed(dict):
     read = lambda self: self
     write = dict.__setitem__
 kept = Printed()
-drivers = Drivers(kept, 60)
+drivers = Lease(kept, 60)
 drivers.register()
 print(json.dumps(kept), flush=True)
 sys.stdin.read()
