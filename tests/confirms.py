@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from fakes import FakeExecutor, RecordingTracker, Script, Step
@@ -27,7 +27,8 @@ RATES = ("optimizer.learning_rate=interval(0.01, 0.4)",)
 def with_hits(fit: FitResult, right: np.ndarray) -> FitResult:
     """A training whose kept weights are right about these images, bool [images]."""
     mistakes = np.full(np.count_nonzero(~right), 3, dtype="<u2")
-    return replace(fit, validation_hits=np.packbits(right).tobytes(), validation_mistakes=mistakes.tobytes())
+    update = {"validation_correct": np.packbits(right).tobytes(), "wrong_predictions": mistakes.tobytes()}
+    return fit.model_copy(update=update)
 
 
 class Networks(FakeExecutor):
@@ -36,8 +37,9 @@ class Networks(FakeExecutor):
     def next_event(self, timeout: float) -> Event | None:
         event = super().next_event(timeout)
         if isinstance(event, Finished):
-            right = np.arange(IMAGES) < round(IMAGES * event.result.fit.chosen.val_accuracy)
-            return Finished(event.job, replace(event.result, fit=with_hits(event.result.fit, right)))
+            right = np.arange(IMAGES) < round(IMAGES * event.result.fit.best.val_accuracy)
+            fit = with_hits(event.result.fit, right)
+            return Finished(event.job, event.result.model_copy(update={"fit": fit}))
         return event
 
 

@@ -27,7 +27,16 @@ Script = Callable[[int, RunConfig], Sequence[Step]]
 def epoch_scores(epoch: int, val_accuracy: float) -> EpochScores:
     """One epoch's scores, all derived from the accuracy; none is a round number, so that lost digits show."""
     loss = 2.0 - val_accuracy + 1 / 3
-    return EpochScores(epoch, 10 * epoch, 0.1 / 3, loss, val_accuracy / 3, loss + 1 / 7, val_accuracy, 0.25)
+    return EpochScores(
+        epoch=epoch,
+        steps=10 * epoch,
+        learning_rate=0.1 / 3,
+        loss=loss,
+        accuracy=val_accuracy / 3,
+        val_loss=loss + 1 / 7,
+        val_accuracy=val_accuracy,
+        seconds=0.25,
+    )
 
 
 def run_result(
@@ -38,19 +47,26 @@ def run_result(
 ) -> RunResult:
     """A training with these validation accuracies; its best epoch, the first of equals, is kept."""
     epochs = tuple(epoch_scores(epoch, accuracy) for epoch, accuracy in enumerate(accuracies, start=1))
-    chosen = 1 + accuracies.index(max(accuracies))
     fit = FitResult(
-        epochs,
-        chosen,
-        stopped,
+        epochs=epochs,
+        best_epoch=1 + accuracies.index(max(accuracies)),
+        stopped=stopped,
         parameters=1234,
         seconds=0.5,
-        validation_hits=b"\xf0\x0f",
-        validation_mistakes=b"\x03\x00" * 8,
+        validation_correct=b"\xf0\x0f",
+        wrong_predictions=b"\x03\x00" * 8,
     )
     flags = {"jit_compile": "true", "threads": "1", "XLA_FLAGS": ""}
     test_loss = None if test_accuracy is None else 1 - test_accuracy
-    return RunResult(fit, test_accuracy, test_loss, f"hash of {hash_of}", "f" * 32, "CPU (fake)", flags)
+    return RunResult(
+        fit=fit,
+        test_accuracy=test_accuracy,
+        test_loss=test_loss,
+        weights_hash=f"hash of {hash_of}",
+        data_fingerprint="f" * 32,
+        device="CPU (fake)",
+        flags=flags,
+    )
 
 
 @dataclass
@@ -196,7 +212,7 @@ def _logged(run_id: str, record: RunRecord) -> LoggedRun:
     result = record.result
     metrics: dict[str, float] = {}
     if result is not None:
-        metrics = {"val_accuracy": result.fit.chosen.val_accuracy, "val_loss": result.fit.chosen.val_loss}
+        metrics = {"val_accuracy": result.fit.best.val_accuracy, "val_loss": result.fit.best.val_loss}
     if result is not None and result.test_accuracy is not None and result.test_loss is not None:
         metrics |= {"test_accuracy": result.test_accuracy, "test_loss": result.test_loss}
     return LoggedRun(

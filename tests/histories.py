@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,7 +43,15 @@ def fit_result(
     wrong = np.full(int(np.sum(~hits)), 3) if mistakes is None else np.array(mistakes)
     epochs = tuple(epoch_scores(n, score) for n, score in enumerate((*before, float(hits.mean())), start=1))
     packed = np.packbits(hits).tobytes()
-    return FitResult(epochs, len(epochs), "completed", parameters, seconds, packed, wrong.astype("<u2").tobytes())
+    return FitResult(
+        epochs=epochs,
+        best_epoch=len(epochs),
+        stopped="completed",
+        parameters=parameters,
+        seconds=seconds,
+        validation_correct=packed,
+        wrong_predictions=wrong.astype("<u2").tobytes(),
+    )
 
 
 def trial(
@@ -63,7 +70,15 @@ def trial(
 ) -> Trial:
     """A trial with so many of 100 images right, the first ones; or with just these right."""
     hits = np.arange(100) < right if isinstance(right, int) else right
-    result = RunResult(fit_result(hits, **fit), test, test, "hash", data, "CPU (fake)", {})
+    result = RunResult(
+        fit=fit_result(hits, **fit),
+        test_accuracy=test,
+        test_loss=test,
+        weights_hash="hash",
+        data_fingerprint=data,
+        device="CPU (fake)",
+        flags={},
+    )
     record = RunRecord(
         name=f"{number:03d}",
         kind="trial",
@@ -98,14 +113,17 @@ class HitsExecutor(FakeExecutor):
         event = super().next_event(timeout)
         if not isinstance(event, Finished):
             return event
-        right = round(event.result.fit.chosen.val_accuracy * VALIDATION)
+        right = round(event.result.fit.best.val_accuracy * VALIDATION)
         hits = np.zeros(VALIDATION, dtype=bool)
         hits[np.random.default_rng(self.jobs[event.job].seed).permutation(VALIDATION)[:right]] = True
-        chosen = event.result.fit.chosen_epoch - 1
-        told = replace(event.result.fit.chosen, val_accuracy=right / VALIDATION)
+        chosen = event.result.fit.best_epoch - 1
+        told = event.result.fit.best.model_copy(update={"val_accuracy": right / VALIDATION})
         epochs = (*event.result.fit.epochs[:chosen], told, *event.result.fit.epochs[chosen + 1 :])
         mistakes = np.full(VALIDATION - right, 3, dtype="<u2").tobytes()
-        fit = replace(
-            event.result.fit, epochs=epochs, validation_hits=np.packbits(hits).tobytes(), validation_mistakes=mistakes
-        )
-        return Finished(event.job, replace(event.result, fit=fit))
+        update = {
+            "epochs": epochs,
+            "validation_correct": np.packbits(hits).tobytes(),
+            "wrong_predictions": mistakes,
+        }
+        fit = event.result.fit.model_copy(update=update)
+        return Finished(event.job, event.result.model_copy(update={"fit": fit}))

@@ -6,7 +6,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +134,9 @@ def until_done(
 
 def bits(result: RunResult) -> RunResult:
     """A result less its wall-clock times, which are never the same."""
-    epochs = tuple(replace(scores, seconds=0.0) for scores in result.fit.epochs)
-    return replace(result, fit=replace(result.fit, epochs=epochs, seconds=0.0))
+    epochs = tuple(scores.model_copy(update={"seconds": 0.0}) for scores in result.fit.epochs)
+    fit = result.fit.model_copy(update={"epochs": epochs, "seconds": 0.0})
+    return result.model_copy(update={"fit": fit})
 
 
 def alive(process: psutil.Process) -> bool:

@@ -86,7 +86,7 @@ def check_invariants(database: Database, tracker: RecordingTracker, total: int) 
     trials = {str(trial.number): trial for trial in trials_of(database)}
     kept = [record for record in tracker.records if record.state != "INTERRUPTED"]
     values = {
-        record.tags["trial"]: record.result.fit.chosen.val_accuracy
+        record.tags["trial"]: record.result.fit.best.val_accuracy
         for record in kept
         if record.result and record.state == "COMPLETE"
     }

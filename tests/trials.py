@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from fakes import epoch_scores, run_result
@@ -36,7 +35,8 @@ def trial(
     result: RunResult | None = None
     if state != "FAILED":
         whole = run_result(accuracies, stopped="pruned" if state == "PRUNED" else "completed")
-        result = replace(whole, fit=replace(whole.fit, seconds=seconds, parameters=parameters))
+        fit = whole.fit.model_copy(update={"seconds": seconds, "parameters": parameters})
+        result = whole.model_copy(update={"fit": fit})
     started, ended = span or (number * seconds, (number + 1) * seconds)
     reason = "loss is nan" if state == "FAILED" else ""
     record = RunRecord(

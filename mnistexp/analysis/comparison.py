@@ -33,7 +33,7 @@ By = Literal["trials", "seconds"]
 
 ALPHA = 0.05  # the share of sweeps in which the report may call a difference real that is none
 FROM_TO, LOGARITHMIC = " … ", ", logarithmic"
-MISTAKE = np.dtype("<u2")  # of FitResult.validation_mistakes
+MISTAKE = np.dtype("<u2")  # of FitResult.wrong_predictions
 
 
 def fit_of(trial: Trial) -> FitResult | None:
@@ -275,13 +275,13 @@ def images_of(trial: Trial) -> int | None:
     """How many validation images a complete trial was scored on; None if it got none right."""
     # No config says it: a user's own file may bring its validation split.
     fit = fit_of(trial)
-    right = int.from_bytes(fit.validation_hits, "big").bit_count() if fit else 0
+    right = int.from_bytes(fit.validation_correct, "big").bit_count() if fit else 0
     return round(right / accuracy_of(trial)) if right and accuracy_of(trial) else None
 
 
 def hits_of(trials: Sequence[Trial]) -> Bools | None:
     """Which validation images each trial got right, [trials, images]; None if the records don't fit their scores."""
-    packed = [fit.validation_hits for trial in trials if (fit := fit_of(trial))]
+    packed = [fit.validation_correct for trial in trials if (fit := fit_of(trial))]
     told = np.array([accuracy_of(trial) for trial in trials])
     images = images_of(trials[0])
     if images is None:
@@ -444,7 +444,7 @@ def mistakes(found: BestComparison, labels: Labels, classes: int) -> Mistakes | 
     """
     hits, fit = found.hits[0], fit_of(found.best)
     missed = np.flatnonzero(~hits)
-    kept = fit.validation_mistakes if fit else b""
+    kept = fit.wrong_predictions if fit else b""
     if len(labels) != len(hits) or len(kept) != MISTAKE.itemsize * len(missed):
         return None
     predicted = labels.astype(np.int64)

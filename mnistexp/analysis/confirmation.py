@@ -155,7 +155,7 @@ def rank(name: str, contenders: Sequence[Contender], confirm: History) -> Confir
     if seeds < 2:
         return None
     fits = {rival: [_fit(runs[Point(rival, repeat)]) for repeat in range(seeds)] for rival in whole}
-    mean = {rival: sum(fit.chosen.val_accuracy for fit in fits[rival]) for rival in whole}
+    mean = {rival: sum(fit.best.val_accuracy for fit in fits[rival]) for rival in whole}
     order = sorted(whole, key=lambda rival: (-mean[rival], contenders[rival].number))
     level = 1 - (1 - LEVEL) / max(1, len(order) * (len(order) - 1) // 2)
     best = _hits(fits[order[0]])
@@ -173,7 +173,7 @@ def _confirmed(contender: Contender, fits: Sequence[FitResult], best: Bools, lev
     Which config is the best was decided by these very runs, so any pair could have been the one compared: `level`
     is corrected for all of them, as in significance.against_best (by Bonferroni: intervals have no Holm).
     """
-    hits, scores = _hits(fits), tuple(fit.chosen.val_accuracy for fit in fits)
+    hits, scores = _hits(fits), tuple(fit.best.val_accuracy for fit in fits)
     return ConfirmedConfig(
         number=contender.number,
         val_accuracy=contender.val_accuracy,
@@ -183,7 +183,7 @@ def _confirmed(contender: Contender, fits: Sequence[FitResult], best: Bools, lev
         interval=mean_interval(scores, LEVEL, floor=rounding(1 / images(fits[0]))),
         noise=crossed(hits, LEVEL),
         difference=crossed(best.astype("int8") - hits.astype("int8"), level),
-        hits=tuple(fit.validation_hits for fit in fits),
+        hits=tuple(fit.validation_correct for fit in fits),
         images=images(fits[0]),
     )
 
@@ -208,12 +208,12 @@ def _fit(trial: Trial) -> FitResult:
 
 def _hits(fits: Sequence[FitResult]) -> Bools:
     """Which images each run got right, bool [seeds, images]."""
-    return hits_matrix([fit.validation_hits for fit in fits], images(fits[0]))
+    return hits_matrix([fit.validation_correct for fit in fits], images(fits[0]))
 
 
 def images(fit: FitResult) -> int:
     """How many validation images there were: those that were right, and two bytes for each that wasn't."""
-    return int.from_bytes(fit.validation_hits, "big").bit_count() + len(fit.validation_mistakes) // 2
+    return int.from_bytes(fit.validation_correct, "big").bit_count() + len(fit.wrong_predictions) // 2
 
 
 # ---------------------------------------------------------------------------------------------------- the test

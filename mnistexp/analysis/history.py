@@ -42,7 +42,7 @@ class Trial:
     @property
     def val_accuracy(self) -> float | None:
         """Of the kept weights; None for a failed trial."""
-        return self.record.result.fit.chosen.val_accuracy if self.record and self.record.result else None
+        return self.record.result.fit.best.val_accuracy if self.record and self.record.result else None
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def hits_matrix(packed: Sequence[bytes], size: int) -> Bools:
     """Unpack which images each config got right.
 
     Args:
-        packed: for each config np.packbits of [size] bools, as in `FitResult.validation_hits`.
+        packed: for each config np.packbits of [size] bools, as in `FitResult.validation_correct`.
         size: number of images, >= 1.
 
     Returns:

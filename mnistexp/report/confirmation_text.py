@@ -101,7 +101,7 @@ def line(record: RunRecord, progress: Progress) -> str:
     if record.result is None:
         return f"{done}  failed: {record.reason}  {record.name}"
     fit = record.result.fit
-    return f"{done}  val {fit.chosen.val_accuracy:.4f}  {record.ended - record.started:5.1f} s  {record.name}"
+    return f"{done}  val {fit.best.val_accuracy:.4f}  {record.ended - record.started:5.1f} s  {record.name}"
 
 
 def test_sentence(test: TestScore) -> str:

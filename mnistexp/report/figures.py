@@ -192,7 +192,7 @@ def _foreground(axes: Axes, trial: Trial, color: str, line: str) -> None:
     y, fit = _curve(trial), comparison.fit_of(trial)
     axes.plot(range(1, len(y) + 1), y, color=color, linestyle=line, linewidth=1.6, zorder=4, label=f"#{trial.number}")
     if fit is not None:
-        chosen = fit.chosen_epoch
+        chosen = fit.best_epoch
         axes.plot(
             [chosen], [y[chosen - 1]], marker="o", markersize=4.5, color=color, mec="white", zorder=5, label="kept"
         )

@@ -273,7 +273,7 @@ def top_ten(material: ReportData) -> Section:
         fit, values = comparison.fit_of(trial), comparison.settings(trial, material.keys)
         assert fit is not None
         drawn = [comparison.shown(values[key]) if key in values else "–" for key in material.keys]
-        chosen = f"{fit.chosen_epoch} of {len(fit.epochs)}"
+        chosen = f"{fit.best_epoch} of {len(fit.epochs)}"
         size = f"{fit.parameters:,}"
         rows.append(
             (

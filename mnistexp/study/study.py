@@ -430,7 +430,7 @@ class SharedStudy:
             self._again(trial)
             return
         record = records.from_json(plain)
-        value = record.result.fit.chosen.val_accuracy if record.result and record.state == "COMPLETE" else None
+        value = record.result.fit.best.val_accuracy if record.result and record.state == "COMPLETE" else None
         self._tell(trial, plain, TELL[record.state], value)
 
     def _failed(self, trial: FrozenTrial, known: TrialRecord, reason: str) -> dict[str, Any]:

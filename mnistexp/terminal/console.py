@@ -58,8 +58,8 @@ def epoch_line(scores: EpochScores, epochs: int) -> str:
 def result_lines(result: RunResult) -> Iterable[str]:
     """How a run ended."""
     fit = result.fit
-    where = f"epoch {fit.chosen_epoch} of {len(fit.epochs)}, {fit.stopped}"
-    yield f"validation accuracy  {fit.chosen.val_accuracy:.4f}  ({where})"
+    where = f"epoch {fit.best_epoch} of {len(fit.epochs)}, {fit.stopped}"
+    yield f"validation accuracy  {fit.best.val_accuracy:.4f}  ({where})"
     if result.test_accuracy is not None:
         yield f"test accuracy        {result.test_accuracy:.4f}"
 
@@ -72,7 +72,7 @@ def trial_line(record: RunRecord, progress: Progress) -> str:
         fit = record.result.fit
         state = "pruned" if record.state == "PRUNED" else "      "
         outcome = (
-            f"{state} val {fit.chosen.val_accuracy:.4f}  {len(fit.epochs):3d} ep {record.ended - record.started:5.1f} s"
+            f"{state} val {fit.best.val_accuracy:.4f}  {len(fit.epochs):3d} ep {record.ended - record.started:5.1f} s"
         )
     best = f"best {progress.best.val_accuracy:.4f} (#{progress.best.number})" if progress.best else "no best yet"
     return f"{progress.done:>3}/{progress.total}  {outcome}  {best}  {record.name}"

@@ -109,7 +109,7 @@ class ProgressState:
         fit = record.result.fit if record.result else None
         number = int(record.tags["trial"])
         name = record.name.removeprefix(f"{number:03d} ")
-        accuracy = fit.chosen.val_accuracy if fit else None
+        accuracy = fit.best.val_accuracy if fit else None
         seconds = record.ended - record.started
         self._end(Ended(number, record.state, name, record.reason, accuracy, len(record.epochs), seconds), progress)
 

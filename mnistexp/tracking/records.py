@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mnistexp.config.schema import RunConfig, recorded_config
 from mnistexp.errors import StoreError
-from mnistexp.training import results
 from mnistexp.training.results import EpochScores, RunResult
 
 State = Literal["COMPLETE", "PRUNED", "FAILED", "INTERRUPTED"]
@@ -68,8 +67,10 @@ def to_json(record: RunRecord) -> dict[str, Any]:
         "config": record.config.model_dump(mode="json"),
         "overrides": list(record.overrides),
         "provenance": dict(record.provenance),
-        "result": results.to_json(record.result) if record.result else None,
-        "epochs": [asdict(scores) for scores in record.epochs] if record.result is None else [],  # else in the result
+        "result": record.result.model_dump(mode="json") if record.result else None,
+        "epochs": [scores.model_dump() for scores in record.epochs]
+        if record.result is None
+        else [],  # else in the result
         "tags": dict(record.tags),
     }
 
@@ -83,7 +84,7 @@ def from_json(plain: Mapping[str, Any]) -> RunRecord:
             raise ValueError("tags are texts")
         if not plain["tags"].get("trial", "0").isdecimal():  # it becomes part of a path
             raise ValueError("a trial's number is a whole number")
-        result = results.from_json(plain["result"]) if plain["result"] else None
+        result = RunResult.model_validate(plain["result"]) if plain["result"] else None
         more = {
             "config": recorded_config(json.dumps(plain["config"])),
             "overrides": tuple(plain["overrides"]),

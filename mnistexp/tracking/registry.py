@@ -22,7 +22,7 @@ from mnistexp.tracking.records import LoggedRun
 
 ALIAS = "champion"
 LEVEL = 0.95
-HITS = "mnistexp.validation_hits"  # the tag of a run
+HITS = "mnistexp.validation_correct"  # the tag of a run
 WEIGHTS = ".weights.h5"  # how the name of a run's weights ends
 
 VERDICT, SUCCEEDS, CROWNED = "verdict", "succeeds", "crowned"  # tags of a version

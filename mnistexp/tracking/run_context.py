@@ -312,8 +312,8 @@ def compare(before: LoggedRun, now: RunRecord) -> Comparison:
     result = now.result
     assert result is not None
     outcomes = (
-        Difference("validation accuracy", repr(before.metrics["val_accuracy"]), repr(result.fit.chosen.val_accuracy)),
-        Difference("validation loss", repr(before.metrics["val_loss"]), repr(result.fit.chosen.val_loss)),
+        Difference("validation accuracy", repr(before.metrics["val_accuracy"]), repr(result.fit.best.val_accuracy)),
+        Difference("validation loss", repr(before.metrics["val_loss"]), repr(result.fit.best.val_loss)),
         *_test_outcomes(before, result),
         Difference("weight hash", before.weights_hash, result.weights_hash),
     )

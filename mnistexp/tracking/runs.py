@@ -29,7 +29,6 @@ from mnistexp.storage.locks import wait_for
 from mnistexp.storage.urls import REACHABLE_SECONDS, check_file, check_port, create_atomically, redact, sqlite_path
 from mnistexp.tracking import records, ui_pages
 from mnistexp.tracking.records import LoggedRun, RunRecord
-from mnistexp.training.results import PACKED
 
 if TYPE_CHECKING:  # MLflow and all below it is 2 s, so it is imported where it is needed
     from sqlalchemy import Engine
@@ -433,12 +432,12 @@ def _metrics(record: RunRecord) -> Iterator[tuple[str, float, int]]:
     """
     if record.result is not None:
         fit = record.result.fit
-        yield "val_accuracy", fit.chosen.val_accuracy, 0
-        yield "val_loss", fit.chosen.val_loss, 0
+        yield "val_accuracy", fit.best.val_accuracy, 0
+        yield "val_loss", fit.best.val_loss, 0
         if record.result.test_accuracy is not None and record.result.test_loss is not None:
             yield "test_accuracy", record.result.test_accuracy, 0
             yield "test_loss", record.result.test_loss, 0
-        yield "chosen_epoch", fit.chosen_epoch, 0
+        yield "chosen_epoch", fit.best_epoch, 0
         yield "parameters", fit.parameters, 0
     yield "epochs", len(record.epochs), 0
     yield "seconds", record.ended - record.started, 0
@@ -464,7 +463,7 @@ def _tags(record: RunRecord) -> dict[str, str]:
         tags["reason"] = record.reason[:500]
     if record.result is not None:
         tags |= {"weights_hash": record.result.weights_hash, "device": record.result.device}
-        for name in PACKED:
+        for name in ("validation_correct", "wrong_predictions"):
             packed = base64.b64encode(getattr(record.result.fit, name)).decode()
             if len(packed) <= TAG_LIMIT:  # hits of 48,000 validation images at most; record.json has them all
                 tags[f"mnistexp.{name}"] = packed

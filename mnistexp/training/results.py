@@ -1,22 +1,43 @@
-"""What a training gives back: frozen values that parent and worker share; standard library only."""
+"""The result of a training: pydantic models that a worker sends as JSON and that the databases store as JSON.
+
+`model_dump(mode="json")` gives JSON types, `model_validate` reads them back. Every float survives exactly.
+"""
 
 from __future__ import annotations
 
 import base64
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 Stopped = Literal["completed", "max_steps", "early_stopping", "pruned"]
 
 
-@dataclass(frozen=True)
-class EpochScores:
-    """One epoch's scores. Losses are mean cross-entropies in nats, accuracies in [0, 1].
+def _from_base64(value: Any) -> Any:
+    return base64.b64decode(value, validate=True) if isinstance(value, str) else value
 
-    `loss` and `accuracy` are running means over the epoch's minibatches, as in Keras: the weights
-    changed while they were taken. `val_loss` and `val_accuracy` are of the weights at its end.
-    `loss` is what is minimised, against smoothed labels and with a network's own penalties; `val_loss`
-    is the plain cross-entropy, where Keras's has both: so it compares runs that smooth differently.
+
+def _to_base64(value: bytes) -> str:
+    return base64.b64encode(value).decode()
+
+
+# pydantic's own val_json_bytes="base64" covers JSON texts alone; Optuna returns its user attributes as dicts.
+PackedBytes = Annotated[bytes, BeforeValidator(_from_base64), PlainSerializer(_to_base64, when_used="json")]
+
+
+class _Result(BaseModel):
+    """The base class: frozen, without unknown fields. A test loss may be infinite or NaN, which JSON writes as such."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class EpochScores(_Result):
+    """The scores of one epoch. Losses are mean cross-entropies in nats, accuracies are in [0, 1].
+
+    As in Keras, `loss` and `accuracy` are running means over the epoch's minibatches, while the weights change;
+    `val_loss` and `val_accuracy` are computed with the weights at the end of the epoch. `loss` is the minimised
+    quantity, with label smoothing and the regularisers of a user's network. `val_loss` is the plain cross-entropy,
+    unlike in Keras, so that runs with different label smoothing can be compared.
     """
 
     epoch: int  # from 1
@@ -26,60 +47,40 @@ class EpochScores:
     accuracy: float
     val_loss: float
     val_accuracy: float
-    seconds: float  # wall clock, validation and (in a first epoch) compilation included
+    seconds: float  # wall clock, with validation and, in a first epoch, compilation
 
 
-@dataclass(frozen=True)
-class FitResult:
-    """One training, without the test split: there is no field here that a search could cheat with."""
+class FitResult(_Result):
+    """One training, without the test split: the objective is computed from this, so it cannot use test scores."""
 
     epochs: tuple[EpochScores, ...]
-    chosen_epoch: int  # from 1: the epoch whose weights were kept
+    best_epoch: int  # from 1: the epoch of the kept weights; the last one with trainer.restore_best_weights=false
     stopped: Stopped
     parameters: int  # trainable scalars in the network
     seconds: float  # wall clock of the whole training
-    validation_hits: bytes  # np.packbits of [validation size] bools: which images the kept weights got right
-    validation_mistakes: bytes = b""  # uint16, little-endian: what each image that they got wrong was taken for
+    validation_correct: (
+        PackedBytes  # np.packbits of bool [validation size]: which images the kept weights classify right
+    )
+    wrong_predictions: PackedBytes  # uint16, little-endian: the predicted class of each misclassified image
 
     @property
-    def chosen(self) -> EpochScores:
-        """The scores of the epoch whose weights were kept."""
-        return self.epochs[self.chosen_epoch - 1]
+    def best(self) -> EpochScores:
+        """The scores of the epoch of the kept weights."""
+        return self.epochs[self.best_epoch - 1]
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """One finished run: the training, and the one look at the test split that followed it, unless that stays sealed."""
+class RunResult(_Result):
+    """One finished run: the training, and the scores of the kept weights on the test split if they were evaluated."""
 
     fit: FitResult
-    test_accuracy: float | None  # None: the test split was not looked at
+    test_accuracy: float | None  # None: the test split was not evaluated
     test_loss: float | None
     weights_hash: str  # SHA-256 of the kept weights' bytes, layer by layer
     data_fingerprint: str
     device: str  # e.g. "CPU (no GPU visible to TensorFlow)"
-    flags: dict[str, str]  # what else can change the bits: see worker.py
-
-
-PACKED = ("validation_hits", "validation_mistakes")
-"""A FitResult's bytes; base64 in JSON."""
+    flags: dict[str, str]  # other settings that can change the bits: see worker.py
 
 
 def objective_value(fit: FitResult) -> float:
-    """What a study maximises: the validation accuracy of the kept weights."""
-    return fit.chosen.val_accuracy
-
-
-def to_json(result: RunResult) -> dict[str, Any]:
-    """A RunResult as JSON types; `from_json` gives back an equal one."""
-    plain = asdict(result)
-    for name in PACKED:
-        plain["fit"][name] = base64.b64encode(getattr(result.fit, name)).decode()
-    return plain
-
-
-def from_json(plain: dict[str, Any]) -> RunResult:
-    """The inverse of `to_json`."""
-    fit = dict(plain["fit"])
-    fit["epochs"] = tuple(EpochScores(**scores) for scores in fit["epochs"])
-    fit |= {name: base64.b64decode(fit.get(name, "")) for name in PACKED}  # mistakes came later
-    return RunResult(**{**plain, "fit": FitResult(**fit)})
+    """Return the value that a study maximises: the validation accuracy of the kept weights."""
+    return fit.best.val_accuracy

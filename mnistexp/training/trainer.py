@@ -134,12 +134,12 @@ class Fit(Iterator[EpochScores]):
         """The training so far; `pruned`: it was stopped from outside before its end."""
         return FitResult(
             epochs=tuple(self._epochs),
-            chosen_epoch=self._chosen().epoch,
+            best_epoch=self._chosen().epoch,
             stopped="pruned" if pruned else self._stopped() or "pruned",
             parameters=self._program.parameters,
             seconds=self._finished - self._started,
-            validation_hits=np.packbits(self._chosen().hits).tobytes(),
-            validation_mistakes=self._chosen().mistakes.astype("<u2").tobytes(),
+            validation_correct=np.packbits(self._chosen().hits).tobytes(),
+            wrong_predictions=self._chosen().mistakes.astype("<u2").tobytes(),
         )
 
     def weights(self) -> Weights:

@@ -35,7 +35,6 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -48,7 +47,7 @@ from mnistexp.data import dataset as data
 from mnistexp.data import dataset_file
 from mnistexp.errors import ConfigError, MnistexpError, WorkerError
 from mnistexp.machine import cpu_model, worker_versions
-from mnistexp.training.results import FitResult, RunResult, to_json
+from mnistexp.training.results import FitResult, RunResult
 
 if TYPE_CHECKING:  # importing it costs TensorFlow: 4-6 s, and only after the environment is set
     from mnistexp.training.trainer import Fit, Trainer
@@ -136,7 +135,7 @@ def _answer(channel: Channel, runner: Runner, line: str) -> None:
         details = {"error": type(error).__name__, "reason": one_line, "traceback": traceback.format_exc()}
         channel.send("failed", **details, memory=_memory())
     else:
-        channel.send("result", result=to_json(result), memory=_memory())
+        channel.send("result", result=result.model_dump(mode="json"), memory=_memory())
 
 
 def _empty_compile_cache() -> None:
@@ -212,7 +211,7 @@ class Runner:
 def _stopped_by_parent(fit: Fit, channel: Channel) -> bool:
     """Train epoch by epoch; True if the parent said stop although more epochs were to come."""
     for scores in fit:
-        channel.send("epoch", scores=asdict(scores))
+        channel.send("epoch", scores=scores.model_dump())
         if not channel.word():
             return not fit.ended
     return False

@@ -20,7 +20,6 @@ from typing import Any, Literal, Protocol
 from mnistexp import errors
 from mnistexp.config.schema import RunConfig
 from mnistexp.machine import cores
-from mnistexp.training import results
 from mnistexp.training.results import EpochScores, RunResult
 
 MAX_STARTS = 3
@@ -329,7 +328,7 @@ class WorkerPool(ABC):
             self._leaving.append(worker)
             self._replace(worker)
         if kind == "result":
-            return Finished(job, results.from_json(message["result"]))
+            return Finished(job, RunResult.model_validate(message["result"]))
         return Failed(job, message["reason"])
 
     def _died(self, worker: Worker, death: WorkerExit) -> Event | None:

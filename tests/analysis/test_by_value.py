@@ -174,7 +174,12 @@ def test_a_values_best_config_has_the_highest_mean_over_its_seeds() -> None:
 def test_nothing_is_ordered_by_a_test_score() -> None:
     """Other test scores, the same choice and the same order."""
     worse = [
-        replace(each, record=replace(each.record, result=replace(each.record.result, test_accuracy=float(n % 7) / 7)))
+        replace(
+            each,
+            record=replace(
+                each.record, result=each.record.result.model_copy(update={"test_accuracy": float(n % 7) / 7})
+            ),
+        )
         for n, each in enumerate(three().trials)
         if each.record and each.record.result
     ]

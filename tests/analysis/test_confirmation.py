@@ -36,7 +36,7 @@ def record(accuracies: Sequence[float], right: Hits | None = None, seed: int = 0
     """A run with these validation accuracies, right about these images."""
     result = run_result(accuracies, None)
     if right is not None:
-        result = replace(result, fit=with_hits(result.fit, right))
+        result = result.model_copy(update={"fit": with_hits(result.fit, right)})
     return RunRecord("a run", "trial", config(seed), (), "digits", "f" * 32, "", {}, 0.0, 1.0, "COMPLETE", result)
 
 

@@ -194,9 +194,7 @@ def check_all(person: Person, top: int, seeds: int) -> None:
 def check_invariants_of(database: Database, tracker: RecordingTracker, total: int, name: str) -> None:
     """sweeps.check_invariants for a study of another name."""
     trials = {str(trial.number): trial.value for trial in trials_of(database, name)}
-    values = {
-        record.tags["trial"]: record.result.fit.chosen.val_accuracy for record in tracker.records if record.result
-    }
+    values = {record.tags["trial"]: record.result.fit.best.val_accuracy for record in tracker.records if record.result}
     assert len(trials) == total
     assert sorted(record.tags["trial"] for record in tracker.records) == sorted(trials)
     assert values == trials

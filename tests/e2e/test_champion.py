@@ -172,7 +172,7 @@ def test_the_served_champion_answers_as_its_worker_did(champions: tuple[Folder, 
     folder, _ = champions
     dataset = digits()
     tested = client(folder).get_run(the_champion(folder).run_id)
-    packed = np.frombuffer(base64.b64decode(tested.data.tags["mnistexp.validation_hits"]), np.uint8)
+    packed = np.frombuffer(base64.b64decode(tested.data.tags["mnistexp.validation_correct"]), np.uint8)
     hits = np.unpackbits(packed)[: len(dataset.validation.labels)].astype(bool)
 
     with served(folder, "models:/digits@champion") as address:

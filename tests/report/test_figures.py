@@ -387,7 +387,7 @@ def test_the_front_holds_what_nothing_beats_at_its_price(cost: figures.Cost) -> 
     """The step line passes through exactly those trials that no other is as cheap and better than."""
     trials = [each for each in sweep(40) if each.state == "COMPLETE"]
     spots = {
-        (fit.seconds if cost == "seconds" else float(fit.parameters), fit.chosen.val_accuracy)
+        (fit.seconds if cost == "seconds" else float(fit.parameters), fit.best.val_accuracy)
         for each in trials
         if each.record and each.record.result and (fit := each.record.result.fit)
     }

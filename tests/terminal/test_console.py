@@ -32,8 +32,10 @@ def history(hits: Sequence[npt.NDArray[np.bool_]], *, kept: bool = True, test_ac
     trials = []
     for number, row in enumerate(hits):
         result = run_result([float(row.mean())], test_accuracy)
-        fit = replace(result.fit, validation_hits=np.packbits(row).tobytes() if kept else b"")
-        record = session.trial(number, config, (), 0.0, "COMPLETE", {}, result=replace(result, fit=fit))
+        packed = np.packbits(row).tobytes() if kept else b""
+        fit = result.fit.model_copy(update={"validation_correct": packed})
+        result = result.model_copy(update={"fit": fit})
+        record = session.trial(number, config, (), 0.0, "COMPLETE", {}, result=result)
         trials.append(Trial(number, "COMPLETE", {}, record, ""))
     return History("digits", "id", tuple(trials), {}, None)
 

@@ -89,7 +89,7 @@ def export(weights: Path, folder: Path, model_id: str) -> None:
 def record(study: str, right: Bools, data: str, tags: dict[str, str], weights: str = "some") -> RunRecord:
     """A run that got these images right."""
     result = run_result([float(right.mean())])
-    result = replace(result, fit=with_hits(result.fit, right), weights_hash=weights)
+    result = result.model_copy(update={"fit": with_hits(result.fit, right), "weights_hash": weights})
     whose = {"study": study, "study_id": f"id of {study}", "kind": "trial", **tags}
     return RunRecord(study, "trial", run_config(), (), "digits", data, "", {}, 1.0, 2.0, "COMPLETE", result, tags=whose)
 

@@ -276,7 +276,7 @@ def test_the_same_bits_are_identical() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        {"fit": dataclasses.replace(run_result([0.5, 0.7]).fit, chosen_epoch=1)},
+        {"fit": run_result([0.5, 0.7]).fit.model_copy(update={"best_epoch": 1})},
         {"test_accuracy": 2 / 3 + 1e-16},
         {"test_loss": 0.3333333333333334},
         {"weights_hash": "another"},
@@ -284,7 +284,7 @@ def test_the_same_bits_are_identical() -> None:
 )
 def test_one_bit_is_a_difference(other: dict[str, Any]) -> None:
     """The last digit of any score, or other weights with equal scores, make a rerun not identical."""
-    before, now = record(), record(result=dataclasses.replace(run_result([0.5, 0.7]), **other))
+    before, now = record(), record(result=run_result([0.5, 0.7]).model_copy(update=other))
 
     assert not differences(before, now).identical
 
@@ -297,7 +297,7 @@ def test_what_differs_is_named() -> None:
         "machine": {"cpu": "y", "host": "there"},
     }
     result = run_result([0.5, 0.7])
-    other = dataclasses.replace(result, weights_hash="other", flags={**result.flags, "threads": "2"})
+    other = result.model_copy(update={"weights_hash": "other", "flags": {**result.flags, "threads": "2"}})
     repeated = dataclasses.replace(record(session(now), result=other), data_fingerprint="other")
 
     causes = differences(record(session(PROVENANCE)), repeated).causes
@@ -318,7 +318,7 @@ def test_another_processor_is_named_once_and_is_the_workers() -> None:
 
     def on(processor: str) -> RunRecord:
         result = run_result([0.5, 0.7])
-        return record(session(PROVENANCE), result=dataclasses.replace(result, flags={"cpu": processor}))
+        return record(session(PROVENANCE), result=result.model_copy(update={"flags": {"cpu": processor}}))
 
     causes = differences(on("that of a cluster"), on("another")).causes
 

@@ -145,7 +145,7 @@ def test_artifacts_load_back(tracker: MlflowTracker, uri: str) -> None:
     """config.yaml is the config, and record.json the result, to the last digit."""
     from mlflow.artifacts import load_text
 
-    from mnistexp.training.results import from_json
+    from mnistexp.training.results import RunResult
 
     record = a_record()
 
@@ -154,7 +154,7 @@ def test_artifacts_load_back(tracker: MlflowTracker, uri: str) -> None:
     config = RunConfig.model_validate_json(json.dumps(yaml.safe_load(load_text(f"{place}/config.yaml"))))
     whole = json.loads(load_text(f"{place}/record.json"))
     assert config == record.config
-    assert from_json(whole["result"]) == record.result
+    assert RunResult.model_validate(whole["result"]) == record.result
     assert tuple(whole["overrides"]) == record.overrides
 
 
@@ -172,8 +172,8 @@ def test_a_run_comes_back_exactly(tracker: MlflowTracker) -> None:
     assert (found.config, found.overrides) == (record.config, record.overrides)
     assert (found.data_fingerprint, found.provenance) == (FINGERPRINT, PROVENANCE)
     assert record.result is not None
-    assert found.metrics["val_accuracy"] == record.result.fit.chosen.val_accuracy
-    assert found.metrics["val_loss"] == record.result.fit.chosen.val_loss
+    assert found.metrics["val_accuracy"] == record.result.fit.best.val_accuracy
+    assert found.metrics["val_loss"] == record.result.fit.best.val_loss
     assert found.metrics["test_loss"] == record.result.test_loss
     assert found.weights_hash == record.result.weights_hash
     assert found.tags["signature"] == signature(record.config)
@@ -250,13 +250,13 @@ def test_weights_are_an_artifact_where_there_are_any(tracker: MlflowTracker, uri
 def test_many_validation_images_are_no_fault(tracker: MlflowTracker) -> None:
     """Hits that no tag can hold are left to record.json; those that fit are a tag."""
     result = run_result([0.5])
-    large = dataclasses.replace(result, fit=dataclasses.replace(result.fit, validation_hits=bytes(7000)))
+    large = result.model_copy(update={"fit": result.fit.model_copy(update={"validation_correct": bytes(7000)})})
 
     tracker.log(a_record(tags={"study": "small"}))
     tracker.log(a_record(tags={"study": "large"}, result=large))
 
-    assert "mnistexp.validation_hits" in next(tracker.find({"study": "small"})).tags
-    assert "mnistexp.validation_hits" not in next(tracker.find({"study": "large"})).tags
+    assert "mnistexp.validation_correct" in next(tracker.find({"study": "small"})).tags
+    assert "mnistexp.validation_correct" not in next(tracker.find({"study": "large"})).tags
 
 
 def test_params_are_the_override_keys() -> None:
@@ -632,6 +632,6 @@ def test_a_real_server_keeps_runs(server: str) -> None:
     [found] = tracker.find({"study": "digits", "kind": "trial"})
     assert record.result is not None
     assert (found.run_id, found.config) == (run_id, record.config)
-    assert found.metrics["val_loss"] == record.result.fit.chosen.val_loss
+    assert found.metrics["val_loss"] == record.result.fit.best.val_loss
     assert found.tags["mlflow.parentRunId"] == parent
     assert {info.path for info in client(server).list_artifacts(run_id)} == {"config.yaml", "record.json"}

@@ -1,51 +1,69 @@
 from __future__ import annotations
 
-import dataclasses
 import json
+import math
+import struct
 
+import numpy as np
 import pytest
 from fakes import run_result
+from pydantic import ValidationError
 
-from mnistexp.training.results import FitResult, from_json, objective_value, to_json
-
-
-def test_a_result_survives_json_exactly() -> None:
-    """Every float, byte and tuple of a result comes back equal from its JSON text."""
-    result = run_result([0.1, 1 / 3, 0.2], test_accuracy=1 / 7)
-
-    back = from_json(json.loads(json.dumps(to_json(result))))
-
-    assert back == result
-    assert isinstance(back.fit.epochs, tuple)
-    assert isinstance(back.fit.validation_hits, bytes)
+from mnistexp.training.results import FitResult, RunResult, objective_value
 
 
-def test_a_result_with_an_unknown_field_is_refused() -> None:
-    """A record of another version doesn't pass for one of this."""
-    plain = to_json(run_result([0.5]))
-
-    with pytest.raises(TypeError, match="recall"):
-        from_json({**plain, "recall": 0.5})
+def _bits(value: float) -> bytes:
+    return struct.pack("<d", value)
 
 
-def test_the_objective_is_the_kept_epochs_validation_accuracy() -> None:
-    """Not the last epoch's, and not the best of the curve where another epoch's weights were kept."""
+@pytest.mark.parametrize("test_loss", [1 / 7, math.inf, math.nan])
+def test_a_result_survives_json_exactly(test_loss: float) -> None:
+    """Every float, byte and tuple is equal after a round trip through text, in both ways that are in use."""
+    result = run_result([0.1, 1 / 3, 0.2]).model_copy(update={"test_loss": test_loss})
+
+    by_dict = RunResult.model_validate(json.loads(json.dumps(result.model_dump(mode="json"))))
+    by_text = RunResult.model_validate_json(result.model_dump_json())
+
+    for read in (by_dict, by_text):
+        assert read.test_loss is not None
+        assert _bits(read.test_loss) == _bits(test_loss)
+        assert read.fit == result.fit
+
+
+def test_any_float_survives_json_exactly() -> None:
+    """pydantic writes the shortest text of a float that reads back to the same 64 bits."""
+    patterns = np.random.default_rng(0).integers(0, 2**64, 10_000, dtype=np.uint64)
+    floats = [value for value in patterns.view(np.float64).tolist() if math.isfinite(value)]
+    scores = run_result([0.5]).fit.best
+
+    for value in floats:
+        changed = scores.model_copy(update={"val_loss": value})
+        assert _bits(type(scores).model_validate_json(changed.model_dump_json()).val_loss) == _bits(value)
+
+
+@pytest.mark.parametrize("change", [{"recall": 0.5}, {"fit": {}}, {"fit": None}, {"test_accuracy": "high"}])
+def test_another_versions_record_is_refused(change: dict[str, object]) -> None:
+    """A record with an unknown, a missing or a wrong field raises an error."""
+    plain = run_result([0.5]).model_dump(mode="json")
+
+    with pytest.raises(ValidationError, match=next(iter(change))):
+        RunResult.model_validate({**plain, **change})
+
+
+def test_the_objective_is_the_validation_accuracy_of_the_kept_weights() -> None:
+    """It is that of the best epoch, or of the last one if the best weights are not restored."""
     fit = run_result([0.5, 0.9, 0.7]).fit
 
     assert objective_value(fit) == 0.9
-    assert objective_value(dataclasses.replace(fit, chosen_epoch=3)) == 0.7
+    assert objective_value(fit.model_copy(update={"best_epoch": 3})) == 0.7
 
 
-def test_the_objective_has_no_way_to_the_test_split() -> None:
-    """What a study maximises is computed from a type that has no field of the test split."""
-    fields = {field.name for field in dataclasses.fields(FitResult)}
-
-    assert not [name for name in fields if "test" in name]
+def test_the_objective_cannot_use_the_test_split() -> None:
+    """The type from which the objective is computed has no field of the test split."""
+    assert not [name for name in FitResult.model_fields if "test" in name]
 
 
-def test_results_cannot_be_changed() -> None:
-    """Nobody mends a score after the fact."""
-    result = run_result([0.5])
-
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        result.test_accuracy = 1.0  # type: ignore[misc]
+def test_results_are_frozen() -> None:
+    """A score cannot be changed after the training."""
+    with pytest.raises(ValidationError, match="frozen"):
+        run_result([0.5]).test_accuracy = 1.0

@@ -57,8 +57,8 @@ def _finished(trainer: Trainer, config: RunConfig) -> Fit:
 
 def _trail(fit: Fit) -> tuple[Any, ...]:
     """Everything that a run computed, without its times."""
-    epochs = [replace(scores, seconds=0.0) for scores in fit.result().epochs]
-    return epochs, weights_hash(fit.weights()), fit.result().validation_hits
+    epochs = [scores.model_copy(update={"seconds": 0.0}) for scores in fit.result().epochs]
+    return epochs, weights_hash(fit.weights()), fit.result().validation_correct
 
 
 # --------------------------------------------------------------------------- against a plain Keras loop
@@ -101,7 +101,7 @@ def test_training_is_that_of_a_plain_keras_loop(trainer: Trainer, mnist: Dataset
         np.testing.assert_allclose([scores.loss, scores.val_loss], reference[:2], rtol=2e-4)
         np.testing.assert_allclose([scores.accuracy, scores.val_accuracy], reference[2:], atol=0.0021)
     network.set_weights(fit.weights())
-    assert _keras_scores(network, mnist.validation)[0] == pytest.approx(fit.result().chosen.val_loss, rel=1e-5)
+    assert _keras_scores(network, mnist.validation)[0] == pytest.approx(fit.result().best.val_loss, rel=1e-5)
 
 
 def _keras_rate(config: RunConfig) -> Any:
@@ -145,7 +145,7 @@ def test_averaged_weights_are_the_average_of_the_steps(trainer: Trainer, mnist: 
     for ours, reference in zip(fit.weights(), averages, strict=True):
         np.testing.assert_allclose(ours, reference, rtol=0.02, atol=2e-4)
     network.set_weights(fit.weights())
-    assert _keras_scores(network, mnist.validation)[0] == pytest.approx(fit.result().chosen.val_loss, rel=1e-5)
+    assert _keras_scores(network, mnist.validation)[0] == pytest.approx(fit.result().best.val_loss, rel=1e-5)
 
 
 def test_training_goes_on_from_the_weights_and_not_from_their_average(trainer: Trainer) -> None:
@@ -433,8 +433,8 @@ def test_early_stopping_keeps_the_best_epoch(trainer: Trainer) -> None:
 
     accuracies = [scores.val_accuracy for scores in result.epochs]
     assert result.stopped == "early_stopping"
-    assert result.chosen_epoch == len(result.epochs) - 2
-    assert result.chosen.val_accuracy == max(accuracies)
+    assert result.best_epoch == len(result.epochs) - 2
+    assert result.best.val_accuracy == max(accuracies)
 
 
 @pytest.mark.parametrize("best", [True, False], ids=["best", "last"])
@@ -448,9 +448,9 @@ def test_kept_weights_are_those_of_the_chosen_epoch(trainer: Trainer, mnist: Dat
     hits = np.argmax(logits, -1) == mnist.validation.labels
     expected = max(result.epochs, key=lambda scores: (scores.val_accuracy, -scores.val_loss))
 
-    assert result.chosen_epoch == (expected.epoch if best else 6)
-    assert hits.mean() == result.chosen.val_accuracy
-    assert np.packbits(hits).tobytes() == result.validation_hits
+    assert result.best_epoch == (expected.epoch if best else 6)
+    assert hits.mean() == result.best.val_accuracy
+    assert np.packbits(hits).tobytes() == result.validation_correct
 
 
 def test_test_scores_are_of_the_kept_weights(trainer: Trainer, mnist: Dataset) -> None:
@@ -500,20 +500,22 @@ def test_a_nan_loss_is_an_error_though_accuracy_is_finite(trainer: Trainer) -> N
     with pytest.raises(TrainingError, match=r"became \S+ in epoch 1: lower optimizer.learning_rate"):
         _finished(trainer, runs.run_config(runs.SGD | {"learning_rate": 1000.0}, deep))
 
-    assert _finished(trainer, runs.run_config(model=deep)).result().chosen.val_accuracy > 0.5
+    assert _finished(trainer, runs.run_config(model=deep)).result().best.val_accuracy > 0.5
 
 
-SCORES = EpochScores(2, 40, 0.1, 0.5, 0.9, 0.5, 0.9, 1.0)
+SCORES = EpochScores(
+    epoch=2, steps=40, learning_rate=0.1, loss=0.5, accuracy=0.9, val_loss=0.5, val_accuracy=0.9, seconds=1.0
+)
 
 
 @pytest.mark.parametrize(
     ("scores", "finite", "message"),
     [
-        (replace(SCORES, loss=float("nan")), True, "^loss became nan in epoch 2"),
-        (replace(SCORES, val_loss=float("inf")), True, "^val_loss became inf in epoch 2"),
+        (SCORES.model_copy(update={"loss": float("nan")}), True, "^loss became nan in epoch 2"),
+        (SCORES.model_copy(update={"val_loss": float("inf")}), True, "^val_loss became inf in epoch 2"),
         (SCORES, False, "^a weight became infinite or nan in epoch 2"),
-        (replace(SCORES, val_accuracy=1.5), True, r"^val_accuracy is 1.5, outside \[0, 1\], in epoch 2"),
-        (replace(SCORES, accuracy=float("nan")), True, "^accuracy is nan"),
+        (SCORES.model_copy(update={"val_accuracy": 1.5}), True, r"^val_accuracy is 1.5, outside \[0, 1\], in epoch 2"),
+        (SCORES.model_copy(update={"accuracy": float("nan")}), True, "^accuracy is nan"),
     ],
 )
 def test_numbers_that_lie_are_refused(scores: EpochScores, finite: bool, message: str) -> None:
@@ -549,5 +551,5 @@ def test_float_images_are_taken_with_their_scale(trainer: Trainer, mnist: Datase
 
     fits = [_finished(each, runs.run_config(epochs=1)) for each in (floats, trainer)]
 
-    losses = [fit.result().chosen.val_loss for fit in fits]
+    losses = [fit.result().best.val_loss for fit in fits]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

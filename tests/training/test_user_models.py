@@ -166,7 +166,7 @@ def test_what_is_scored_is_what_keras_makes_of_the_kept_weights(trainer: Trainer
         for name, split in (("validation", digits.validation), ("test", digits.test))
     }
 
-    assert np.packbits(predicted["validation"]).tobytes() == fit.result().validation_hits
+    assert np.packbits(predicted["validation"]).tobytes() == fit.result().validation_correct
     assert trainer.evaluate(fit)[1] == pytest.approx(predicted["test"].mean())
     assert all(np.array_equal(a, b) for a, b in zip(all_weights(fit.model()), fit.weights(), strict=True))
 

@@ -16,7 +16,7 @@ import runs
 from mnistexp.config.schema import RunConfig
 from mnistexp.data.dataset import load
 from mnistexp.data.dataset_file import write
-from mnistexp.training.results import from_json
+from mnistexp.training.results import RunResult
 
 SMALL = {"epochs": 2, "max_steps": 30, "batch_size": 1000}  # an MNIST epoch has 55 of these steps
 
@@ -104,7 +104,7 @@ def test_a_job_gives_epochs_and_a_result(worker: Worker, data: dict[str, Any], t
 
     *epochs, last = worker.run(config, weights=tmp_path / "model.weights.h5")
 
-    result = from_json(last["result"])
+    result = RunResult.model_validate(last["result"])
     assert [event["scores"]["epoch"] for event in epochs] == [1, 2, 3]
     assert [event["scores"]["val_loss"] for event in epochs] == [scores.val_loss for scores in result.fit.epochs]
     assert 0.8 < result.test_accuracy < 1
@@ -210,10 +210,10 @@ def test_two_processes_give_the_same_bits(worker: Worker, data: dict[str, Any]) 
     config = runs.run_config(runs.NADAM, {"dropout": 0.3}, seed=11, data=data, **SMALL)
     other = Worker(data)
 
-    results = [from_json(each.run(config)[-1]["result"]) for each in (worker, other)]
+    results = [RunResult.model_validate(each.run(config)[-1]["result"]) for each in (worker, other)]
 
     assert results[0].weights_hash == results[1].weights_hash
-    assert results[0].fit.validation_hits == results[1].fit.validation_hits
+    assert results[0].fit.validation_correct == results[1].fit.validation_correct
     assert results[0].test_loss == results[1].test_loss
     assert other.end() == 0
 

@@ -22,7 +22,7 @@ def test_train_shows_each_epoch_and_returns_the_result(tmp_path: Path) -> None:
 
     assert [scores.val_accuracy for scores in seen] == [0.5, 0.75, 0.25]
     assert result.fit.epochs == tuple(seen)
-    assert (result.fit.stopped, result.fit.chosen_epoch) == ("completed", 2)
+    assert (result.fit.stopped, result.fit.best_epoch) == ("completed", 2)
     assert (tmp_path / "w.h5").exists()
     assert executor.jobs[0].seed == 4
 

@@ -69,12 +69,12 @@ class Fit(Iterator[EpochScores]):
         correct = [image < self._epochs[-1].val_accuracy * self._validation_size for image in images]
         return FitResult(
             epochs=tuple(self._epochs),
-            chosen_epoch=len(self._epochs),
+            best_epoch=len(self._epochs),
             stopped="pruned" if pruned else "completed",
             parameters=1234,
             seconds=0.01 * len(self._epochs),
-            validation_hits=np.packbits(correct).tobytes(),
-            validation_mistakes=np.zeros(correct.count(False), "<u2").tobytes(),
+            validation_correct=np.packbits(correct).tobytes(),
+            wrong_predictions=np.zeros(correct.count(False), "<u2").tobytes(),
         )
 
     def weights(self) -> Weights:
