@@ -1,246 +1,154 @@
-"""How long a sweep will take: a few really timed epochs, and arithmetic that says what it rests on."""
+"""Estimate how long a sweep takes from a few epochs that are really trained."""
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from mnistexp.config.schema import Config, RunConfig, UserModel
 from mnistexp.data.dataset import Dataset
-from mnistexp.machine import visible_gpus
 from mnistexp.tracking.run_context import PreparedRun
 from mnistexp.training.results import EpochScores
-from mnistexp.workers.pool import Executor, worker_count
+from mnistexp.workers.pool import Executor
 from mnistexp.workers.start import run_training, start_workers, wait_until_ready
 
-EPOCHS = 3
-"""Timed in each training: the first contains the compilation."""
-
-BESIDE = (0.05, 0.6)
-"""Seconds of a trial beside its epochs and compilation, at least and at most: asked, judged, told, logged."""
-
-CROWD = 1.5
-"""How much slower a worker gets, at most, where all are at work: they share caches and memory, and XLA compiles with
-several threads."""
-
-HARMLESS_RATE = 1e-6
-"""The learning rate of a timed training: as quick as any other, and its loss never becomes infinite."""
+EPOCHS = 3  # of each timed training; the first contains the compilation
+OVERHEAD = 0.6  # seconds of a trial at most for the sampler, the databases and the messages
+CROWDED = (
+    1.5  # slowdown at most if all workers run: they share caches and memory, and XLA compiles with several threads
+)
+HARMLESS_RATE = 1e-6  # learning rate of a timed training: as fast as any other, and its loss stays finite
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What a training's time depends on."""
+class TimedNetwork:
+    """A network that was trained for EPOCHS epochs."""
 
-    cost: float  # of an epoch: parameters times steps
-    epochs: int  # at most
-    fewest: int  # if it is stopped as early as may be
-    program: object  # equal ones are compiled once
-
-
-@dataclass(frozen=True)
-class Timed:
-    """A network that was trained for a few epochs."""
-
-    cost: float
-    compiling: float  # seconds, once for each worker
-    epoch: float  # seconds
+    cost: float  # see `epoch_cost`
+    compile_seconds: float
+    epoch_seconds: float
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Where the trials will run."""
+class Timing:
+    """What was measured on this machine."""
 
-    workers: int  # 0: only a cluster knows
+    networks: tuple[TimedNetwork, ...]  # cheapest first
+    start_seconds: float  # until the first worker was ready
+    workers: int
     device: str
-    start: float  # seconds until a first worker was ready
-
-
-@dataclass(frozen=True)
-class Timings:
-    """The drawn trainings, and those of them that were timed."""
-
-    shapes: tuple[Shape, ...]
-    timed: tuple[Timed, ...]  # by cost, cheapest first
-
-    def epoch(self, cost: float) -> float:
-        """Seconds of an epoch: between those that were timed, in proportion to the cost."""
-        costs = [each.cost for each in self.timed]
-        at = bisect.bisect_left(costs, cost)
-        if at in (0, len(costs)):
-            return self.timed[min(at, len(costs) - 1)].epoch
-        below, above = self.timed[at - 1], self.timed[at]
-        share = (cost - below.cost) / (above.cost - below.cost)
-        return below.epoch + share * (above.epoch - below.epoch)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """How long it takes. Seconds."""
+    """The time that a sweep takes, in seconds."""
 
-    low: float
-    high: float
-    typical: float  # an epoch of the median training
-    slowest: float  # an epoch of the largest
-    compiling: float
-    saved: float  # what early stopping spares at most
-    epochs: tuple[int, int]  # of a training, fewest and most
+    low: float  # all trials are pruned as early as possible, and each network is compiled once by one worker
+    high: float  # no trial is pruned, every trial is compiled, and the slowest one ends last
+    epoch_seconds: float  # median
+    compile_seconds: float  # median
+    epochs: int  # maximum of a training
 
 
-def time_epochs(
-    prepared: PreparedRun, configs: Sequence[RunConfig], note: Callable[[str], None]
-) -> tuple[Timings, Machine]:
-    """Time the smallest, the median and the largest of some trainings in one worker, apart from everything else.
+def time_networks(prepared: PreparedRun, configs: Sequence[RunConfig]) -> Timing:
+    """Train the cheapest, the median and the most expensive of some configs for EPOCHS epochs in one worker.
 
-    Raises: TrainingError if one of them fails, for want of memory for example; WorkerError.
+    Raises: TrainingError if a training fails; WorkerError.
     """
-    shapes = [shape(config, prepared) for config in configs]
-    picked = pick([each.cost for each in shapes])
-    note(f"timing {EPOCHS} epochs of {len(picked)} of its networks, in one worker …")
-    began = time.monotonic()
     dataset = prepared.dataset
+    ordered = sorted(configs, key=lambda config: epoch_cost(config, dataset))
+    picked = {epoch_cost(c, dataset): c for c in (ordered[0], ordered[len(ordered) // 2], ordered[-1])}
+    began = time.monotonic()
     executor = start_workers(prepared.config, at_most=1, dataset=dataset, fingerprint=dataset.fingerprint)
     try:
         device = str(wait_until_ready(executor).get("device", ""))
         start = time.monotonic() - began
-        timed = [_time(executor, configs[i], shapes[i].cost) for i in picked]
+        networks = [_time_network(executor, config, cost) for cost, config in picked.items()]
     finally:
         executor.close()
-    timed, warm_up = _warmed(timed)
-    return Timings(tuple(shapes), tuple(timed)), Machine(workers(prepared.config, device), device, start + warm_up)
+    return Timing(tuple(networks), start, planned_workers(prepared.config, device), device)
 
 
-def _warmed(timed: list[Timed]) -> tuple[list[Timed], float]:
-    """The first network, less what the worker's first compilation took longer than later ones; and these seconds."""
-    first, *others = timed
-    compiling = min([first.compiling, *(each.compiling for each in others)])
-    return [replace(first, compiling=compiling), *others], first.compiling - compiling
-
-
-def pick(costs: Sequence[float]) -> list[int]:
-    """The places of the lowest, the median and the highest cost, each cost once, in this order."""
-    order = sorted(range(len(costs)), key=costs.__getitem__)
-    chosen = (order[0], order[len(order) // 2], order[-1])
-    return list({costs[i]: i for i in reversed(chosen)}.values())[::-1]
-
-
-def _time(executor: Executor, config: RunConfig, cost: float) -> Timed:
-    quick = {"epochs": EPOCHS, "max_steps": None, "patience": None}
-    timed = config.model_copy(
-        update={
-            "optimizer": config.optimizer.model_copy(update={"learning_rate": HARMLESS_RATE}),
-            "trainer": config.trainer.model_copy(update=quick),
-        }
-    )
+def _time_network(executor: Executor, config: RunConfig, cost: float) -> TimedNetwork:
+    optimizer = config.optimizer.model_copy(update={"learning_rate": HARMLESS_RATE})
+    trainer = config.trainer.model_copy(update={"epochs": EPOCHS, "max_steps": None, "patience": None})
     epochs: list[EpochScores] = []
     began = time.monotonic()
+    timed = config.model_copy(update={"optimizer": optimizer, "trainer": trainer})
     run_training(executor, timed, epochs.append, test=False)
-    seconds = [scores.seconds for scores in epochs]
-    epoch = statistics.median(seconds[1:])
-    return Timed(cost, max(0.0, time.monotonic() - began - sum(seconds[1:]) - epoch), epoch)
+    seconds = [scores.seconds for scores in epochs[1:]]
+    epoch = statistics.median(seconds)
+    return TimedNetwork(cost, max(0.0, time.monotonic() - began - sum(seconds) - epoch), epoch)
 
 
-def workers(config: Config, device: str) -> int:
-    """How many workers a sweep will have; 0 where only a cluster knows."""
-    asked, trials = config.executor.workers, config.study.trials
-    if asked == "auto" and config.executor.name == "ray":
-        return 0
-    gpus = 0 if device.startswith("CPU") else len(visible_gpus())
-    return min(trials, worker_count(asked, config.trainer.threads, gpus))
+def epoch_cost(config: RunConfig, dataset: Dataset) -> float:
+    """A number that grows with the time of an epoch: weights, and what warping an image costs, times steps.
 
-
-def shape(config: RunConfig, prepared: PreparedRun) -> Shape:
-    """What a training's time depends on."""
-    trainer, dataset = config.trainer, prepared.dataset
-    steps = trainer.steps_per_epoch(len(dataset.train.labels))
-    epochs = trainer.most_epochs(steps)
-    fewest = epochs if trainer.patience is None else min(epochs, trainer.patience + 1)
-    knobs = {
-        name: value > 0 if isinstance(value, float) else value
-        for name, value in config.optimizer.model_dump(exclude={"learning_rate", "warmup_epochs", "schedule"}).items()
-    }
-    drawn = (tuple(knobs.items()), trainer.ema_momentum > 0, config.augmentation.warps)
-    program = (trainer.batch_size, *_network(config), *drawn)
-    work = parameters(config, dataset) + _warp_work(config, dataset)
-    return Shape(float(work * steps), epochs, fewest, program)
-
-
-def _warp_work(config: RunConfig, dataset: Dataset) -> int:
-    """What warping an image costs, in weights that could be trained instead.
-
-    A warp sums over each pixel's row and column. Measured on one core at 28x28: 0.5 s per 55,000 images, and 0.8 s
-    where they are bent too, in which 784-190-10 and 784-320-10 take a step on each.
+    A warp sums over each pixel's row and column. Measured on one core at 28x28: 0.5 s per 55,000 images, and 0.8 s with
+    elastic distortion, in which 784-190-10 and 784-320-10 take a training step on each image.
     """
-    warped, bent = config.augmentation.warps
-    if not warped:
-        return 0
+    warped, elastic = config.augmentation.warps
     height, width = dataset.image_shape[:2]
-    return (6 if bent else 4) * math.prod(dataset.image_shape) * (height + width)
+    warp = (6 if elastic else 4) * math.prod(dataset.image_shape) * (height + width) if warped else 0
+    return float((_weights(config, dataset) + warp) * config.trainer.steps_per_epoch(len(dataset.train.labels)))
 
 
-def _network(config: RunConfig) -> tuple[object, ...]:
-    """What of a network decides how it is compiled."""
-    model = config.model
-    if isinstance(model, UserModel):
-        return (model.model_dump_json(),)
-    structure = {"hidden_units", "activation", "batch_normalization"}
-    return model.model_dump_json(include=structure), model.dropout > 0, model.input_dropout > 0
-
-
-def parameters(config: RunConfig, dataset: Dataset) -> int:
-    """Weights and biases of a training's network.
-
-    Of the user's own it isn't known before it is built, which takes TensorFlow: its whole numbers stand for it, units
-    and blocks perhaps. So the smallest and the largest are those that are timed, and only what lies between is guessed.
-    """
+def _weights(config: RunConfig, dataset: Dataset) -> int:
+    """The number of weights; for a custom model the product of its whole-number settings, which orders sizes."""
     if isinstance(config.model, UserModel):
-        values = [value for value in config.model.settings.values() if type(value) in (int, tuple)]
-        return math.prod(max(1, sum(value) if isinstance(value, tuple) else value) for value in values)
+        settings = [value for value in config.model.settings.values() if type(value) in (int, tuple)]
+        return math.prod(max(1, sum(value) if isinstance(value, tuple) else value) for value in settings)
     sizes = [math.prod(dataset.image_shape), *config.model.hidden_units, dataset.classes]
     return sum((inputs + 1) * outputs for inputs, outputs in itertools.pairwise(sizes))
 
 
-def estimate(config: Config, timings: Timings, machine: Machine, left: int) -> Estimate:
-    """The time of `left` trials alike to those that were drawn.
+def planned_workers(config: Config, device: str) -> int:
+    """The number of workers that a sweep starts; 0 if only the Ray cluster can decide it."""
+    from mnistexp.machine import visible_gpus
+    from mnistexp.workers.pool import worker_count
 
-    At least: all that may be stopped early is, at once, and no worker waits. At most: nothing is stopped, all
-    workers slow each other down, each compiles every network for itself, and the slowest trial comes last.
+    asked = config.executor.workers
+    if asked == "auto" and config.executor.name == "ray":
+        return 0
+    gpus = 0 if device.startswith("CPU") else len(visible_gpus())
+    return min(config.study.trials, worker_count(asked, config.trainer.threads, gpus))
+
+
+def estimate(config: Config, dataset: Dataset, drawn: Sequence[RunConfig], timing: Timing, trials: int) -> Estimate:
+    """Estimate the time of `trials` trials like the drawn ones: trials x epochs x seconds of an epoch / workers.
+
+    The seconds of an epoch are interpolated between the timed networks in proportion to the cost.
     """
-    crew = min(left, machine.workers or 1)
-    each = [(timings.epoch(shape.cost), shape) for shape in timings.shapes]
-    full = left * statistics.fmean(seconds * shape.epochs for seconds, shape in each)
-    least = left * statistics.fmean(seconds * _fewest(config, shape, left) for seconds, shape in each)
-    programs = len({shape.program for shape in timings.shapes})
-    few = min(left, math.ceil(programs * left / len(each))) if programs > len(each) / 2 else min(left, programs)
-    many = min(left, few * crew)
-    compiling = [timed.compiling for timed in timings.timed]
-    last = max(seconds * shape.epochs for seconds, shape in each) * (crew - 1) / crew
-    crowd = CROWD if crew > 1 else 1.1
-    low = machine.start + (least + few * min(compiling) + left * BESIDE[0]) / crew
-    high = machine.start + (crowd * (full + many * max(compiling)) + left * BESIDE[1]) / crew + last
-    seconds = [second for second, _ in each]
-    epochs = [shape.epochs for shape in timings.shapes]
-    return Estimate(
-        low,
-        high,
-        typical=statistics.median(seconds),
-        slowest=max(seconds),
-        compiling=statistics.fmean(compiling),
-        saved=(full - least) / crew,
-        epochs=(min(epochs), max(epochs)),
+    costs = [epoch_cost(each, dataset) for each in drawn]
+    networks = timing.networks
+    seconds = np.interp(costs, [n.cost for n in networks], [n.epoch_seconds for n in networks])
+    steps = [each.trainer.steps_per_epoch(len(dataset.train.labels)) for each in drawn]
+    epochs = np.array([each.trainer.most_epochs(n) for each, n in zip(drawn, steps, strict=True)])
+    fewest = np.array(
+        [_fewest_epochs(config, each.trainer.patience, most) for each, most in zip(drawn, epochs, strict=True)]
     )
+    compiling = [network.compile_seconds for network in networks]
+    workers = min(trials, timing.workers or 1)
+    slowdown = CROWDED if workers > 1 else 1.1
+    longest = float((seconds * epochs).max())
+    low = timing.start_seconds + (trials * float((seconds * fewest).mean()) + min(compiling)) / workers
+    each = float((seconds * epochs).mean()) + max(compiling) + OVERHEAD
+    high = timing.start_seconds + slowdown * (trials * each / workers + longest * (workers - 1) / workers)
+    return Estimate(low, high, float(np.median(seconds)), statistics.median(compiling), int(epochs.max()))
 
 
-def _fewest(config: Config, shape: Shape, left: int) -> float:
-    """Epochs of a trial where every one that may be stopped early is."""
+def _fewest_epochs(config: Config, patience: int | None, epochs: int) -> int:
+    """Epochs of a trial that is stopped as early as possible."""
     pruner = config.study.pruner
-    if pruner.name == "none":
-        return shape.fewest
-    if pruner.name == "hyperband":
-        return min(shape.fewest, pruner.min_epochs)
-    spared = min(1.0, pruner.startup_trials / left)
-    return spared * shape.fewest + (1 - spared) * min(shape.fewest, pruner.warmup_epochs + 1)
+    least = {"none": epochs, "median": 0, "hyperband": 0}[pruner.name]
+    if pruner.name == "median":
+        least = pruner.warmup_epochs + 1
+    elif pruner.name == "hyperband":
+        least = pruner.min_epochs
+    return min(epochs, least, epochs if patience is None else patience + 1)

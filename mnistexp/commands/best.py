@@ -1,18 +1,16 @@
-"""The command `best`: print a study's best config."""
+"""The command `best`: print a study's best config, as YAML and as one train command."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import yaml
 
 from mnistexp.commands.args import CommandArgs
 from mnistexp.config import compose as configs
 from mnistexp.config import user_code
 from mnistexp.config.compose import ParsedOverrides
 from mnistexp.terminal import console
+from mnistexp.terminal.summary import train_command
 from mnistexp.tracking import run_context
-
-if TYPE_CHECKING:
-    pass
 
 
 def best(request: ParsedOverrides, _: CommandArgs) -> int:
@@ -25,9 +23,13 @@ def best(request: ParsedOverrides, _: CommandArgs) -> int:
     config = configs.compose(request)
     with storage.reading(config.study.storage) as database:
         found, config_dir = history.best(database, run_context.study_name(config))
-    config_dir = request.config_dir or config_dir  # the user's word: the folder may have moved
+    config_dir = request.config_dir or config_dir  # the user's own comes first: the folder may have moved
     user_code.require_for(found.config)
     overrides = configs.rebuild(found.config, found.overrides, config_dir)
-    for line in console.best_lines(found, console.train_command(overrides, config_dir, user_code.words())):
-        console.say(line)
+    plain = configs.identity(found.config)
+    plain["data"].pop("files", None)
+    console.say(f"# trial {found.number}: validation accuracy {found.val_accuracy:.4f}")
+    console.say(yaml.safe_dump(plain, sort_keys=False).rstrip())
+    console.say("# The same as one command line:")
+    console.say(train_command(overrides, config_dir, user_code.words()))
     return 0

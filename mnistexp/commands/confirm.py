@@ -164,7 +164,7 @@ def _found(asked: Question) -> Confirmation | None:
 def _run_all(asked: Question) -> tuple[Sweep, Summary]:
     """Every contender with every seed; no run looks at the test split."""
     session = repeats.session(asked.session, asked.space)
-    view = display.choose(asked.words.flags, asked.config.study.timeout, session.title)
+    view = display.make_display(asked.words.flags, asked.config.study.timeout, session.title)
     executor = asked.start(asked.prepared, asked.config.study.trials)
     try:
         sweep = Sweep(
@@ -182,13 +182,13 @@ def _run_all(asked: Question) -> tuple[Sweep, Summary]:
         executor.close()
 
 
-def _listener(view: display.Display) -> SweepCallbacks:
+def _listener(view: display.Quiet) -> SweepCallbacks:
     """Who is told: a view of trials, but in plain lines no best so far, since no single run is to be the best."""
     if isinstance(view, display.Plain):
         return replace(
-            view.listener, on_trial=lambda record, progress: console.say(confirmation_text.line(record, progress))
+            view.callbacks, on_trial=lambda record, progress: console.say(confirmation_text.line(record, progress))
         )
-    return view.listener
+    return view.callbacks
 
 
 def _interim_page(asked: Question, progress: Progress) -> str:
@@ -241,7 +241,7 @@ def _test(asked: Question, sweep: Sweep, point: Point) -> tuple[LoggedRun | None
     session = repeats.session(replace(asked.session, prepared=prepared), space, told)
     executor = asked.start(prepared, 1)
     try:
-        listener = display.Quiet().listener
+        listener = display.Quiet().callbacks
         last = Sweep(asked.database, session, space, asked.tracker, listener, parent=sweep.open_parent)
         if last.progress.done < last.progress.total and not asked.words.flags.get("-q"):
             number = asked.space.contenders[point.rival].number

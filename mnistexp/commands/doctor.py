@@ -27,11 +27,9 @@ def doctor(request: ParsedOverrides, _: CommandArgs) -> int:
     """Check everything that a sweep with this request would use. Returns: 0 if all of it works, else 1."""
     config = configs.compose(request)
     console.say("versions")
-    for line in console.table(machine.versions()):
-        console.say(line)
+    console.say_lines(console.table(machine.versions()))
     console.say("\nthis machine")
-    for line in console.table({"processor": machine.cpu_model(), "cores": str(machine.cores())}):
-        console.say(line)
+    console.say_lines(console.table({"processor": machine.cpu_model(), "cores": machine.cores()}))
     console.say("\nwhat a sweep here would use")
     checks: dict[str, Callable[[], str]] = {
         "config": _config,

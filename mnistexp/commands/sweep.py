@@ -19,28 +19,27 @@ from mnistexp.tracking.runs import address, open_tracker
 from mnistexp.workers.start import start_workers
 
 if TYPE_CHECKING:
-    from mnistexp.analysis.history import History
     from mnistexp.study.database import Database
     from mnistexp.study.sweep import Summary
 
 
 def sweep(request: ParsedOverrides, asked: CommandArgs) -> int:
-    """Run a study, or go on with it. Any number of these commands may do so at once."""
-    from mnistexp.commands.plan import checked, plan, warn
-
-    if asked.flags.get("--plan"):
-        return plan(request)
+    """Run a study, or continue one. Several of these commands may share a study."""
+    from mnistexp.commands.plan import check_space, plan
     from mnistexp.search import space as search_space
+    from mnistexp.search import warnings
     from mnistexp.study import database as storage
     from mnistexp.study.sweep import Sweep
     from mnistexp.terminal import display
 
-    request, space = checked(request)
+    if asked.flags.get("--plan"):
+        return plan(request)
+    request, space = check_space(request)
     config = space.root.template.config()
-    view = display.choose(asked.flags, config.study.timeout)
+    view = display.make_display(asked.flags, config.study.timeout)
     prepared = run_context.prepare(request)
-    console.warn_fallback(prepared)
-    database = storage.open_for_sweep(config.study.storage)  # before any worker, or a second driver, can race for it
+    console.warn_not_mnist(prepared.fallback)
+    database = storage.open_for_sweep(config.study.storage)  # before the workers: another sweep may create it too
     executor = start_workers(
         prepared.config,
         at_most=config.study.trials,
@@ -48,40 +47,35 @@ def sweep(request: ParsedOverrides, asked: CommandArgs) -> int:
         fingerprint=prepared.dataset.fingerprint,
     )
     try:
-        if prepared.request != request:  # `auto` became a data set: trials record its name
+        if prepared.request != request:  # `auto` became a data set, and trials record its name
             space = search_space.build(prepared.request)
-        warn(prepared, space)
+        for sentence in warnings.misleading(space, prepared.config, len(prepared.dataset.train.labels)):
+            console.note(f"warning: {sentence}")
         tracker = open_tracker(config.tracking, prepared.experiment)
-        session = Sweep(database, run_context.session(prepared), space, tracker, view.listener)
-        summary = display.run(session, executor, view)
-        history = _history(database, session.name)
+        study = Sweep(database, run_context.session(prepared), space, tracker, view.callbacks)
+        summary = display.run(study, executor, view)
+        _print_summary(summary, study.name, database, config, storage_overrides(request.overrides))
     finally:
         executor.close()
         database.close()
-    stores = storage_overrides(request.overrides)
-    _say_summary(summary, session.name, history, [*stores, *user_code.words()], _dashboard(config, stores))
     return INTERRUPTED if summary.interrupted else int(summary.gave_up or summary.progress.best is None)
 
 
-def _say_summary(summary: Summary, name: str, history: History | None, where: Iterable[str], dashboard: str) -> None:
-    from mnistexp.analysis import comparison as analysis
-
-    standing = analysis.standing(history, resamples=1) if history else None  # the winner's luck is the report's
-    for line in console.summary_lines(summary, name, history, standing, where, dashboard):
-        console.say(line)
-
-
-def _history(database: Database, name: str) -> History | None:
-    """The study's history; None where another version of mnistexp wrote some of it, which is no fault of this sweep."""
+def _print_summary(summary: Summary, name: str, database: Database, config: Config, stores: Iterable[str]) -> None:
     from mnistexp.analysis import history
+    from mnistexp.analysis.comparison import standing
+    from mnistexp.terminal.summary import summary_lines
 
-    with suppress(StoreError):
-        return database.retry(lambda: history.load(database.storage, name))
-    return None
+    found = None
+    with suppress(StoreError):  # another program may have written to the study: the summary works without it
+        found = database.retry(lambda: history.load(database.storage, name))
+    comparison = standing(found, resamples=1) if found else None  # the selection bias is shown by the report
+    where = [*stores, *user_code.words()]
+    console.say_lines(summary_lines(summary, name, found, comparison, where, _dashboard(config, stores)))
 
 
 def _dashboard(config: Config, stores: Iterable[str]) -> str:
-    """What to type to see the runs; empty where none is logged."""
+    """What to type or to open to see the runs; empty if none is logged."""
     uri = address(config.tracking)
     if not uri:
         return ""

@@ -1,4 +1,8 @@
-"""What a session shows while it runs: a live view in a terminal, plain lines anywhere else, or nothing."""
+"""Show the progress of a sweep: a live view in a terminal, one line per trial elsewhere, or nothing.
+
+A display is a context manager with `callbacks`, `begin` and `ready`, which `run` calls in this order. After the block
+the terminal is as it was before.
+"""
 
 from __future__ import annotations
 
@@ -7,92 +11,35 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from mnistexp.config.schema import RunConfig
 from mnistexp.errors import ConfigError
 from mnistexp.study.study import Progress
-from mnistexp.study.sweep import Summary, Sweep, SweepCallbacks
-from mnistexp.terminal import console
+from mnistexp.study.sweep import SweepCallbacks
+from mnistexp.terminal.console import note, say
 from mnistexp.tracking.records import RunRecord
 from mnistexp.tracking.run_context import run_name
 from mnistexp.training.results import EpochScores
-from mnistexp.workers.pool import Executor
-from mnistexp.workers.start import wait_until_ready
 
-
-class Display(Protocol):
-    """Shows one session of a sweep: `with show:`, begin, ready, and the sweep tells `listener` the rest.
-
-    After its block the terminal is as it was before, however the block ended.
-    """
-
-    @property
-    def listener(self) -> SweepCallbacks:
-        """What the sweep is to tell."""
-
-    def begin(self, name: str, progress: Progress, workers: int) -> None:
-        """A session begins, and its workers start."""
-
-    def ready(self, device: str) -> None:
-        """A first worker is ready."""
-
-    def __enter__(self) -> object: ...
-
-    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None: ...
-
-
-def choose(
-    flags: Mapping[str, object], timeout: float | None = None, title: Callable[[RunConfig], str] = run_name
-) -> Display:
-    """The show that a command line asks for and that stdout can bear.
-
-    Args:
-        flags: `-q` and `-v`.
-        timeout: see board.Board.
-        title: how the live view calls a trial that begins.
-
-    Raises: ConfigError for both flags at once.
-    """
-    if flags.get("-q") and flags.get("-v"):
-        raise ConfigError("-q -v: the one prints less, the other more; give one of them, or none")
-    if flags.get("-q"):
-        return Quiet()
-    if flags.get("-v") or not is_live(sys.stdout.isatty(), os.environ):
-        return Plain(epochs=bool(flags.get("-v")))
-    from mnistexp.terminal.live import Live
-    from mnistexp.terminal.progress import ProgressState
-
-    return Live(ProgressState(timeout, title=title))
-
-
-def run(session: Sweep, executor: Executor, view: Display) -> Summary:
-    """Run a session and show it. Raises: as Sweep.run; the terminal is as it was before in any case."""
-    with view:
-        if session.progress.done < session.progress.total:  # else nothing is run, and no worker waited for
-            view.begin(session.name, session.progress, executor.size)
-            view.ready(wait_until_ready(executor).get("device", ""))
-        return session.run(executor)
-
-
-def is_live(terminal: bool, environment: Mapping[str, str]) -> bool:
-    """Whether a person looks at stdout, in something that can move its cursor."""
-    dumb = environment.get("TERM", "" if os.name == "posix" else "windows") in ("", "dumb", "unknown")
-    return terminal and not dumb and environment.get("CI", "").lower() in ("", "0", "false")
+if TYPE_CHECKING:
+    from mnistexp.study.sweep import Summary, Sweep
+    from mnistexp.workers.pool import Executor
 
 
 class Quiet:
-    """Only what went wrong, to stderr."""
+    """Print only warnings and errors, to stderr. The base class of the other displays."""
 
     @property
-    def listener(self) -> SweepCallbacks:
-        return SweepCallbacks(lambda *_: None, on_note=console.note)
+    def callbacks(self) -> SweepCallbacks:
+        """What the sweep calls."""
+        return SweepCallbacks(lambda *_: None, on_note=note)
 
     def begin(self, name: str, progress: Progress, workers: int) -> None:
-        """Say nothing."""
+        """Called when the workers start."""
 
     def ready(self, device: str) -> None:
-        """Say nothing."""
+        """Called when the first worker is ready."""
 
     def __enter__(self) -> None: ...
 
@@ -100,37 +47,95 @@ class Quiet:
 
 
 class Plain(Quiet):
-    """One line for each trial; with `epochs`, one for each of its epochs too."""
+    """Print one line per trial, and with `epochs` one line per epoch."""
 
     def __init__(self, *, epochs: bool = False) -> None:
         self._every_epoch = epochs
-        self._session = ("", Progress(0, 0, 0, 0, None), 0)
-        self._epochs: dict[int, int] = {}  # of the trials under way, at most
+        self._start = ""
+        self._epochs: dict[int, int] = {}  # number of a running trial: its maximum of epochs
 
     @property
-    def listener(self) -> SweepCallbacks:
-        told = SweepCallbacks(_say_trial, _say_refused, console.note)
-        return replace(told, on_start=self._start, on_epoch=self._epoch) if self._every_epoch else told
+    def callbacks(self) -> SweepCallbacks:
+        """What the sweep calls."""
+        callbacks = SweepCallbacks(_trial_ends, _trial_is_invalid, note)
+        if not self._every_epoch:
+            return callbacks
+        return replace(callbacks, on_start=self._trial_starts, on_epoch=self._epoch_ends)
 
     def begin(self, name: str, progress: Progress, workers: int) -> None:
-        """Keep it: the first line names the device too."""
-        self._session = name, progress, workers
+        """Keep the first line until the device is known."""
+        self._start = f"study {name}: {progress.done} of {progress.total} trials done; {workers} workers on "
 
     def ready(self, device: str) -> None:
-        """Say where the study stands, and what goes on with it."""
-        console.note(console.start_line(*self._session, device))
+        """Print the first line."""
+        note(self._start + device)
 
-    def _start(self, number: int, config: RunConfig) -> None:
+    def _trial_starts(self, number: int, config: RunConfig) -> None:
         self._epochs[number] = config.trainer.epochs
-        console.say(f"trial {number:3d}  starts: {run_name(config)}")
+        say(f"trial {number:3d}  starts: {run_name(config)}")
 
-    def _epoch(self, number: int, scores: EpochScores) -> None:
-        console.say(f"trial {number:3d}  {console.epoch_line(scores, self._epochs[number])}")
-
-
-def _say_trial(record: RunRecord, progress: Progress) -> None:
-    console.say(console.trial_line(record, progress))
+    def _epoch_ends(self, number: int, scores: EpochScores) -> None:
+        say(f"trial {number:3d}  {epoch_line(scores, self._epochs[number])}")
 
 
-def _say_refused(reason: str, number: int, progress: Progress) -> None:
-    console.say(f"{progress.done:>3}/{progress.total}  failed before it began: {reason}  {number:03d}")
+def make_display(
+    flags: Mapping[str, object], timeout: float | None = None, title: Callable[[RunConfig], str] = run_name
+) -> Quiet:
+    """Choose the display for a command line and for what stdout is.
+
+    Args:
+        flags: `-q` and `-v`.
+        timeout: seconds after which the sweep starts no more trials, if limited.
+        title: gives the name of a running trial in the live view.
+
+    Raises: ConfigError if both flags are given.
+    """
+    if flags.get("-q") and flags.get("-v"):
+        raise ConfigError("-q -v: -q prints less and -v prints more; give one of them, or none")
+    if flags.get("-q"):
+        return Quiet()
+    if flags.get("-v") or not is_live(sys.stdout.isatty(), os.environ):
+        return Plain(epochs=bool(flags.get("-v")))
+    from mnistexp.terminal.live import Live
+
+    return Live(timeout, title)
+
+
+def is_live(terminal: bool, environment: Mapping[str, str]) -> bool:
+    """Whether stdout is a terminal that can move its cursor and that a person watches."""
+    dumb = environment.get("TERM", "" if os.name == "posix" else "windows") in ("", "dumb", "unknown")
+    return terminal and not dumb and environment.get("CI", "").lower() in ("", "0", "false")
+
+
+def run(sweep: Sweep, executor: Executor, display: Quiet) -> Summary:
+    """Run a sweep with a display. Raises: what Sweep.run raises."""
+    from mnistexp.workers.start import wait_until_ready
+
+    with display:
+        if sweep.progress.done < sweep.progress.total:  # else no worker is needed
+            display.begin(sweep.name, sweep.progress, executor.size)
+            display.ready(wait_until_ready(executor).get("device", ""))
+        return sweep.run(executor)
+
+
+def epoch_line(scores: EpochScores, epochs: int) -> str:
+    """Format one epoch of a training."""
+    return (
+        f"epoch {scores.epoch:3d}/{epochs}  loss {scores.loss:.4f}  val_loss {scores.val_loss:.4f}  "
+        f"val_accuracy {scores.val_accuracy:.4f}  {scores.seconds:.2f} s"
+    )
+
+
+def _trial_ends(record: RunRecord, progress: Progress) -> None:
+    if record.result is None:
+        outcome = f"failed: {record.reason}"
+    else:
+        fit, state = record.result.fit, "pruned" if record.state == "PRUNED" else "      "
+        seconds = record.ended - record.started
+        outcome = f"{state} val {fit.chosen.val_accuracy:.4f}  {len(fit.epochs):3d} epochs {seconds:5.1f} s"
+    best = f"best {progress.best.val_accuracy:.4f} (#{progress.best.number})" if progress.best else "no best yet"
+    say(f"{progress.done:>3}/{progress.total}  {outcome}  {best}  {record.name}")
+
+
+def _trial_is_invalid(reason: str, number: int, progress: Progress) -> None:
+    say(f"{progress.done:>3}/{progress.total}  trial {number:03d} is invalid: {reason}")

@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: accuracies, counts, times."""
+"""Format numbers and lists for the terminal and the report."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from collections.abc import Sequence
 
 
 def accuracy(value: float) -> str:
-    """Four decimals, as in the terminal and in MLflow."""
+    """Format an accuracy with four decimals, as MLflow's pages do."""
     return f"{value:.4f}"
 
 
 def counted(count: int, noun: str) -> str:
-    """'1 trial', '12 trials', '12,000 trials'."""
+    """Format a count: '1 trial', '12 trials', '12,000 trials'."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
-    """A time in its two largest units."""
+    """Format a duration: '80 ms', '9.5 s', '95 s', '4.2 min', '75 min', '3 h 5 min'."""
+    if seconds < 0.1:
+        return f"{1000 * seconds:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 120:
@@ -28,22 +30,22 @@ def duration(seconds: float) -> str:
 
 
 def p_value(value: float) -> str:
-    """As one writes it."""
+    """Format a p-value: 'p = 0.03', 'p < 0.0001'."""
     return "p < 0.0001" if value < 0.0001 else f"p = {value:.2g}" if value < 0.995 else "p = 1"
 
 
 def p_number(value: float) -> str:
-    """The same for a column whose head says that it is p."""
+    """Format a p-value for a column that is called p: '0.03', '< 0.0001'."""
     return p_value(value).removeprefix("p ").removeprefix("= ")
 
 
 def listed(words: Sequence[str]) -> str:
-    """'a, b and c'."""
+    """Join words: 'a, b and c'."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def trials(numbers: Sequence[int], at_most: int = 12) -> str:
-    """Trials by their numbers, the first ones if there are many."""
-    shown = [f"#{number}" for number in numbers[:at_most]]
-    more = len(numbers) - len(shown)
-    return f"{', '.join(shown)} and {more} more" if more else listed(shown)
+    """Format the numbers of trials: '#1, #2 and 3 more'."""
+    names = [f"#{number}" for number in numbers[:at_most]]
+    more = len(numbers) - len(names)
+    return f"{', '.join(names)} and {more} more" if more else listed(names)
