@@ -77,7 +77,7 @@ def epoch_callback(config: RunConfig, kept: list[EpochScores]) -> Callable[[Epoc
 
 def _result_lines(result: RunResult) -> Iterator[str]:
     fit = result.fit
-    kept = f"epoch {fit.chosen_epoch} of {len(fit.epochs)}, {fit.stopped}"
-    yield f"validation accuracy  {fit.chosen.val_accuracy:.4f}  ({kept})"
+    kept = f"epoch {fit.best_epoch} of {len(fit.epochs)}, {fit.stopped}"
+    yield f"validation accuracy  {fit.best.val_accuracy:.4f}  ({kept})"
     if result.test_accuracy is not None:
         yield f"test accuracy        {result.test_accuracy:.4f}"

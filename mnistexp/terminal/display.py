@@ -132,7 +132,7 @@ def _trial_ends(record: RunRecord, progress: Progress) -> None:
     else:
         fit, state = record.result.fit, "pruned" if record.state == "PRUNED" else "      "
         seconds = record.ended - record.started
-        outcome = f"{state} val {fit.chosen.val_accuracy:.4f}  {len(fit.epochs):3d} epochs {seconds:5.1f} s"
+        outcome = f"{state} val {fit.best.val_accuracy:.4f}  {len(fit.epochs):3d} epochs {seconds:5.1f} s"
     best = f"best {progress.best.val_accuracy:.4f} (#{progress.best.number})" if progress.best else "no best yet"
     say(f"{progress.done:>3}/{progress.total}  {outcome}  {best}  {record.name}")
 

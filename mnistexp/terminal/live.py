@@ -82,7 +82,9 @@ class Live(Quiet):
         self._name, self._workers, self._device = "", 0, ""
         self._progress = Progress(0, 0, 0, 0, None)
         self._running: dict[int, RunningTrial] = {}
-        self._finished: deque[tuple[Text | str, ...]] = deque(maxlen=LAST_TRIALS)  # newest first
+        self._finished: deque[tuple[int, str, list[str]]] = deque(
+            maxlen=LAST_TRIALS
+        )  # (number, state, cells), newest first
         self._notes: deque[str] = deque()
         self._pace: deque[tuple[float, int]] = deque(maxlen=PACE_TRIALS + 1)  # (time, finished trials)
         self._region = Region(
@@ -149,7 +151,7 @@ class Live(Quiet):
 
     def _trial_ends(self, record: RunRecord, progress: Progress) -> None:
         number, state = int(record.tags["trial"]), record.state
-        score = f"{record.result.fit.chosen.val_accuracy:.4f}" if record.result else ""
+        score = f"{record.result.fit.best.val_accuracy:.4f}" if record.result else ""
         name = record.name.removeprefix(f"{number:03d} ") if record.result else record.reason
         seconds = f"{record.ended - record.started:.1f}"
         self._finish(number, progress, state, score, str(len(record.epochs)), seconds, name)
@@ -162,9 +164,7 @@ class Live(Quiet):
     def _finish(self, number: int, progress: Progress, state: str, *cells: str) -> None:
         with self._lock:
             self._running.pop(number, None)
-            is_best = progress.best is not None and progress.best.number == number
-            shown = Text("best" if is_best else state.lower(), "bold green" if is_best else COLOURS[state])
-            self._finished.appendleft((str(number), shown, *map(_printable, cells)))
+            self._finished.appendleft((number, state, list(map(_printable, cells))))
             self._pace.append((self._clock(), progress.done))
             self._update(progress)
 
@@ -213,8 +213,14 @@ class Live(Quiet):
                 parts += [Text(), _table(("trial", "epoch", "val acc", "running config"), rows)]
             if self._finished:
                 head = ("trial", "state", "val acc", "epochs", "s", "finished config")
-                parts += [Text(), _table(head, self._finished)]
+                parts += [Text(), _table(head, [self._finished_row(*trial) for trial in self._finished])]
             return Group(*parts)
+
+    def _finished_row(self, number: int, state: str, cells: list[str]) -> tuple[Text | str, ...]:
+        best = self._progress.best
+        if best is not None and best.number == number:
+            return str(number), Text("best", "bold green"), *cells
+        return str(number), Text(state.lower(), COLOURS[state]), *cells
 
     def _head(self) -> Text:
         workers = f"{self._workers} worker{'s' * (self._workers != 1)}"
@@ -234,7 +240,7 @@ class Live(Quiet):
         yield Text()
         name = self._title(best.config)
         yield _line("best  ", (f"{best.val_accuracy:.4f}", "bold green"), f"  trial {best.number}  {_printable(name)}")
-        yield Text("  " + "  ".join(short_parameters(best)), "cyan", overflow="ellipsis")
+        yield Text("  " + "  ".join(short_parameters(best)), "cyan", overflow="crop")
 
     def seconds_per_trial(self) -> float | None:
         """Wall-clock seconds per finished trial, over all workers and sweep processes of the study.
@@ -258,7 +264,7 @@ class Live(Quiet):
 
 
 def _line(*parts: str | tuple[str, str]) -> Text:
-    return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
+    return Text.assemble(*parts, no_wrap=True, overflow="crop")
 
 
 def _failed(count: int) -> tuple[str, str]:
@@ -269,7 +275,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[Text | str, ...]]) -> Tab
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in head:
         numeric = not (name == "state" or name.endswith("config"))
-        table.add_column(name, justify="right" if numeric else "left", no_wrap=True, overflow="ellipsis")
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=True, overflow="crop")
     for row in rows:
         table.add_row(*row)
     return table
