@@ -12,7 +12,7 @@ from typing import Any
 from mnistexp.config.schema import RunConfig
 from mnistexp.errors import StoreError
 from mnistexp.tracking.records import LoggedRun, RunRecord
-from mnistexp.tracking.runs import Ending
+from mnistexp.tracking.runs import Ending, Tracker
 from mnistexp.training.results import EpochScores, FitResult, RunResult, Stopped
 from mnistexp.workers.pool import EpochEnded, Event, Failed, Finished, Lost
 
@@ -152,7 +152,7 @@ class FakeExecutor:
         self._playing.clear()
 
 
-class RecordingTracker:
+class RecordingTracker(Tracker):
     """Keeps records in a list. `faults`: run number → what is raised right after that run was kept."""
 
     def __init__(self, faults: Mapping[int, BaseException] | None = None) -> None:
@@ -163,16 +163,16 @@ class RecordingTracker:
         self.open: set[str] = set()  # parent runs
         self.sweeps: list[tuple[str, str, Mapping[str, float], Ending | None]] = []  # each summary that was written
 
-    def start(self, name: str, tags: Mapping[str, str], description: str, files: Mapping[str, str]) -> str:
+    def start_parent(self, name: str, tags: Mapping[str, str], description: str, files: Mapping[str, str]) -> str:
         self._answer()
         self.open.add(f"parent of {tags['study']}")
         return f"parent of {tags['study']}"
 
     def log(
-        self, record: RunRecord, parent: str = "", files: Mapping[str, str] | None = None, *, again: bool = False
+        self, record: RunRecord, parent: str = "", files: Mapping[str, str] | None = None, *, may_exist: bool = False
     ) -> str:
         self._answer()
-        if again:
+        if may_exist:
             for number, kept in enumerate(self.records):
                 if kept.tags == record.tags and kept.state == record.state:
                     return str(number)
@@ -183,13 +183,13 @@ class RecordingTracker:
             raise fault
         return str(len(self.records) - 1)
 
-    def finish(self, run_id: str, metrics: Mapping[str, float], description: str, ending: Ending | None) -> None:
+    def finish_parent(self, run_id: str, metrics: Mapping[str, float], description: str, ending: Ending | None) -> None:
         self._answer()
         self.sweeps.append((run_id, description, metrics, ending))
         if ending is not None:
             self.open.discard(run_id)
 
-    def settle(self, tags: Mapping[str, str], ending: Ending | None, lives: Callable[[str], bool]) -> None:
+    def close_stale_runs(self, tags: Mapping[str, str], ending: Ending | None, is_alive: Callable[[str], bool]) -> None:
         self._answer()
         if ending is not None:
             self.open.discard(f"parent of {tags['study']}")

@@ -55,7 +55,7 @@ HOMES = {  # library: the packages and modules that may import it
     "ray": "workers.ray",
     "matplotlib": "report",
     "rich": "terminal",
-    "sqlalchemy": "study.database storage tracking.runs",
+    "sqlalchemy": "study.database storage tracking.runs tracking.store",
 }
 LONGEST_FUNCTION = 40  # lines, docstring included
 LONGEST_FILE = 400

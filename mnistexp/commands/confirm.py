@@ -34,7 +34,8 @@ from mnistexp.terminal import console, display
 from mnistexp.tracking import registry, run_context
 from mnistexp.tracking.records import LoggedRun, RunRecord
 from mnistexp.tracking.run_context import PreparedRun, RunContext
-from mnistexp.tracking.runs import Ending, Tracker, address, open_tracker
+from mnistexp.tracking.runs import Ending, Tracker, open_tracker
+from mnistexp.tracking.store import resolved_uri
 from mnistexp.workers import child, start
 from mnistexp.workers.pool import Executor
 
@@ -79,7 +80,7 @@ def confirm(request: ParsedOverrides, words: CommandArgs) -> int:
         console.note(
             f"top={top}: of study {study.name} only {len(space.contenders)} completed and differ; that many are run"
         )
-    storage.check_apart(config.study.storage, address(config.tracking))
+    storage.check_apart(config.study.storage, resolved_uri(config.tracking))
     database = storage.open_for_sweep(config.study.storage)
     try:
         tracker = open_tracker(prepared.config.tracking, prepared.experiment)
@@ -328,7 +329,7 @@ def _enter(asked: Question, tested: Confirmation, logged: LoggedRun) -> str:
         test_accuracy=tested.test.accuracy,
         chosen_from=len(tested.configs),
     )
-    where = registry.Registry(address(asked.config.tracking))
+    where = registry.Registry(resolved_uri(asked.config.tracking))
     known = partial(registry.hits_of, asked.config.tracking, images=chosen.images)
     name = registry.model_name(dataset.name, dataset.source)
     return registry.enter(where, name, candidate, known, partial(_export, dataset, logged))
@@ -371,6 +372,6 @@ def _close_parent(asked: Question, sweep: Sweep, ending: Ending) -> None:
     if test is not None:
         metrics |= {"test_accuracy": test.accuracy, "confirm/test_low": test.low, "confirm/test_high": test.high}
     try:
-        asked.tracker.finish(sweep.open_parent(), metrics, confirmation_text.page(found), ending)
+        asked.tracker.finish_parent(sweep.open_parent(), metrics, confirmation_text.page(found), ending)
     except StoreError as error:
         console.note(f"{error}. The next confirm closes this one's parent run")

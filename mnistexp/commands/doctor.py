@@ -19,7 +19,7 @@ from mnistexp.storage.urls import redact
 from mnistexp.study.database import check_apart, check_usable
 from mnistexp.terminal import console
 from mnistexp.tracking import run_context
-from mnistexp.tracking.runs import check_reachable, resolved_uri
+from mnistexp.tracking.store import check_reachable, resolved_uri
 from mnistexp.workers.start import run_training, start_workers
 
 

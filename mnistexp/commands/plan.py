@@ -21,7 +21,7 @@ from mnistexp.terminal import console
 from mnistexp.terminal.formatting import counted, duration
 from mnistexp.tracking import run_context
 from mnistexp.tracking.run_context import PreparedRun, RunContext
-from mnistexp.tracking.runs import address
+from mnistexp.tracking.store import resolved_uri
 
 SHOWN = 5  # first trials that are printed
 DRAWN = 24  # trials that are drawn to see how much their costs differ
@@ -54,7 +54,7 @@ def check_space(request: ParsedOverrides) -> tuple[ParsedOverrides, SearchSpace]
     space = search_space.build(request)
     config = space.root.template.config()
     samplers.check_study(config, space)
-    storage.check_apart(config.study.storage, address(config.tracking))
+    storage.check_apart(config.study.storage, resolved_uri(config.tracking))
     if warning := storage.network_warning(config.study.storage):
         console.note(f"warning: {warning}")
     return request, space

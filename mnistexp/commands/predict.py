@@ -20,7 +20,8 @@ from mnistexp.errors import ConfigError, DataError, StoreError
 from mnistexp.pictures import Floats
 from mnistexp.terminal import console
 from mnistexp.tracking import registry
-from mnistexp.tracking.runs import open_tracker, resolved_uri
+from mnistexp.tracking.runs import open_tracker
+from mnistexp.tracking.store import resolved_uri
 from mnistexp.workers import child
 
 SURE = 0.8

@@ -15,7 +15,8 @@ from mnistexp.errors import INTERRUPTED, StoreError
 from mnistexp.storage.urls import redact, storage_overrides
 from mnistexp.terminal import console
 from mnistexp.tracking import run_context
-from mnistexp.tracking.runs import address, open_tracker
+from mnistexp.tracking.runs import open_tracker
+from mnistexp.tracking.store import resolved_uri
 from mnistexp.workers.start import start_workers
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _print_summary(summary: Summary, name: str, database: Database, config: Conf
 
 def _dashboard(config: Config, stores: Iterable[str]) -> str:
     """What to type or to open to see the runs; empty if none is logged."""
-    uri = address(config.tracking)
+    uri = resolved_uri(config.tracking)
     if not uri:
         return ""
     return redact(uri) if uri.startswith("http") else shlex.join(["python", "-m", "mnistexp", "ui", *stores])

@@ -1,16 +1,21 @@
-"""`mnistexp ui`: the dashboard of the runs, or with --optuna of the studies, on this machine alone."""
+"""The command `ui`: MLflow's dashboard of the runs, or Optuna's of the studies, on this machine."""
 
 from __future__ import annotations
 
 import errno
 import ipaddress
 import os
+import signal
 import socket
-import sys
 import threading
 import webbrowser
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+import psutil
 
 from mnistexp.commands.args import CommandArgs
 from mnistexp.config import compose as configs
@@ -20,149 +25,168 @@ from mnistexp.errors import ConfigError
 from mnistexp.storage.urls import redact
 from mnistexp.terminal import console
 from mnistexp.tracking import run_context
-from mnistexp.tracking.runs import resolved_uri
+from mnistexp.tracking.store import resolved_uri
 
-PORTS = 50  # that are tried, from the given one on
+PORTS = 50  # how many ports are tried, from the given one on
 
 
-def ui(request: ParsedOverrides, own: CommandArgs) -> int:
-    """Serve a dashboard until Ctrl-C or SIGTERM. Returns: 0, since that is how one ends it."""
+def ui(request: ParsedOverrides, args: CommandArgs) -> int:
+    """Serve a dashboard until Ctrl-C or SIGTERM. Returns: 0, because that is the usual end."""
     config = configs.compose(request)
-    with suppress(KeyboardInterrupt):  # not 130: nothing was interrupted, and `make ui` would call it an error
-        (_optuna if own.flags.get("--optuna") else _mlflow)(config, own)
+    with suppress(KeyboardInterrupt):
+        (_optuna if args.flags.get("--optuna") else _mlflow)(config, args)
     return 0
 
 
-def _mlflow(config: Config, own: CommandArgs) -> None:
-    from mnistexp.dashboards import mlflow_ui
+def _mlflow(config: Config, args: CommandArgs) -> None:
+    import uvicorn
+
+    from mnistexp.tracking import ui_server
 
     if config.tracking.name == "none":
         raise ConfigError("tracking=none: no run is logged, so there is none to show; leave it out, or give --optuna")
     uri = resolved_uri(config.tracking)
-    experiment = config.tracking.experiment or run_context.study_name(config)
-    mlflow_ui.check(uri)
+    console.note("starting MLflow's dashboard; it takes a few seconds")
+    page = ui_server.first_page(uri, config.tracking.experiment or run_context.study_name(config))
     if uri.startswith("http"):
-        page = mlflow_ui.first_page(uri, experiment)
-        _present(uri.rstrip("/"), page, "a server of its own: nothing was started here", own)
+        _present(uri.rstrip("/"), page, "a server that runs already: nothing was started here", args)
         return
-    listener, url = _listen(own)
-    about = f"MLflow on {redact(uri).removeprefix('sqlite:///')}; Ctrl-C ends it"
-    with listener:
-        console.note("starting MLflow's dashboard; it takes a few seconds")
-        page = mlflow_ui.first_page(uri, experiment)
-        mlflow_ui.serve(uri, page, listener, _hosts(own, listener), lambda: _present(url, "", about, own))
+    with _listen(args) as listener:
+        app = ui_server.web_app(uri, _allowed_hosts(listener, args))
+        quiet: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off"}
+        server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=1, **quiet))
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, server.handle_exit)  # uvicorn handles SIGINT and SIGTERM itself
+        about = f"MLflow on {redact(uri).removeprefix('sqlite:///')}; Ctrl-C ends it"
+        _present(_url(listener), page, about, args)
+        server.run([listener])
 
 
-def _optuna(config: Config, own: CommandArgs) -> None:
-    from mnistexp.dashboards import optuna_ui
+# ------------------------------------------------------------------------------------------ Optuna's dashboard
 
-    optuna_ui.check_installed()
-    address = config.study.storage
-    listener, url = _listen(own)
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Print no line per request."""
+
+
+def _optuna(config: Config, args: CommandArgs) -> None:
+    try:
+        from optuna_dashboard import wsgi  # type: ignore[import-untyped]
+    except ImportError:
+        raise ConfigError("--optuna: needs the package optuna-dashboard; pip install 'mnistexp[dashboard]'") from None
+    from mnistexp.study import database
+
     console.note("starting Optuna's dashboard; it takes a few seconds")
-    about = f"Optuna on {redact(address).removeprefix('sqlite:///')}; Ctrl-C ends it"
-    hosts, name = _hosts(own, listener), run_context.study_name(config)
-    with listener:
-        optuna_ui.serve(address, name, listener, hosts, lambda page: _present(url, page, about, own))
+    with database.reading(config.study.storage) as storage, _listen(args) as listener:
+        server = _Server(listener.getsockname()[:2], _Handler, bind_and_activate=False)
+        server.socket.close()
+        server.socket = listener
+        server.server_name, server.server_port = listener.getsockname()[:2]
+        server.setup_environ()
+        server.set_app(_protected(wsgi(storage), _allowed_hosts(listener, args)))
+        ids = {study.study_name: study._study_id for study in storage.get_all_studies()}
+        name = run_context.study_name(config)
+        page = f"dashboard/studies/{ids[name]}" if name in ids else "dashboard/"
+        if name in ids:  # as set_metric_names, which is experimental, does; else the page has `Objective 0`
+            storage.set_study_system_attr(ids[name], "study:metric_names", ["validation accuracy"])
+        about = f"Optuna on {redact(config.study.storage).removeprefix('sqlite:///')}; Ctrl-C ends it"
+        _present(_url(listener), page, about, args)
+        server.serve_forever()
 
 
-# --------------------------------------------------------------------------------------------- where it listens
+def _protected(app: Callable[..., Any], hosts: Sequence[str]) -> Callable[..., Any]:
+    """The WSGI application with a check of the Host and Origin headers, which optuna-dashboard does not have.
+
+    Without it any web page that is open in the browser could delete studies (DNS rebinding, cross-site requests).
+    """
+    origins = {"", *(f"http://{host}" for host in hosts)}
+
+    def checked(environ: dict[str, Any], start: Callable[..., Any]) -> Any:
+        if environ.get("HTTP_HOST") in hosts and environ.get("HTTP_ORIGIN", "") in origins:
+            return app(environ, start)
+        start("403 Forbidden", [("Content-Type", "text/plain")])
+        return [b"the request's Host or Origin header is not this server's"]
+
+    return checked
 
 
-def _listen(own: CommandArgs) -> tuple[socket.socket, str]:
-    """Take the port, or the next free one. Returns: the bound socket, and the address for a browser here."""
-    host, wanted = str(own.flags["--host"]), int(str(own.flags["--port"]))
+# ------------------------------------------------------------------------------------- the port and the browser
+
+
+def _listen(args: CommandArgs) -> socket.socket:
+    """A socket that listens on the given port, or on the next free one. Raises: ConfigError."""
+    host, wanted = str(args.flags["--host"]), int(str(args.flags["--port"]))
     if not 0 <= wanted < 2**16:
         raise ConfigError(f"--port {wanted}: must be from 0 (any) to 65535, such as --port 5000")
-    listener = next(filter(None, (_bound(host, port) for port in _ports(wanted))), None)
-    if listener is None:
+    for port in range(wanted, min(wanted + PORTS, 2**16)):
+        if (listener := _bind(host, port)) is not None:
+            break
+    else:
         raise ConfigError(f"--port {wanted}: it and the next {PORTS - 1} are taken; give another")
     address, port = listener.getsockname()[:2]
     if wanted not in (0, port):
-        console.note(f"port {wanted} is taken; taking {port}")
+        console.note(f"port {wanted} is taken; using {port}")
     if not ipaddress.ip_address(address).is_loopback:
         console.note(
-            f"warning: it has no password, and listens on {address}: "
-            f"whoever reaches port {port} can read, change and delete all that is in it"
+            f"warning: the dashboard has no password and listens on {address}: "
+            f"anyone who can reach port {port} can read, change and delete its contents"
         )
-    name = "127.0.0.1" if address == "0.0.0.0" else "[::1]" if address == "::" else _written(address)
-    return listener, f"http://{name}:{port}"
+    return listener
 
 
-def _ports(wanted: int) -> Sequence[int]:
-    return range(wanted, min(wanted + PORTS, 2**16)) if wanted else (0,)
-
-
-def _bound(host: str, port: int) -> socket.socket | None:
-    """A socket bound there, None if the port is taken. Raises: ConfigError if it can't be had at all."""
+def _bind(host: str, port: int) -> socket.socket | None:
+    """A listening socket; None if the port is taken. Raises: ConfigError for an address that cannot be used."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"--host {host}: no such address ({error}); leave it out for this machine alone") from None
     listener = socket.socket(family, kind, protocol)
-    if os.name == "posix":  # one that ended a minute ago still has the port otherwise
+    if os.name == "posix":  # else a port stays taken for a minute after its server ended
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
         listener.listen(128)
+        return listener
     except PermissionError:
-        raise ConfigError(f"--port {port}: only root may take it; give one from 1024 on") from None
+        raise ConfigError(f"--port {port}: only root may use it; give one from 1024 on") from None
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
             return None
         raise ConfigError(f"--host {host}: is no address of this machine ({error.strerror})") from None
-    return listener
 
 
-def _hosts(own: CommandArgs, listener: socket.socket) -> list[str]:
-    """By which HOST:PORT it may be called."""
+def _allowed_hosts(listener: socket.socket, args: CommandArgs) -> list[str]:
+    """The HOST:PORT values by which a browser may address the server."""
     address, port = listener.getsockname()[:2]
-    names = ["127.0.0.1", "localhost", _written(address), str(own.flags["--host"])]
+    names = ["127.0.0.1", "localhost", address, str(args.flags["--host"])]
     if not ipaddress.ip_address(address).is_loopback:
-        names += [socket.gethostname(), socket.getfqdn(), *_addresses()]
-    return [f"{name}:{port}" for name in dict.fromkeys(names)]
+        found = [each.address.partition("%")[0] for addresses in psutil.net_if_addrs().values() for each in addresses]
+        names += [socket.gethostname(), socket.getfqdn(), *found]
+    return [f"[{name}]:{port}" if ":" in name else f"{name}:{port}" for name in dict.fromkeys(names)]
 
 
-def _addresses() -> list[str]:
-    """This machine's, as its own name resolves to them."""
-    try:
-        return [_written(str(found[4][0])) for found in socket.getaddrinfo(socket.gethostname(), None)]
-    except OSError:
-        return []
+def _url(listener: socket.socket) -> str:
+    address, port = listener.getsockname()[:2]
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
-def _written(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
-
-
-# ------------------------------------------------------------------------------------------------ who looks at it
-
-
-def _present(server: str, page: str, about: str, own: CommandArgs) -> None:
-    """Say where it is, and open it where there is a browser."""
-    url, text = ("/".join(filter(None, (place, page))) for place in (server, redact(server)))
-    console.say(f"{text}  ({about})")
-    if _over_ssh() and not os.environ.get("BROWSER") and server.startswith(("http://127.", "http://[::1]")):
+def _present(server: str, page: str, about: str, args: CommandArgs) -> None:
+    """Print the page's address, and open it in a graphical browser if there is one."""
+    console.say(f"{redact(server)}/{page}  ({about})")
+    remote, chosen = os.environ.get("SSH_CONNECTION"), os.environ.get("BROWSER")  # an editor over ssh sets BROWSER
+    if remote and not chosen and server.startswith(("http://127.", "http://[::1]")):
         port = server.rpartition(":")[2]
         console.note(f"from your own machine: ssh -L {port}:127.0.0.1:{port} {socket.gethostname()}, then this address")
-    if not own.flags.get("--no-browser") and (open_it := _browser()):
-        threading.Thread(target=open_it, args=(url,), daemon=True).start()  # some return only when they are closed
-
-
-def _over_ssh() -> bool:
-    return bool(os.environ.get("SSH_CONNECTION"))
-
-
-def _browser() -> Callable[[str], object] | None:
-    """How to open a page; None where nobody would see it, or only in this terminal."""
-    if os.environ.get("BROWSER"):  # an editor that is connected over ssh sets it
-        return webbrowser.open
-    shows = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if _over_ssh() or not shows:
-        return None
-    try:
-        found = webbrowser.get()
-    except webbrowser.Error:
-        return None
-    return None if type(found) is webbrowser.GenericBrowser else found.open  # lynx and the like
+    if args.flags.get("--no-browser") or (remote and not chosen):
+        return
+    with suppress(webbrowser.Error):
+        if chosen or type(webbrowser.get()) is not webbrowser.GenericBrowser:  # that is lynx and the like
+            # Some return only when they are closed.
+            threading.Thread(target=webbrowser.open, args=(f"{server}/{page}",), daemon=True).start()

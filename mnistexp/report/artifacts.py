@@ -9,7 +9,8 @@ from mnistexp.config.schema import TrackingConfig
 from mnistexp.errors import StoreError
 from mnistexp.storage.foreign_errors import reason
 from mnistexp.storage.urls import redact
-from mnistexp.tracking.runs import open_tracker, resolved_uri
+from mnistexp.tracking.runs import open_tracker
+from mnistexp.tracking.store import resolved_uri
 
 
 def log_to_parent(config: TrackingConfig, experiment: str, study_id: str, folder: Path, place: str) -> str:

@@ -53,7 +53,10 @@ def is_store_error(error: BaseException) -> bool:
 
 def _is_refusal(error: BaseException) -> bool:
     """Whether MLflow, or the database below it, refused the values themselves (a name that is too long, say)."""
-    return getattr(error, "error_code", "") in REFUSALS or type(error).__name__ in ("DataError", "IntegrityError")
+    if getattr(error, "error_code", "") in REFUSALS:
+        return True
+    wrapped = error.__context__ if type(error).__name__ == "MlflowException" else error  # as an INTERNAL_ERROR
+    return type(wrapped).__name__ in ("DataError", "IntegrityError") or isinstance(wrapped, UnicodeError)
 
 
 def reason(error: BaseException, address: str = "") -> str:

@@ -372,7 +372,7 @@ class Sweep:
         if self._group is not None or self._outbox.parent is None or self._outbox.away:
             return  # somebody else's, or the next sweep closes it
         try:
-            self._tracker.finish(self._outbox.parent, _parent_metrics(summary), self._description(), ending)
+            self._tracker.finish_parent(self._outbox.parent, _parent_metrics(summary), self._description(), ending)
         except StoreError as error:
             self._listener.on_note(f"{error}. The next sweep closes this one's parent run")
 
@@ -385,7 +385,7 @@ class Sweep:
         folder, kept = f"sessions/{self._session.stamp}", self._session.files(self._facts)
         files = {f"{folder}/{name}": text for name, text in kept.items()}
         name, page = self._title or f"sweep {self.name}", self._description()
-        return self._database.locked(lambda: self._tracker.start(name, tags, page, files))
+        return self._database.locked(lambda: self._tracker.start_parent(name, tags, page, files))
 
     def _description(self) -> str:
         """The parent run's page in MLflow, as Markdown."""

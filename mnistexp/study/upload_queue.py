@@ -108,7 +108,7 @@ class UploadQueue:
             parents_ending: how to close a parent run that was left open; None if somebody is at work on it.
         """
         try:
-            self._tracker.settle(self._study.tags, parents_ending, self._study.lives)
+            self._tracker.close_stale_runs(self._study.tags, parents_ending, self._study.lives)
             runs = self._tracker.find({**self._study.tags, "kind": "trial"}, deleted=True)
             known = {int(run.tags["trial"]) for run in runs if run.state != "INTERRUPTED"}
         except StoreError as error:
@@ -125,7 +125,7 @@ class UploadQueue:
         try:
             if self.parent is None:
                 self.parent = self._open_parent()
-            log = partial(self._tracker.log, whole, self.parent, again=again)
+            log = partial(self._tracker.log, whole, self.parent, may_exist=again)
             if not again:
                 log()
             elif not self._study.try_upload_lock(log):  # two drivers that look at once would both write

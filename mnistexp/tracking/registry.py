@@ -19,6 +19,7 @@ from mnistexp.storage.foreign_errors import reason
 from mnistexp.storage.urls import redact, sqlite_path
 from mnistexp.tracking import runs as tracking
 from mnistexp.tracking.records import LoggedRun
+from mnistexp.tracking.store import open_client
 
 ALIAS = "champion"
 LEVEL = 0.95
@@ -91,18 +92,17 @@ class Registry:
     """The models of one MLflow store. Each method raises StoreError where that can't be used."""
 
     def __init__(self, uri: str) -> None:
-        tracking.check_reachable(uri)
-        path = sqlite_path(uri)
-        if path is not None and not path.exists():
-            raise StoreError(f"{path}: nothing is registered here; run `python -m mnistexp confirm` first")
-        from mlflow import MlflowClient  # 2 s, so not before it is needed
+        from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
+        path = sqlite_path(uri)
+        if path is not None and not path.exists():
+            raise StoreError(f"{path}: nothing is registered here; run `python -m mnistexp confirm` first")
         self._uri = uri
         self._errors: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, OSError, ImportError)
         with self._faults_said():
-            tracking.ready_database(uri)
+            open_client(uri, create=True)
             self._client: Any = MlflowClient(uri, registry_uri=uri)
 
     @contextmanager
@@ -196,7 +196,8 @@ class Registry:
             run = self._client.get_run(version.run_id)
         try:
             shape = tuple(int(side) for side in json.loads(version.tags["image_shape"]))
-            known = (recorded_config(run.data.tags["mnistexp.config"]), run.data.tags["weights_hash"])
+            config_json = tracking.whole_tag(run.data.tags, "mnistexp.config")
+            known = (recorded_config(config_json), run.data.tags["weights_hash"])
             classes = int(version.tags["classes"])
         except (KeyError, ValueError, TypeError):
             raise StoreError(

@@ -1,142 +1,101 @@
-"""Runs as MLflow keeps them: the only file that knows MLflow.
+"""Log runs to MLflow and find them.
 
-MlflowClient and one `log_batch` a run, not the fluent API (35 ms a run against 120) and not autolog (fails
-on TensorFlow 2.21, or makes a run seven times slower and marks pruned runs as failed).
+`MlflowClient` and one `log_batch` per run, not the fluent API (35 ms per run, not 120) and not autolog (fails on
+TensorFlow 2.21, or makes a run seven times slower and marks pruned runs as failed).
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import logging
 import math
-import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from contextlib import AbstractContextManager
+from typing import Any, Literal
 
-import requests
 import yaml
 
 from mnistexp.config.compose import flatten, signature
 from mnistexp.config.schema import RunConfig, TrackingConfig, recorded_config
 from mnistexp.errors import StoreError
-from mnistexp.storage import locks
-from mnistexp.storage.foreign_errors import reason
-from mnistexp.storage.locks import wait_for
-from mnistexp.storage.urls import REACHABLE_SECONDS, check_file, check_port, create_atomically, redact, sqlite_path
+from mnistexp.storage.foreign_errors import StoreRefusal, is_store_error, store_errors
+from mnistexp.storage.urls import redact
 from mnistexp.tracking import records, ui_pages
 from mnistexp.tracking.records import LoggedRun, RunRecord
-
-if TYPE_CHECKING:  # MLflow and all below it is 2 s, so it is imported where it is needed
-    from sqlalchemy import Engine
-
-# Read when mlflow is imported, so before it. A server that hangs must not hold up the trials for minutes.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a run, among our own
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+from mnistexp.tracking.store import open_client, resolved_uri
 
 MLFLOW_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAILED": "FAILED", "INTERRUPTED": "KILLED"}
 Ending = Literal["FINISHED", "KILLED", "FAILED"]
-TAG_LIMIT = 8000  # characters in a tag's value; MLflow refuses longer ones
-BATCH_LIMIT = 800  # metrics that surely go into one batch with all tags and params; MLflow's limit is 1000 in all
+Texts = Mapping[str, str]
+NAME_LIMIT = 250  # characters of a run's name: MLflow's column
+TAG_LIMIT = 8000  # characters of a tag's value
+PARAM_LIMIT = 6000  # characters of a param's value
+BATCH_LIMITS = {"metrics": 800, "params": 90, "tags": 16}
+"""How many fit in the last batch. MLflow's limits: 1,000 in all, 100 params, 100 tags, a request of 1 MB."""
 
 
-class Tracker(Protocol):
-    """Where runs are kept. Each method raises StoreError where that can't be reached."""
+class Tracker:
+    """Where runs are logged; this base class logs nothing (`tracking=none`).
 
-    def start(self, name: str, tags: Mapping[str, str], description: str, files: Mapping[str, str]) -> str:
-        """Open a sweep's parent run, or reopen the one with the same study and kind in its tags. Returns: its id."""
+    Each method raises StoreError if the store cannot be used.
+    """
 
-    def log(
-        self, record: RunRecord, parent: str = "", files: Mapping[str, str] | None = None, *, again: bool = False
-    ) -> str:
-        """Keep one run, whole, with further files (name → text). Returns: its id.
+    def start_parent(self, name: str, tags: Texts, description: str, files: Texts) -> str:
+        """Open a sweep's parent run, or reopen the one that has the same `study_id` and `kind` tags.
 
-        With `again`, whoever tried before may have kept it, or half of it: then there is still one in the end.
+        Returns: its id.
         """
+        return ""
 
-    def finish(self, run_id: str, metrics: Mapping[str, float], description: str, ending: Ending | None) -> None:
-        """Write a parent run's summary, and close it; None leaves it open, for the drivers that go on."""
-
-    def find(self, tags: Mapping[str, str], run_id: str = "", *, deleted: bool = False) -> Iterator[LoggedRun]:
-        """The runs with these tags (or this id) that are kept whole, oldest first; those that a user deleted too?"""
-
-    def settle(self, tags: Mapping[str, str], ending: Ending | None, lives: Callable[[str], bool]) -> None:
-        """Close what dead processes left open of the runs with these tags, and take away what is half written.
+    def log(self, record: RunRecord, parent: str = "", files: Texts | None = None, *, may_exist: bool = False) -> str:
+        """Log one complete run.
 
         Args:
-            ending: of a parent run; None leaves those as they are, since somebody may be at work on them.
-            lives: whether the driver of this number (the tag `driver`) may be at work on what it opened.
+            parent: the id of its parent run; empty for none.
+            files: more artifacts, file name → text.
+            may_exist: an earlier attempt may have logged this trial, completely or in part; look for it first.
+
+        Returns: its id.
+
+        Raises: StoreRefusal if the store works and does not accept this run.
+        """
+        return ""
+
+    def finish_parent(self, run_id: str, metrics: Mapping[str, float], description: str, ending: Ending | None) -> None:
+        """Write a parent run's summary and close it; with `ending=None` it stays open for other sweep processes."""
+
+    def find(self, tags: Texts, run_id: str = "", *, deleted: bool = False) -> Iterator[LoggedRun]:
+        """The complete runs that have these tags (or this id), oldest first; with `deleted`, deleted ones too."""
+        return iter(())
+
+    def close_stale_runs(self, tags: Texts, ending: Ending | None, is_alive: Callable[[str], bool]) -> None:
+        """Close the runs with these tags that dead processes left open; delete those without scores.
+
+        Args:
+            ending: the status for parent runs; None leaves them open, because another process may use them.
+            is_alive: whether the sweep process with this number (the tag `driver`) may still be working.
         """
 
 
-class NullTracker:  # a null object, so that nobody asks whether there is a tracker
-    """Keeps nothing."""
-
-    def start(self, name: str, tags: Mapping[str, str], description: str, files: Mapping[str, str]) -> str:
-        return ""
-
-    def log(
-        self, record: RunRecord, parent: str = "", files: Mapping[str, str] | None = None, *, again: bool = False
-    ) -> str:
-        return ""
-
-    def finish(self, run_id: str, metrics: Mapping[str, float], description: str, ending: Ending | None) -> None:
-        pass
-
-    def find(self, tags: Mapping[str, str], run_id: str = "", *, deleted: bool = False) -> Iterator[LoggedRun]:
-        return iter(())
-
-    def settle(self, tags: Mapping[str, str], ending: Ending | None, lives: Callable[[str], bool]) -> None:
-        pass
-
-
-class MlflowTracker:
-    """Keeps runs in MLflow, in one experiment. Raises StoreError where that can't be used.
+class MlflowTracker(Tracker):
+    """Log runs to one MLflow experiment. Raises StoreError if the store cannot be used.
 
     Args:
         experiment: its name.
-        create: make the experiment if there is none.
-        run_id: take this run's experiment instead.
+        create: create the experiment if it does not exist.
+        run_id: use the experiment of this run instead.
     """
 
     def __init__(self, uri: str, experiment: str, *, create: bool = True, run_id: str = "") -> None:
-        check_reachable(uri)
-        path = sqlite_path(uri)
-        if not create and path is not None and not path.exists():
-            raise StoreError(f"{path}: no runs are logged here; run `python -m mnistexp sweep` first")
-        from alembic.util import CommandError
-        from mlflow import MlflowClient  # 2 s, so not before it is needed
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
-        # A fresh database's migrations are 60 lines, each fault a traceback; what they say is in the exception.
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow").setLevel(logging.CRITICAL)
-
         self._uri = uri
-        errors = (MlflowException, SQLAlchemyError, CommandError, OSError, ImportError)
-        self._errors: tuple[type[Exception], ...] = errors
-        with self._faults_said():
-            ready_database(uri)
-            self._client: Any = MlflowClient(uri)
-            own = str(self._get(run_id).info.experiment_id) if run_id else ""
-            self._experiment_id = own or self._experiment(experiment, create)
+        with self._store_errors():
+            self._client = open_client(uri, create=create)
+            given = str(self._get(run_id).info.experiment_id) if run_id else ""
+            self._experiment_id = given or self._experiment(experiment, create)
 
-    @contextmanager
-    def _faults_said(self) -> Iterator[None]:
-        """Raise MLflow's faults (a full disk, a server that went away) as StoreError."""
-        try:
-            yield
-        except self._errors as error:
-            why = reason(error, self._uri)
-            raise StoreError(f"tracking.uri={redact(self._uri)}: MLflow can't use it: {why}") from None
+    def _store_errors(self) -> AbstractContextManager[None]:
+        return store_errors(f"tracking.uri={redact(self._uri)}: MLflow can't use it", self._uri)
 
     def _experiment(self, name: str, create: bool) -> str:
         found = self._client.get_experiment_by_name(name)
@@ -147,7 +106,9 @@ class MlflowTracker:
                 made = str(self._client.create_experiment(name))
                 ui_pages.describe(self._client, made)
                 return made
-            except self._errors:  # another driver made it just now, or the store can't be written to
+            except Exception as error:  # another process may have created it
+                if not is_store_error(error):
+                    raise
                 found = self._client.get_experiment_by_name(name)
                 if found is None:
                     raise
@@ -157,10 +118,10 @@ class MlflowTracker:
             )
         return str(found.experiment_id)
 
-    def start(self, name: str, tags: Mapping[str, str], description: str, files: Mapping[str, str]) -> str:
+    def start_parent(self, name: str, tags: Texts, description: str, files: Texts) -> str:
         from mlflow.entities import RunTag
 
-        with self._faults_said():
+        with self._store_errors():
             run = next(self._search({key: tags[key] for key in ("study_id", "kind")}), None)
             if run is None:
                 run = self._client.create_run(self._experiment_id, run_name=name)
@@ -173,63 +134,75 @@ class MlflowTracker:
                 self._client.log_text(run_id, text, path)
             return run_id
 
-    def log(
-        self, record: RunRecord, parent: str = "", files: Mapping[str, str] | None = None, *, again: bool = False
-    ) -> str:
-        with self._faults_said():
-            if again and (kept := self._kept_before(record)):
-                return kept
-            whose = {"kind": record.kind, **record.tags, **({"mlflow.parentRunId": parent} if parent else {})}
-            run = self._client.create_run(self._experiment_id, int(record.started * 1000), whose, record.name)
+    def log(self, record: RunRecord, parent: str = "", files: Texts | None = None, *, may_exist: bool = False) -> str:
+        with self._store_errors():
+            if may_exist and (existing := self._existing(record)):
+                return existing
+            tags = {"kind": record.kind, **record.tags, **({"mlflow.parentRunId": parent} if parent else {})}
+            name = shorten(record.name, NAME_LIMIT)
+            run = self._client.create_run(self._experiment_id, int(record.started * 1000), tags, name)
             run_id = str(run.info.run_id)
-            # Files first: the batch below has the tags by which a run is found, and what is found is whole.
-            self._client.log_inputs(run_id, [_dataset_input(record)])
-            for path, text in (_files(record) | dict(files or {})).items():
-                self._client.log_text(run_id, text, path)
-            if record.weights_path is not None and record.weights_path.exists():
-                self._client.log_artifact(run_id, str(record.weights_path))
-            self._log_numbers(run_id, record)
-            self._client.set_terminated(run_id, MLFLOW_STATUS[record.state], int(record.ended * 1000))
+            try:
+                with self._store_errors():
+                    self._log_content(run_id, record, files or {})
+            except StoreRefusal:
+                self._client.set_terminated(run_id, "FAILED")
+                self._client.delete_run(run_id)
+                raise
             return run_id
 
+    def _log_content(self, run_id: str, record: RunRecord, files: Texts) -> None:
+        """Log the files first, and the tags by which `find` selects runs last: a run that is found is complete."""
+        self._client.log_inputs(run_id, [_dataset_input(record)])
+        for path, text in {**_files(record), **files}.items():
+            self._client.log_text(run_id, text, path)
+        if record.weights_path is not None and record.weights_path.exists():
+            self._client.log_artifact(run_id, str(record.weights_path))
+        self._log_numbers(run_id, record)
+        self._client.set_terminated(run_id, MLFLOW_STATUS[record.state], int(record.ended * 1000))
+
     def _log_numbers(self, run_id: str, record: RunRecord) -> None:
-        """Metrics, params and tags; in MLflow's batch the tags are written last, so a run that has them is whole."""
+        """Log metrics, params and tags: one batch for most runs; what exceeds a batch goes into batches before it."""
         from mlflow.entities import Metric, Param, RunTag
 
         ended = int(record.ended * 1000)
-        metrics = [Metric(key, value, ended, step) for key, value, step in _metrics(record)]
-        if len(metrics) > BATCH_LIMIT:
-            self._client.log_batch(run_id, metrics=metrics)
-            metrics = []
-        self._client.log_batch(
-            run_id,
-            metrics=metrics,
-            params=[Param(key, value) for key, value in params(record.config).items()],
-            tags=[RunTag(key, value) for key, value in _tags(record).items()],
-        )
+        tags, more_tags = split_tags(_tags(record))
+        batch: dict[str, list[Any]] = {
+            "metrics": [Metric(key, value, ended, step) for key, value, step in _metrics(record)],
+            "params": [Param(key, value) for key, value in params(record.config).items()],
+            "tags": [RunTag(key, value) for key, value in more_tags.items()],
+        }
+        for kind, entities in batch.items():
+            limit = BATCH_LIMITS[kind]
+            if len(entities) > limit:
+                for start in range(0, len(entities), limit):
+                    self._client.log_batch(run_id, **{kind: entities[start : start + limit]})
+                batch[kind] = []
+        batch["tags"] += [RunTag(key, value) for key, value in tags.items()]
+        self._client.log_batch(run_id, **batch)
 
-    def _kept_before(self, record: RunRecord) -> str:
-        """The id of a trial's run that is whole, closed if it wasn't; what is half written of it is taken away."""
-        kept = ""
+    def _existing(self, record: RunRecord) -> str:
+        """The id of the complete run of this trial, closed if it was open; incomplete ones are deleted."""
+        existing = ""
         for run in list(self._search({key: record.tags[key] for key in ("study_id", "trial")} | {"kind": "trial"})):
             state = run.data.tags.get("state", "")
-            if state == record.state and not kept:
-                kept = str(run.info.run_id)
+            if state == record.state and not existing:
+                existing = str(run.info.run_id)
             if run.info.status == "RUNNING":
                 self._close_or_delete(run)
-        return kept
+        return existing
 
     def _close_or_delete(self, run: Any) -> None:
-        """Close a trial's run that was left open: as it ended, if it is whole; else it never was one."""
+        """Close a trial's run that was left open: with its state if it has one, else as killed and deleted."""
         state = run.data.tags.get("state", "")  # written with the scores, or not at all
         self._client.set_terminated(run.info.run_id, MLFLOW_STATUS.get(state, "KILLED"))
         if not state:
             self._client.delete_run(run.info.run_id)
 
-    def finish(self, run_id: str, metrics: Mapping[str, float], description: str, ending: Ending | None) -> None:
+    def finish_parent(self, run_id: str, metrics: Mapping[str, float], description: str, ending: Ending | None) -> None:
         from mlflow.entities import Metric, RunTag
 
-        with self._faults_said():
+        with self._store_errors():
             now = int(time.time() * 1000)
             self._client.log_batch(
                 run_id,
@@ -239,8 +212,8 @@ class MlflowTracker:
             if ending is not None:
                 self._client.set_terminated(run_id, ending)
 
-    def find(self, tags: Mapping[str, str], run_id: str = "", *, deleted: bool = False) -> Iterator[LoggedRun]:
-        with self._faults_said():
+    def find(self, tags: Texts, run_id: str = "", *, deleted: bool = False) -> Iterator[LoggedRun]:
+        with self._store_errors():
             if run_id:
                 yield self._logged(self._get(run_id))
                 return
@@ -248,22 +221,24 @@ class MlflowTracker:
                 if "mnistexp.config" in run.data.tags:
                     yield self._logged(run)
 
-    def settle(self, tags: Mapping[str, str], ending: Ending | None, lives: Callable[[str], bool]) -> None:
-        with self._faults_said():
+    def close_stale_runs(self, tags: Texts, ending: Ending | None, is_alive: Callable[[str], bool]) -> None:
+        with self._store_errors():
             for run in list(self._search(tags, "attributes.status = 'RUNNING'")):
                 if run.data.tags.get("kind") == "sweep":
                     if ending is not None:
                         self._client.set_terminated(run.info.run_id, ending)
-                elif not lives(run.data.tags.get("driver", "")):
+                elif not is_alive(run.data.tags.get("driver", "")):
                     self._close_or_delete(run)
 
     def _get(self, run_id: str) -> Any:
         try:
             return self._client.get_run(run_id)
-        except self._errors:
+        except Exception as error:
+            if not is_store_error(error):
+                raise
             raise StoreError(f"run={run_id}: MLflow has no such run; `python -m mnistexp ui` shows the ids") from None
 
-    def _search(self, tags: Mapping[str, str], *more: str, deleted: bool = False) -> Iterator[Any]:
+    def _search(self, tags: Texts, *more: str, deleted: bool = False) -> Iterator[Any]:
         """Runs by tags and further clauses, oldest first, page by page."""
         from mlflow.entities import ViewType
 
@@ -279,7 +254,8 @@ class MlflowTracker:
                 return
 
     def _logged(self, run: Any) -> LoggedRun:
-        tags, run_id = run.data.tags, str(run.info.run_id)
+        run_id = str(run.info.run_id)
+        tags: dict[str, Any] = {key: whole_tag(run.data.tags, key) for key in run.data.tags}
         if "mnistexp.config" not in tags:
             raise StoreError(f"run={run_id}: is no training of mnistexp's (a sweep's parent, perhaps); give a trial's")
         return LoggedRun(
@@ -292,7 +268,7 @@ class MlflowTracker:
             weights_hash=tags.get("weights_hash", ""),
             data_fingerprint=tags["data_fingerprint"],
             provenance=json.loads(tags["mnistexp.provenance"]),
-            tags=dict(tags),
+            tags=tags,
         )
 
 
@@ -304,125 +280,54 @@ def open_tracker(config: TrackingConfig, experiment: str, *, create: bool = True
     Raises: StoreError.
     """
     if config.name == "none":
-        return NullTracker()
+        return Tracker()
     return MlflowTracker(resolved_uri(config), experiment, create=create, run_id=run_id)
-
-
-# --------------------------------------------------------------------------------------- where runs are kept
-
-
-def resolved_uri(config: TrackingConfig) -> str:
-    """The absolute address of the store: tracking.uri, else MLFLOW_TRACKING_URI, else ./mlflow.db.
-
-    Always explicit and absolute: an old ./mlruns folder changes MLflow's own default.
-    """
-    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    path = sqlite_path(uri)
-    if path is not None:
-        return f"sqlite:///{path}"
-    if "://" not in uri:
-        raise StoreError(
-            f"tracking.uri={uri}: MLflow's file store is closed; give sqlite:///FILE.db, postgresql://… or http://…"
-        )
-    return uri
-
-
-def address(config: TrackingConfig) -> str:
-    """Where runs are logged; empty where none is."""
-    return "" if config.name == "none" else resolved_uri(config)
-
-
-def check_reachable(uri: str) -> None:
-    """Look whether a store answers before MLflow does, which retries for minutes. Raises: StoreError."""
-    path = sqlite_path(uri)
-    if path is not None:
-        if re.search(r"%[0-9A-Fa-f]{2}|\?", str(path)):
-            raise StoreError(
-                f"tracking.uri={uri}: MLflow misreads paths with `?` or `%20` in them, and would log to another "
-                f"folder; work in a folder with a plainer name"
-            )
-        check_file(path, "tracking.uri=sqlite:///FILE.db", "experiments")
-    elif uri.startswith("http"):
-        try:
-            requests.get(f"{uri.rstrip('/')}/health", timeout=REACHABLE_SECONDS).raise_for_status()
-        except requests.RequestException as error:
-            raise StoreError(
-                f"tracking.uri={redact(uri)}: no MLflow server answers there ({type(error).__name__}); "
-                f"start one with `mlflow server`, or leave tracking.uri out to log to mlflow.db here"
-            ) from None
-    else:
-        check_port("tracking.uri", uri)
-
-
-def ready_database(uri: str) -> None:
-    """Make MLflow's tables where there are none, one process at a time; leave other versions' alone.
-
-    MLflow would upgrade an older database unasked, and eight processes on an empty one mostly fail.
-
-    Raises: StoreError, or what MLflow raises.
-    """
-    from mlflow import MlflowClient
-    from sqlalchemy import NullPool, create_engine
-
-    path = sqlite_path(uri)
-    if path is not None:
-        with wait_for(locks.file_lock(path)):
-            create_atomically(path, lambda new: _make_store(MlflowClient(f"sqlite:///{new}")))
-        _check_schema(create_engine(f"sqlite:///{path}", poolclass=NullPool), uri)
-    elif uri.startswith("postgresql"):
-        engine = create_engine(uri, poolclass=NullPool)
-        with wait_for(locks.server_lock(engine)):
-            _check_schema(engine, uri)
-            _make_store(MlflowClient(uri))
-
-
-def _make_store(client: Any) -> None:
-    """Have MLflow make its tables (it does at the first question), and let go of the file."""
-    client.search_experiments(max_results=1)
-    client._tracking_client.store.engine.dispose()
-
-
-def _check_schema(engine: Engine, uri: str) -> None:
-    """Raises: StoreError if the tables are another version's, or not MLflow's."""
-    from alembic.migration import MigrationContext
-    from alembic.script import ScriptDirectory
-    from mlflow.store.db.utils import _get_alembic_config
-    from sqlalchemy import inspect
-
-    tables = set(inspect(engine).get_table_names())
-    if not tables:
-        return
-    if "experiments" not in tables:
-        raise StoreError(
-            f"tracking.uri={redact(uri)}: is another program's database (no table experiments); give an empty one"
-        )
-    with engine.connect() as connection:
-        found = MigrationContext.configure(connection).get_current_revision()
-    alembic_config: Any = _get_alembic_config  # untyped
-    script = ScriptDirectory.from_config(alembic_config(""))
-    known, latest = {revision.revision for revision in script.walk_revisions()}, script.get_current_head()
-    if found == latest:
-        return
-    older = found is None or found in known
-    what_to_do = f"keep a copy and run `mlflow db upgrade '{redact(uri)}'`" if older else "pip install -U mlflow"
-    raise StoreError(
-        f"tracking.uri={redact(uri)}: was made by {'an older' if older else 'a newer'} MLflow, whose tables differ; "
-        f"{what_to_do}, or give another tracking.uri"
-    )
 
 
 # ------------------------------------------------------------------------------------ a record as MLflow's parts
 
 
+DATA_LOCATION = {"root", "mirrors", "timeout", "files"}
+"""Keys of `data` that say where the files are, not what is in them; the data set input of a run has the source."""
+
+
 def params(config: RunConfig) -> dict[str, str]:
-    """Every hyperparameter by its override key, as text; where the data came from is in the data set input."""
+    """Every hyperparameter by its override key, as text of at most PARAM_LIMIT characters.
+
+    They are for the table and the charts. The exact config is in the tag `mnistexp.config`.
+    """
     plain = config.model_dump(mode="json")
-    flat = {"seed": plain["seed"], "data": plain["data"]["name"]}
-    for node in ("model", "optimizer", "augmentation", "trainer"):
-        flat |= flatten(plain[node], f"{node}.")
-    known = ("function", "settings", "code", "validation_size", "split", "split_seed")
-    flat |= flatten({key: plain["data"][key] for key in known if key in plain["data"]}, "data.")
-    return {key: json.dumps(value) if not isinstance(value, str) else value for key, value in flat.items()}
+    plain["data"] = {key: value for key, value in plain["data"].items() if key not in DATA_LOCATION}
+    flat = flatten(plain)
+    flat["data"] = flat.pop("data.name")
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat.items()}
+    return {key: shorten(text, PARAM_LIMIT) for key, text in texts.items()}
+
+
+def shorten(text: str, limit: int) -> str:
+    """A text of at most `limit` characters; an ellipsis replaces the rest."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def split_tags(tags: Texts) -> tuple[dict[str, str], dict[str, str]]:
+    """Split tag values at MLflow's limit: KEY keeps the first part, KEY.2, KEY.3 … the others.
+
+    Returns: the first parts, the other parts.
+    """
+    more = {
+        f"{key}.{number}": text[start : start + TAG_LIMIT]
+        for key, text in tags.items()
+        for number, start in enumerate(range(TAG_LIMIT, len(text), TAG_LIMIT), start=2)
+    }
+    return {key: text[:TAG_LIMIT] for key, text in tags.items()}, more
+
+
+def whole_tag(tags: Texts, key: str) -> str:
+    """The value of a tag, joined from the parts that `split_tags` made."""
+    parts = [tags[key]]
+    while (part := tags.get(f"{key}.{len(parts) + 1}")) is not None:
+        parts.append(part)
+    return "".join(parts)
 
 
 def _metrics(record: RunRecord) -> Iterator[tuple[str, float, int]]:
@@ -464,9 +369,7 @@ def _tags(record: RunRecord) -> dict[str, str]:
     if record.result is not None:
         tags |= {"weights_hash": record.result.weights_hash, "device": record.result.device}
         for name in ("validation_correct", "wrong_predictions"):
-            packed = base64.b64encode(getattr(record.result.fit, name)).decode()
-            if len(packed) <= TAG_LIMIT:  # hits of 48,000 validation images at most; record.json has them all
-                tags[f"mnistexp.{name}"] = packed
+            tags[f"mnistexp.{name}"] = base64.b64encode(getattr(record.result.fit, name)).decode()
     return tags
 
 

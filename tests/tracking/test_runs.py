@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import math
@@ -22,13 +23,15 @@ import runs
 import yaml
 from fakes import epoch_scores, run_result
 
-from mnistexp.config.compose import signature
+from mnistexp.config.compose import flatten, signature
 from mnistexp.config.schema import RunConfig, TrackingConfig
 from mnistexp.errors import StoreError
+from mnistexp.storage.foreign_errors import StoreRefusal
 from mnistexp.storage.urls import redact
 from mnistexp.tracking import runs as tracking
 from mnistexp.tracking.records import RunRecord
-from mnistexp.tracking.runs import MlflowTracker, NullTracker, check_reachable, open_tracker, params, resolved_uri
+from mnistexp.tracking.runs import MlflowTracker, open_tracker, params
+from mnistexp.tracking.store import check_reachable, resolved_uri
 
 ROOT = Path(__file__).resolve().parents[2]
 FINGERPRINT = "0123456789abcdef" * 2
@@ -64,7 +67,11 @@ def a_record(**more: Any) -> RunRecord:
 
 def failed_record() -> RunRecord:
     """A run whose third epoch's loss became NaN."""
-    epochs = (epoch_scores(1, 0.5), epoch_scores(2, 0.25), dataclasses.replace(epoch_scores(3, 0.1), val_loss=math.nan))
+    epochs = (
+        epoch_scores(1, 0.5),
+        epoch_scores(2, 0.25),
+        epoch_scores(3, 0.1).model_copy(update={"val_loss": math.nan}),
+    )
     return a_record(state="FAILED", result=None, epochs=epochs, reason="val_loss became nan in epoch 3")
 
 
@@ -247,26 +254,53 @@ def test_weights_are_an_artifact_where_there_are_any(tracker: MlflowTracker, uri
     assert len(client(uri).list_artifacts(without)) == 2
 
 
-def test_many_validation_images_are_no_fault(tracker: MlflowTracker) -> None:
-    """Hits that no tag can hold are left to record.json; those that fit are a tag."""
+def test_values_over_mlflows_limits_are_logged_whole(tracker: MlflowTracker, uri: str) -> None:
+    """A config, provenance or bit mask over 8,000 characters comes back from tags; a name and a param are shortened."""
+    settings = {f"option_{number}": "é" * 900 for number in range(64)}
+    model = {"name": "custom", "function": "network", "settings": settings, "code": None}
+    config = RunConfig.model_validate(a_config().model_dump() | {"model": model})
     result = run_result([0.5])
-    large = result.model_copy(update={"fit": result.fit.model_copy(update={"validation_correct": bytes(7000)})})
+    large = result.model_copy(
+        update={"fit": result.fit.model_copy(update={"validation_correct": bytes(range(250)) * 40})}
+    )
+    provenance = {"versions": {f"package-{number}": "1.2.3" for number in range(1000)}}
+    record = a_record(config=config, result=large, provenance=provenance, overrides=("x" * 9000,), name="n" * 300)
 
-    tracker.log(a_record(tags={"study": "small"}))
-    tracker.log(a_record(tags={"study": "large"}, result=large))
+    run_id = tracker.log(record)
 
-    assert "mnistexp.validation_correct" in next(tracker.find({"study": "small"})).tags
-    assert "mnistexp.validation_correct" not in next(tracker.find({"study": "large"})).tags
+    [found] = tracker.find({"study": "digits"})
+    assert (found.config, found.overrides, found.provenance) == (config, record.overrides, provenance)
+    assert base64.b64decode(found.tags["mnistexp.validation_correct"]) == large.fit.validation_correct
+    run = client(uri).get_run(run_id)
+    assert len(run.info.run_name) == 250
+    assert run.data.params == params(config)
+    assert max(map(len, run.data.params.values())) <= 6000
 
 
-def test_params_are_the_override_keys() -> None:
-    """Each hyperparameter stands under the key that the command line uses, and no address is among them."""
-    flat = params(a_config())
+@pytest.mark.parametrize("refused", [{"reason": "half a character: \ud800"}, {"data_name": "x" * 600}])
+def test_a_run_that_mlflow_does_not_accept_is_told_from_a_store_that_is_away(
+    tracker: MlflowTracker, uri: str, refused: dict[str, Any]
+) -> None:
+    """It raises StoreRefusal, leaves no half-written run, and the next run is logged."""
+    with pytest.raises(StoreRefusal, match="MLflow can't use it"):
+        tracker.log(a_record(**refused))
 
-    assert flat["optimizer.name"] == "adam"
-    assert flat["trainer.max_steps"] == "null"
-    assert flat["data.split"] == "first"
-    assert not [key for key in flat if "root" in key or "mirror" in key]
+    run_id = tracker.log(a_record())
+    assert [run.info.run_id for run in client(uri).search_runs([tracker._experiment_id])] == [run_id]
+
+
+def test_every_hyperparameter_is_a_param() -> None:
+    """All keys of a config are params by their override keys, except those that say where the data files are."""
+    digits = {"name": "digits", "root": None, "validation_size": 360, "split": "stratified", "split_seed": 0}
+    config = RunConfig.model_validate(a_config().model_dump() | {"data": {**digits, "test_size": 300}})
+
+    flat = params(config)
+
+    keys = set(flatten(config.model_dump(mode="json"))) - {"data.root", "data.name"} | {"data"}
+    assert flat.keys() == keys
+    assert (flat["data"], flat["data.test_size"]) == ("digits", "300")
+    assert (flat["optimizer.name"], flat["trainer.max_steps"]) == ("adam", "null")
+    assert not {"data.root", "data.files", "data.mirrors", "data.timeout"} & params(a_config()).keys()
 
 
 # --------------------------------------------------------------------------------------- a sweep's parent run
@@ -274,14 +308,14 @@ def test_params_are_the_override_keys() -> None:
 
 def test_trials_are_children_of_their_sweep(tracker: MlflowTracker, uri: str) -> None:
     """The parent holds description, files and summary; a second session opens the same one again."""
-    first = tracker.start(
+    first = tracker.start_parent(
         "sweep", {"study": "s", "study_id": "s", "kind": "sweep"}, "1 trial", {"provenance.json": "{}"}
     )
     child = tracker.log(a_record(), parent=first)
-    tracker.finish(first, {"best_val_accuracy": 0.5}, "best: 0.5", "FINISHED")
+    tracker.finish_parent(first, {"best_val_accuracy": 0.5}, "best: 0.5", "FINISHED")
     finished = client(uri).get_run(first)
-    again = tracker.start("sweep", {"study": "s", "study_id": "s", "kind": "sweep"}, "2 trials", {})
-    other = tracker.start("sweep", {"study": "t", "study_id": "t", "kind": "sweep"}, "", {})
+    again = tracker.start_parent("sweep", {"study": "s", "study_id": "s", "kind": "sweep"}, "2 trials", {})
+    other = tracker.start_parent("sweep", {"study": "t", "study_id": "t", "kind": "sweep"}, "", {})
 
     assert client(uri).get_run(child).data.tags["mlflow.parentRunId"] == first
     assert (finished.info.status, finished.data.metrics) == ("FINISHED", {"best_val_accuracy": 0.5})
@@ -293,7 +327,7 @@ def test_trials_are_children_of_their_sweep(tracker: MlflowTracker, uri: str) ->
 
 def test_what_is_no_run_is_named(tracker: MlflowTracker) -> None:
     """An unknown id, and a sweep's parent, can't be taken for a training."""
-    parent = tracker.start("sweep", {"study": "s", "study_id": "s", "kind": "sweep"}, "", {})
+    parent = tracker.start_parent("sweep", {"study": "s", "study_id": "s", "kind": "sweep"}, "", {})
 
     with pytest.raises(StoreError, match="run=abc: MLflow has no such run; `python -m mnistexp ui` shows the ids"):
         next(tracker.find({}, "abc"))
@@ -307,10 +341,9 @@ def test_nothing_is_kept_where_nothing_is_asked_for(tmp_path: Path, monkeypatch:
 
     tracker = open_tracker(settings(None, name="none"), "digits")
 
-    assert isinstance(tracker, NullTracker)
-    assert tracker.log(a_record(), tracker.start("sweep", {}, "", {})) == ""
-    tracker.finish("", {}, "", "FINISHED")
-    tracker.settle({}, "KILLED", lambda _: False)
+    assert tracker.log(a_record(), tracker.start_parent("sweep", {}, "", {})) == ""
+    tracker.finish_parent("", {}, "", "FINISHED")
+    tracker.close_stale_runs({}, "KILLED", lambda _: False)
     assert list(tracker.find({})) == []
     assert list(tmp_path.iterdir()) == []
 
@@ -395,7 +428,7 @@ def test_what_killed_drivers_left_open_is_settled(tracker: MlflowTracker) -> Non
     living = left_open(tracker, study_id="1", driver="1")
     other = left_open(tracker, study_id="2", driver="0")
 
-    tracker.settle({"study_id": "1"}, None, lambda driver: driver == "1")
+    tracker.close_stale_runs({"study_id": "1"}, None, lambda driver: driver == "1")
 
     ends = [tracker._client.get_run(run_id).info for run_id in (half, whole, living, other)]
     assert [end.status for end in ends] == ["KILLED", "FINISHED", "RUNNING", "RUNNING"]
@@ -405,11 +438,11 @@ def test_what_killed_drivers_left_open_is_settled(tracker: MlflowTracker) -> Non
 def test_a_parent_run_is_settled_only_where_nobody_is_at_work(tracker: MlflowTracker) -> None:
     """With no ending a parent run stays open; with one it gets that."""
     tags = {"study": "s", "study_id": "s", "kind": "sweep", "driver": "0"}
-    parent = tracker.start("sweep", tags, "", {})
+    parent = tracker.start_parent("sweep", tags, "", {})
 
-    tracker.settle({"study_id": "s"}, None, lambda _: False)
+    tracker.close_stale_runs({"study_id": "s"}, None, lambda _: False)
     between = tracker._client.get_run(parent).info.status
-    tracker.settle({"study_id": "s"}, "KILLED", lambda _: False)
+    tracker.close_stale_runs({"study_id": "s"}, "KILLED", lambda _: False)
 
     assert between == "RUNNING"
     assert tracker._client.get_run(parent).info.status == "KILLED"
@@ -421,8 +454,8 @@ def test_a_run_that_may_be_there_is_logged_once(tracker: MlflowTracker) -> None:
     interrupted = tracker.log(dataclasses.replace(record, state="INTERRUPTED", result=None))
     half = left_open(tracker, study_id="1", trial="3")
 
-    first = tracker.log(record, again=True)
-    second = tracker.log(record, again=True)
+    first = tracker.log(record, may_exist=True)
+    second = tracker.log(record, may_exist=True)
 
     kept = sorted(run.run_id for run in tracker.find({"study_id": "1", "trial": "3"}))
     assert first == second
@@ -516,7 +549,7 @@ def test_an_address_that_is_none_is_refused() -> None:
 
 def test_a_silent_server_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that accepts and then says nothing is given up after the limit."""
-    monkeypatch.setattr("mnistexp.tracking.runs.REACHABLE_SECONDS", 0.2)
+    monkeypatch.setattr("mnistexp.tracking.store.REACHABLE_SECONDS", 0.2)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -621,13 +654,13 @@ def _answers(url: str) -> bool:
 def test_a_real_server_keeps_runs(server: str) -> None:
     """Log, find, parent and artifacts work over HTTP as they do on a file."""
     tracker = open_tracker(settings(server), "digits")
-    parent = tracker.start(
+    parent = tracker.start_parent(
         "sweep", {"study": "digits", "study_id": "1", "kind": "sweep"}, "**bold**", {"provenance.json": "{}"}
     )
     record = a_record()
 
     run_id = tracker.log(record, parent)
-    tracker.finish(parent, {"best_val_accuracy": 0.5}, "done", "FINISHED")
+    tracker.finish_parent(parent, {"best_val_accuracy": 0.5}, "done", "FINISHED")
 
     [found] = tracker.find({"study": "digits", "kind": "trial"})
     assert record.result is not None
