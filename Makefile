@@ -21,7 +21,7 @@ sweep: setup
 	@$(PY) -m mnistexp sweep $(ARGS)
 
 test: setup
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .
