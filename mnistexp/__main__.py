@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""`python -m mnistexp`, which is also the console script `mnistexp`."""
+"""`python -m mnistexp`, and the console script `mnistexp`."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from mnistexp.study.signals import RaiseInterrupt, exit_now, ignore_unraisable_i
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; a Ctrl-C while it is still being imported ends it as quietly as one later."""
+    """Run the command line. Ctrl-C during the imports prints no traceback either."""
     install_signal_handlers(exit_now)
     from mnistexp.cli import main as run
 
@@ -16,8 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ignore_unraisable_interrupts()
     try:
         return run(argv)
-    except KeyboardInterrupt:  # before the command line could take care of it
-        print("mnistexp: interrupted before anything began", file=sys.stderr)
+    except KeyboardInterrupt:  # before cli.main could handle it
+        print("mnistexp: interrupted before anything started", file=sys.stderr)
         return 130
 
 

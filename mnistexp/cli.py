@@ -1,6 +1,6 @@
-"""The command line: which command, with which overrides, and how its errors are said. No logic.
+"""The command line: parse the arguments, run a command, print its errors.
 
-Each command imports what it needs: help, --cfg and config errors must answer without TensorFlow and MLflow.
+A command is imported only if it is run, so that --help, --cfg and config errors need neither TensorFlow nor MLflow.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ REFUSED = (
     errno.EIO,
     errno.ESTALE,
 )
-"""What a file system refuses, whatever the program does; any other OSError may be a fault of ours."""
+"""Errors of the file system that the user can correct; any other OSError may be a bug of mnistexp."""
 
-ONWARD = {
-    "sweep": "; the same command goes on from here",
-    "confirm": "; the same command goes on from here",
-    "train": "; what was under way is not logged",
-    "rerun": "; what was under way is not logged",
+AFTER_INTERRUPT = {
+    "sweep": "; type the same command to continue",
+    "confirm": "; type the same command to continue",
+    "train": "; the running training is not logged",
+    "rerun": "; the running training is not logged",
 }
-"""What Ctrl-C leaves behind, by command; the others leave nothing."""
+"""What is printed after Ctrl-C, by command."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """What a command does and how it is typed."""
+    """The help and the arguments of a command."""
 
     summary: str
     example: str = ""
-    keys: tuple[str, ...] = ()  # its own KEY=VALUE words, which are not the config's
-    names: str = ""  # what its words without `=` are; "" if it has none
+    keys: tuple[str, ...] = ()  # keys of its own KEY=VALUE words
+    names: str = ""  # what a word without `=` is; "" if there is none
     flags: tuple[tuple[str, bool | int | str, str], ...] = ()  # name, default (False: a switch), help
-    trains: bool = True  # or loads data: it may need functions of the user's
+    trains: bool = True  # it trains or loads data, so it may need --code
 
 
-LOUDNESS = (
-    ("-q", False, "print the answer alone"),
-    ("-v", False, "print every epoch, and no live view"),
+VERBOSITY = (
+    ("-q", False, "print only the result"),
+    ("-v", False, "print every epoch instead of the live view"),
 )
 
 COMMANDS = {
@@ -65,9 +65,9 @@ COMMANDS = {
         "optimizer=adam optimizer.learning_rate=0.002 trainer.epochs=20",
     ),
     "sweep": Command(
-        "search: run a study of study.trials trials, or go on with it",
+        "search: run a study of study.trials trials, or continue it",
         "study.trials=50 model.activation='choice(relu, tanh)'",
-        flags=(*LOUDNESS, ("--plan", False, "print the space, the first trials and an estimate of the time; run none")),
+        flags=(*VERBOSITY, ("--plan", False, "print the space, the first trials and the estimated time; run no trial")),
     ),
     "best": Command("print a study's best config, as YAML and as one train command", "study.name=mnist"),
     "rerun": Command(
@@ -76,45 +76,49 @@ COMMANDS = {
         keys=("run",),
     ),
     "report": Command(
-        "write a study's report, one HTML file and Markdown, and log it; two studies: side by side",
+        "write the report of a study as HTML and Markdown, and log it; several studies: a comparison",
         "mnist by=model.activation heatmap=optimizer.learning_rate,model.dropout",
         keys=("heatmap", "by", "sections", "out"),
         names="STUDY",
     ),
     "confirm": Command(
-        "train a study's top configs again with fresh seeds: is the best one better, or was it lucky?",
+        "train a study's best configs again with new seeds, to see whether the best is really better",
         "top=5 seeds=5",
         keys=("top", "seeds"),
-        flags=LOUDNESS,
+        flags=VERBOSITY,
     ),
     "predict": Command(
-        "say which digits are in pictures, with the champion (or run=ID, any run that kept its weights)",
+        "classify pictures of digits with the champion (or with run=ID, a run that saved its weights)",
         "three.png",
         keys=("run",),
         names="IMAGE",
     ),
     "ui": Command(
-        "open MLflow's dashboard of the runs (--optuna: Optuna's), on this machine alone",
+        "open MLflow's dashboard of the runs (--optuna: Optuna's), only for this machine",
         "--optuna",
         flags=(
             ("--optuna", False, "optuna-dashboard instead of MLflow's"),
             ("--port", 5000, "the port, or the next free one if that is taken"),
-            ("--host", "127.0.0.1", "the address to listen on: this machine's alone, since it has no password"),
+            (
+                "--host",
+                "127.0.0.1",
+                "the address to listen on: only this machine by default, since there is no password",
+            ),
             ("--no-browser", False, "print the address and open no browser"),
         ),
         trains=False,
     ),
-    "doctor": Command("say what is here, and whether each part works"),
+    "doctor": Command("check what a sweep would use, part by part"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns: the exit code; 2 for what the user can mend, with one message on stderr."""
+    """Run one command. Returns: the exit code; 2, with one message on stderr, for what the user can correct."""
     parser = _parser()
     arguments, more = parser.parse_known_args(argv)
     if [word for word in more if word.startswith("-")]:
-        parser.parse_args(argv)  # says what is wrong with them
-    arguments.overrides += more  # Hydra takes options between overrides, argparse doesn't
+        parser.parse_args(argv)  # prints the error
+    arguments.overrides += more  # options may stand between overrides, which argparse does not allow
     try:
         return _run(arguments)
     except MnistexpError as error:
@@ -126,11 +130,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None or error.errno not in REFUSED:
             raise
-        mended = "give another path" + ", or permission to use this one" * isinstance(error, PermissionError)
-        print(f"mnistexp: {ConfigError(f'{error.filename}: {error.strerror}; {mended}')}", file=sys.stderr)
+        remedy = "give another path" + ", or permission to use this one" * isinstance(error, PermissionError)
+        print(f"mnistexp: {ConfigError(f'{error.filename}: {error.strerror}; {remedy}')}", file=sys.stderr)
         return MnistexpError.exit_code
     except KeyboardInterrupt:
-        print(f"mnistexp: interrupted{ONWARD.get(arguments.command, '')}", file=sys.stderr)
+        print(f"mnistexp: interrupted{AFTER_INTERRUPT.get(arguments.command, '')}", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -143,7 +147,7 @@ def _run(arguments: argparse.Namespace) -> int:
     request = parse_request(overrides, arguments.config_dir)
     if arguments.cfg:
         return _show_config(request)
-    module = import_module(f"mnistexp.commands.{arguments.command}")  # each command has imports of its own
+    module = import_module(f"mnistexp.commands.{arguments.command}")  # only now, see above
     return int(getattr(module, arguments.command)(request, replace(words, flags=flags)))
 
 
@@ -180,16 +184,16 @@ def _parser() -> argparse.ArgumentParser:
             "--config-dir",
             type=lambda text: Path(text).resolve(),
             metavar="DIR",
-            help="a folder of your own config groups",
+            help="a folder with your own config groups",
         )
         if about.trains:
-            command.add_argument("--code", type=Path, metavar="FILE", help="a Python file with functions of your own")
+            command.add_argument("--code", type=Path, metavar="FILE", help="a Python file with your own functions")
     _autocomplete(parser)
     return parser
 
 
 def example(name: str) -> str:
-    """A command as one would type it."""
+    """An example of the command."""
     return f"python -m mnistexp {name} {COMMANDS[name].example}".rstrip()
 
 
@@ -213,14 +217,14 @@ def _groups_text() -> str:
 def _autocomplete(parser: argparse.ArgumentParser) -> None:
     import os
 
-    if "_ARGCOMPLETE" in os.environ:  # set by the shell's completion alone: the import costs 50 ms
+    if "_ARGCOMPLETE" in os.environ:  # set only by the shell's completion; the import takes 50 ms
         import argcomplete
 
         argcomplete.autocomplete(parser, always_complete_options=False)
 
 
 def complete(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
-    """What an override may start with `prefix`: groups with their options, keys of the composed config."""
+    """Complete an override: groups with their options, and the keys of the composed config."""
     groups = config_groups(parsed_args.config_dir)
     group = prefix.partition("=")[0]
     if "=" in prefix:

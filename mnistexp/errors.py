@@ -1,4 +1,4 @@
-"""Everything that mnistexp raises on purpose: one tree, one sentence each, one exit code each."""
+"""The error classes of mnistexp. Each has an exit code, and a message of one sentence."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ _SPACED = re.compile(r"(://[^:/@\s]*):[^/\n@]* [^/\n@]*@(?=[\w\[])")
 _QUERY = re.compile(r"(?i)([?&][^=&?\s]{0,40}(?:passw|pwd|token|secret|key)[^=&?\s]{0,40}=)[^&\s]*")
 
 INTERRUPTED = 130
-"""The exit code of a command that Ctrl-C or SIGTERM ended: 128 + SIGINT, as shells have it."""
+"""The exit code of a command that Ctrl-C or SIGTERM ended: 128 + SIGINT, as in shells."""
 
 MAX_FAULT = 1000
-"""Characters of one fault that are shown: a command line may hold 128,000."""
+"""Characters of one fault that are printed: a command line may have 128,000."""
 
 
 def without_passwords(text: str) -> str:
-    """A text with the passwords of its addresses (database URLs above all) as ***.
+    """Replace the passwords in the addresses of a text (database URLs, for example) by ***.
 
     >>> without_passwords("study.storage=postgresql://me:secret@db/studies: must be …")
     'study.storage=postgresql://me:***@db/studies: must be …'
@@ -25,16 +25,16 @@ def without_passwords(text: str) -> str:
 
 
 def _word_without_password(word: str) -> str:
-    """Hide what lies between the first colon that no `//` follows and the last @: a password may have both."""
+    """Replace what is between the first colon without `//` after it and the last @: a password may contain both."""
     head, at, host = word.rpartition("@")
     place = next((found.start() for found in re.finditer(r":(?!//)", head)), None)
-    if not at or place is None or head[place:] == ":PASSWORD":  # as our own messages spell an address
+    if not at or place is None or head[place:] == ":PASSWORD":  # our own messages write addresses like this
         return word
     return f"{head[:place]}:***@{host}"
 
 
 def _line(fault: str) -> str:
-    """One fault as one line that no terminal acts upon: line feeds, escape codes and half characters in writing."""
+    """Return a fault as one printable line: control characters, which a terminal would execute, are escaped."""
     text = without_passwords(fault)
     if len(text) > MAX_FAULT:
         text = f"{text[: MAX_FAULT // 2]} … {text[-MAX_FAULT // 2 :]}"
@@ -42,7 +42,7 @@ def _line(fault: str) -> str:
 
 
 class MnistexpError(Exception):
-    """A fault that the user can act on: `str(error)` says what was wrong, what is allowed, what to type."""
+    """An error that the user can correct. `str(error)` contains what was wrong, what is allowed and what to type."""
 
     exit_code = 2
 
@@ -51,10 +51,7 @@ class MnistexpError(Exception):
 
 
 class ConfigError(MnistexpError):
-    """The config or the search space holds something that can't be; raised before anything starts.
-
-    Holds every fault that was found, so that the user mends them in one go.
-    """
+    """The config or the search space is invalid. It contains every fault that was found."""
 
     def __init__(self, *faults: str) -> None:
         self.faults = tuple(map(_line, faults))
@@ -62,7 +59,7 @@ class ConfigError(MnistexpError):
 
 
 class DataError(MnistexpError):
-    """A data set is missing, damaged or not what it says it is."""
+    """A data set is missing, damaged or another one than expected."""
 
 
 class StoreError(MnistexpError):
@@ -70,7 +67,7 @@ class StoreError(MnistexpError):
 
 
 class WorkerError(MnistexpError):
-    """Workers can't start: no such device, or an installation that doesn't work."""
+    """Workers cannot start: the device is missing, or the installation does not work."""
 
 
 class TrainingError(MnistexpError):

@@ -193,7 +193,7 @@ def test_the_console_script_is_the_module(capsys: pytest.CaptureFixture[str]) ->
         (ConfigError("a: b"), 2, "mnistexp: a: b\n"),
         (ConfigError("a: b", "c: d"), 2, "mnistexp: 2 faults:\n  a: b\n  c: d\n"),
         (TrainingError("loss is NaN"), 1, "mnistexp: loss is NaN\n"),
-        (KeyboardInterrupt(), 130, "mnistexp: interrupted; what was under way is not logged\n"),
+        (KeyboardInterrupt(), 130, "mnistexp: interrupted; the running training is not logged\n"),
         (
             OSError(errno.ENAMETOOLONG, "File name too long", "xx"),
             2,

@@ -1,4 +1,4 @@
-"""A command's own words and flags, told apart from the config's overrides."""
+"""Separate a command's own arguments from the config's overrides."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from mnistexp.errors import ConfigError
 
 @dataclass(frozen=True)
 class CommandArgs:
-    """What a command was given beside overrides."""
+    """A command's own arguments."""
 
-    keys: Mapping[str, str] = field(default_factory=dict)  # its KEY=VALUE words, as typed
-    names: tuple[str, ...] = ()  # its words without `=`: studies, files
-    flags: Mapping[str, object] = field(default_factory=dict)  # by their names: "--plan", "-q"
+    keys: Mapping[str, str] = field(default_factory=dict)  # KEY=VALUE words, as typed
+    names: tuple[str, ...] = ()  # words without `=`: studies, files
+    flags: Mapping[str, object] = field(default_factory=dict)  # "--plan", "-q"
 
-    def whole(self, key: str, default: int, least: int = 1) -> int:
-        """A key's value as a whole number. Raises: ConfigError if it is none, or less than `least`."""
+    def int_arg(self, key: str, default: int, least: int = 1) -> int:
+        """Return a key's value as an integer. Raises: ConfigError if it is not one, or less than `least`."""
         text = self.keys.get(key)
         if text is None:
             return default
@@ -27,11 +27,11 @@ class CommandArgs:
 
 
 def split_args(words: Iterable[str], keys: Sequence[str], names: bool) -> tuple[CommandArgs, list[str]]:
-    """Sort a command line. Returns: the command's own words, without flags, and the overrides.
+    """Split a command line. Returns: the command's own arguments, without flags, and the overrides.
 
     Args:
-        keys: the command's own keys.
-        names: whether a word without `=` is its own.
+        keys: the keys of the command's own KEY=VALUE words.
+        names: whether a word without `=` is an argument of the command.
 
     Raises: ConfigError for a key without a value.
     """
@@ -42,7 +42,7 @@ def split_args(words: Iterable[str], keys: Sequence[str], names: bool) -> tuple[
         key, equals, value = word.partition("=")
         if equals and key in keys:
             if not value:
-                raise ConfigError(f"{word}: needs a value; leave it out for the usual one")
+                raise ConfigError(f"{word}: needs a value; omit it for the default")
             given[key] = value
         elif names and not equals and not word.startswith("~"):
             named.append(word)

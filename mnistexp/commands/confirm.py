@@ -69,7 +69,7 @@ class Question:
 
 def confirm(request: ParsedOverrides, words: CommandArgs) -> int:
     """Run a study's best configs again with fresh seeds, rank them, test the best once, and register it."""
-    top, seeds = words.whole("top", 5), words.whole("seeds", 5, least=2)
+    top, seeds = words.int_arg("top", 5), words.int_arg("seeds", 5, least=2)
     configs.refuse_search(request, "confirm")
     configs.refuse_hyperparameters(request, "confirm")
     config = configs.compose(request)

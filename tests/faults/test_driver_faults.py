@@ -117,7 +117,7 @@ def test_a_signal_ends_it_in_order(place: Place, number: signal.Signals, whole_g
     place.finish(3)
 
     assert "interrupted: 1 complete, 0 pruned, 0 failed; 0 of them now" in running.out
-    assert "the same command goes on from here" in running.out
+    assert "type the same command to continue" in running.out
     assert "Best of study digits: trial 0" in running.out
     assert handed_back.state.name == "WAITING"
     if not (whole_group and number == signal.SIGTERM):  # that one ends the workers too
@@ -145,7 +145,7 @@ def test_ctrl_c_twice_ends_it_at_once(place: Place) -> None:
     place.finish(3)
 
     assert left == "RUNNING"
-    assert "mnistexp: interrupted; the same command goes on from here" in running.err
+    assert "mnistexp: interrupted; type the same command to continue" in running.err
     assert "Best of study" not in running.out
     assert params(place)[:2] == before
 
@@ -167,7 +167,7 @@ def test_ctrl_c_during_start_up(place: Place, point: str) -> None:
 
     place.finish(2)
 
-    assert running.err.splitlines()[-1] == "mnistexp: interrupted; the same command goes on from here"
+    assert running.err.splitlines()[-1] == "mnistexp: interrupted; type the same command to continue"
     assert running.out == ""
 
 
