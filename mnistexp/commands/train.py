@@ -13,7 +13,6 @@ from mnistexp.config.compose import ParsedOverrides
 from mnistexp.config.schema import RunConfig
 from mnistexp.errors import StoreError, TrainingError
 from mnistexp.terminal import console
-from mnistexp.terminal.display import epoch_line
 from mnistexp.tracking import run_context
 from mnistexp.tracking.records import RunRecord
 from mnistexp.tracking.run_context import PreparedRun
@@ -70,7 +69,7 @@ def epoch_callback(config: RunConfig, kept: list[EpochScores]) -> Callable[[Epoc
 
     def show(scores: EpochScores) -> None:
         kept.append(scores)
-        console.note(epoch_line(scores, config.trainer.epochs))
+        console.note(console.epoch_line(scores, config.trainer.epochs))
 
     return show
 

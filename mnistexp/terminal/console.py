@@ -8,6 +8,8 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from mnistexp.training.results import EpochScores
+
 if TYPE_CHECKING:
     from mnistexp.tracking.run_context import Comparison
 
@@ -53,6 +55,14 @@ def table(rows: Mapping[str, object]) -> list[str]:
     """Format a mapping as two aligned columns."""
     width = max(map(len, rows), default=0)
     return [f"  {key:<{width}}  {value}" for key, value in rows.items()]
+
+
+def epoch_line(scores: EpochScores, epochs: int) -> str:
+    """Format one epoch of a training."""
+    return (
+        f"epoch {scores.epoch:3d}/{epochs}  loss {scores.loss:.4f}  val_loss {scores.val_loss:.4f}  "
+        f"val_accuracy {scores.val_accuracy:.4f}  {scores.seconds:.2f} s"
+    )
 
 
 def warn_not_mnist(reason: str) -> None:

@@ -17,7 +17,7 @@ from mnistexp.config.schema import RunConfig
 from mnistexp.errors import ConfigError
 from mnistexp.study.study import Progress
 from mnistexp.study.sweep import SweepCallbacks
-from mnistexp.terminal.console import note, say
+from mnistexp.terminal.console import epoch_line, note, say
 from mnistexp.tracking.records import RunRecord
 from mnistexp.tracking.run_context import run_name
 from mnistexp.training.results import EpochScores
@@ -116,14 +116,6 @@ def run(sweep: Sweep, executor: Executor, display: Quiet) -> Summary:
             display.begin(sweep.name, sweep.progress, executor.size)
             display.ready(wait_until_ready(executor).get("device", ""))
         return sweep.run(executor)
-
-
-def epoch_line(scores: EpochScores, epochs: int) -> str:
-    """Format one epoch of a training."""
-    return (
-        f"epoch {scores.epoch:3d}/{epochs}  loss {scores.loss:.4f}  val_loss {scores.val_loss:.4f}  "
-        f"val_accuracy {scores.val_accuracy:.4f}  {scores.seconds:.2f} s"
-    )
 
 
 def _trial_ends(record: RunRecord, progress: Progress) -> None:
