@@ -18,7 +18,9 @@ import yaml
 from mnistexp import __version__
 from mnistexp.commands.args import split_args
 from mnistexp.config import user_code
-from mnistexp.config.compose import ParsedOverrides, compose, config_groups, flatten, parse_request, template
+from mnistexp.config.compose import compose, flatten, parse_request, template
+from mnistexp.config.option_files import config_groups
+from mnistexp.config.overrides import ParsedOverrides
 from mnistexp.errors import INTERRUPTED, ConfigError, MnistexpError, without_passwords
 
 REFUSED = (

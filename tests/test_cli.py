@@ -19,7 +19,8 @@ import yaml
 import mnistexp
 from mnistexp import cli
 from mnistexp.commands.args import split_args
-from mnistexp.config.compose import compose, config_groups, parse_request
+from mnistexp.config.compose import compose, parse_request
+from mnistexp.config.option_files import config_groups
 from mnistexp.config.schema import Config
 from mnistexp.errors import ConfigError, TrainingError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mnistexp.config.compose import ROOT
+from mnistexp.config.option_files import ROOT
 
 GUIDE = (ROOT / "GUIDE.md").read_text(encoding="utf-8")
 SECTION = GUIDE.partition("\n## Put your own in\n")[2].partition("\n## ")[0]

@@ -7,7 +7,7 @@ import yaml
 from mnistexp.commands.args import CommandArgs
 from mnistexp.config import compose as configs
 from mnistexp.config import user_code
-from mnistexp.config.compose import ParsedOverrides
+from mnistexp.config.overrides import ParsedOverrides, refuse_hyperparameters, refuse_search
 from mnistexp.terminal import console
 from mnistexp.terminal.summary import train_command
 from mnistexp.tracking import run_context
@@ -18,8 +18,8 @@ def best(request: ParsedOverrides, _: CommandArgs) -> int:
     from mnistexp.analysis import history
     from mnistexp.study import database as storage
 
-    configs.refuse_search(request, "best")
-    configs.refuse_hyperparameters(request, "best")
+    refuse_search(request, "best")
+    refuse_hyperparameters(request, "best")
     config = configs.compose(request)
     with storage.reading(config.study.storage) as database:
         found, config_dir = history.best(database, run_context.study_name(config))
@@ -31,5 +31,5 @@ def best(request: ParsedOverrides, _: CommandArgs) -> int:
     console.say(f"# trial {found.number}: validation accuracy {found.val_accuracy:.4f}")
     console.say(yaml.safe_dump(plain, sort_keys=False).rstrip())
     console.say("# The same as one command line:")
-    console.say(train_command(overrides, config_dir, user_code.words()))
+    console.say(train_command(overrides, config_dir, user_code.cli_args()))
     return 0

@@ -19,7 +19,7 @@ from mnistexp.analysis.statistics import hits_matrix
 from mnistexp.commands.args import CommandArgs
 from mnistexp.config import compose as configs
 from mnistexp.config import user_code
-from mnistexp.config.compose import ParsedOverrides
+from mnistexp.config.overrides import ParsedOverrides, refuse_hyperparameters, refuse_search
 from mnistexp.config.schema import Config
 from mnistexp.data.dataset import Dataset
 from mnistexp.errors import INTERRUPTED, DataError, MnistexpError, StoreError
@@ -70,8 +70,8 @@ class Question:
 def confirm(request: ParsedOverrides, words: CommandArgs) -> int:
     """Run a study's best configs again with fresh seeds, rank them, test the best once, and register it."""
     top, seeds = words.int_arg("top", 5), words.int_arg("seeds", 5, least=2)
-    configs.refuse_search(request, "confirm")
-    configs.refuse_hyperparameters(request, "confirm")
+    refuse_search(request, "confirm")
+    refuse_hyperparameters(request, "confirm")
     config = configs.compose(request)
     with storage.reading(config.study.storage) as readable:
         study = history.load(readable, run_context.study_name(config))
@@ -102,7 +102,7 @@ def prepare(
     if not found:
         raise StoreError(f"study.name={study.name}: no trial of it completed; run `python -m mnistexp sweep` first")
     user_code.require_for(*(each.config for each in found))
-    device = config.trainer.device if "trainer.device" in request.fixed else None
+    device = config.trainer.device if "trainer.device" in request.fixed_keys else None
     prepared = run_context.prepare_recorded(config, run_context.here(found[0].config, config.data.root, device))
     _check_data(study, prepared)
     fresh = repeats.seeds_of(study, found, seeds)

@@ -11,7 +11,8 @@ import platformdirs
 from mnistexp import machine
 from mnistexp.commands.args import CommandArgs
 from mnistexp.config import compose as configs
-from mnistexp.config.compose import ParsedOverrides
+from mnistexp.config import option_files
+from mnistexp.config.overrides import ParsedOverrides
 from mnistexp.config.schema import Config, IdxData
 from mnistexp.data import dataset as data
 from mnistexp.errors import MnistexpError, WorkerError
@@ -53,22 +54,23 @@ def _show(name: str, check: Callable[[], str]) -> bool:
 
 
 def _config() -> str:
-    groups = configs.config_groups()
-    return f"{configs.ROOT / 'conf'}, {sum(map(len, groups.values()))} options in {len(groups)} groups"
+    groups = option_files.config_groups()
+    return f"{option_files.ROOT / 'conf'}, {sum(map(len, groups.values()))} options in {len(groups)} groups"
 
 
 def _data(request: ParsedOverrides, config: Config) -> str:
     """Load the data set, but do not download it: that may take minutes."""
     if isinstance(config.data, IdxData) and config.data.root is None and data.find(config.data) is None:
         return f"data={config.data.name}: not on this machine; `train` and `sweep` download it"
-    dataset = run_context.prepare(request.plus(["trainer.device=auto"])).dataset  # the device is checked below
+    any_device = request.with_overrides(["trainer.device=auto"])  # the device is checked below
+    dataset = run_context.prepare(any_device).dataset
     sizes = " / ".join(f"{len(split.labels):,}" for split in (dataset.train, dataset.validation, dataset.test))
     return f"{dataset.name}, {sizes} images, from {dataset.source} (fingerprint {dataset.fingerprint})"
 
 
 def _training(config: Config) -> str:
     """Train one epoch of the bundled digits in a real worker."""
-    digits = configs.compose(configs.ParsedOverrides(choices=("data=digits",), values=("trainer.epochs=1",)))
+    digits = configs.compose(ParsedOverrides(choices=("data=digits",), values=("trainer.epochs=1",)))
     trainer = digits.trainer.model_copy(update={"device": config.trainer.device})
     small = digits.model_copy(update={"trainer": trainer, "executor": config.executor})
     executor = start_workers(small, at_most=1)

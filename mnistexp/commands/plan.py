@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 from mnistexp.analysis.estimate import EPOCHS, estimate, time_networks
-from mnistexp.config.compose import ParsedOverrides
+from mnistexp.config.overrides import ParsedOverrides
 from mnistexp.config.schema import Config, RunConfig
 from mnistexp.search import samplers, warnings
 from mnistexp.search import space as search_space
@@ -73,7 +73,7 @@ def draw_trials(prepared: PreparedRun, space: SearchSpace, at_most: int) -> list
 def trials_without_results(config: Config) -> int:
     """How many first trials depend neither on results nor on the order in which trials end."""
     sampler = config.study.sampler
-    if sampler.name in warnings.MODELLING:
+    if sampler.name in warnings.MODEL_BASED:
         return sampler.startup_trials
     return 2 if sampler.name == "qmc" else config.study.trials  # Sobol's points follow the first finished trial
 
@@ -99,7 +99,7 @@ def _space_lines(prepared: PreparedRun, space: SearchSpace) -> Iterator[str]:
     for key, distribution, where in sorted(rows, key=lambda row: keys.index(row[0])):
         row = f"{distribution:<{column}}  if {where}" if where else distribution
         yield from console.wrap(row, f"  {key:<{key_width}}  ", " " * (key_width + 4), TABLE_WIDTH)
-    size, points = space.size(), warnings.grid_points(space)
+    size, points = space.size(), space.most_trials()
     trials = counted(prepared.config.study.trials, "trial")
     if size is None:
         yield f"\n{trials}; the space is infinite, with {counted(combinations(space), 'combination')} of choices"
@@ -154,7 +154,7 @@ def _trial_lines(config: Config, drawn: Sequence[ClaimedTrial | InvalidTrial]) -
 
 def _warning_lines(prepared: PreparedRun, space: SearchSpace) -> Iterator[str]:
     images = len(prepared.dataset.train.labels)
-    found = (*warnings.misleading(space, prepared.config, images), *warnings.idle(space, prepared.config))
+    found = (*warnings.likely_mistakes(space, prepared.config, images), *warnings.no_effect(space, prepared.config))
     for sentence in found:
         yield from console.wrap(sentence, "  ! ", "    ")
 

@@ -12,7 +12,7 @@ from mnistexp import pictures
 from mnistexp.commands.args import CommandArgs
 from mnistexp.config import compose as configs
 from mnistexp.config import user_code
-from mnistexp.config.compose import ParsedOverrides
+from mnistexp.config.overrides import ParsedOverrides, refuse_hyperparameters, refuse_search
 from mnistexp.config.schema import Config, DataConfig, DigitsData, IdxData, RunConfig, UserData, UserModel, format_value
 from mnistexp.data import dataset as data
 from mnistexp.data import idx
@@ -47,8 +47,8 @@ def predict(request: ParsedOverrides, words: CommandArgs) -> int:
     """Say which digit is in each picture. Raises: ConfigError in the end for those that can't be read."""
     if not words.names:
         raise ConfigError("predict needs pictures, such as `python -m mnistexp predict three.png`")
-    configs.refuse_search(request, "predict")
-    configs.refuse_hyperparameters(request, "predict")
+    refuse_search(request, "predict")
+    refuse_hyperparameters(request, "predict")
     config = configs.compose(request)
     found, faults = _strokes(words.names)
     if found:
@@ -59,7 +59,8 @@ def predict(request: ParsedOverrides, words: CommandArgs) -> int:
             answers = ask(network, list(found.values()))
         for line in lines(list(found), answers):
             console.say(line)
-    configs.raise_all(faults)
+    if faults:
+        raise ConfigError(*faults)
     return 0
 
 

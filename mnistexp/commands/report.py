@@ -10,8 +10,7 @@ from pathlib import Path
 from mnistexp import __version__
 from mnistexp.commands.args import CommandArgs
 from mnistexp.config import compose as configs
-from mnistexp.config.compose import ParsedOverrides
-from mnistexp.config.overrides import override_text
+from mnistexp.config.overrides import ParsedOverrides, override_text
 from mnistexp.config.schema import Config
 from mnistexp.errors import ConfigError, StoreError
 from mnistexp.paths import expanded
@@ -72,20 +71,22 @@ def report(request: ParsedOverrides, own: CommandArgs) -> int:
 
 def _requests(request: ParsedOverrides, own: CommandArgs) -> list[ParsedOverrides]:
     """One request for each study. Raises: ConfigError for what a report can't be told."""
-    given = sorted(key for key in (*request.fixed, *request.swept) if key.split(".")[0].split("/")[0] not in NODES)
-    given += [f"search.{key}" for key, _ in request.search if key not in request.swept]
-    if given or request.swept:
-        raise ConfigError(f"{(given or request.swept)[0]}: a report reads a study as it is; leave it out")
+    given = sorted(
+        key for key in (*request.fixed_keys, *request.swept_keys) if key.split(".")[0].split("/")[0] not in NODES
+    )
+    given += [f"search.{key}" for key, _ in request.search if key not in request.swept_keys]
+    if given or request.swept_keys:
+        raise ConfigError(f"{(given or request.swept_keys)[0]}: a report reads a study as it is; leave it out")
     if not own.names:
         return [request]
-    if "study.name" in request.fixed:
+    if "study.name" in request.fixed_keys:
         raise ConfigError(f"study.name: the study is named already ({own.names[0]}); leave one of them out")
     if len(set(own.names)) < len(own.names):
         raise ConfigError(f"{' '.join(own.names)}: a study stands there twice; name different ones")
     for key in ("heatmap", "by", "sections"):
         if len(own.names) > 1 and key in own.keys:
             raise ConfigError(f"{key}: is for the report of one study; leave it out, or name one study")
-    return [request.plus([override_text("study.name", name)]) for name in own.names]
+    return [request.with_overrides([override_text("study.name", name)]) for name in own.names]
 
 
 def _material(config: Config, request: ParsedOverrides, own: CommandArgs) -> ReportData:

@@ -9,7 +9,7 @@ from mnistexp.commands.args import CommandArgs
 from mnistexp.commands.train import epoch_callback
 from mnistexp.config import compose as configs
 from mnistexp.config import user_code
-from mnistexp.config.compose import ParsedOverrides
+from mnistexp.config.overrides import ParsedOverrides, refuse_hyperparameters, refuse_search
 from mnistexp.terminal import console
 from mnistexp.tracking import run_context
 from mnistexp.tracking.runs import open_tracker
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 def rerun(request: ParsedOverrides, asked: CommandArgs) -> int:
     """Train a logged run again (a study's best, or `run=ID`), log it, and compare."""
-    configs.refuse_search(request, "rerun")
-    configs.refuse_hyperparameters(request, "rerun")
+    refuse_search(request, "rerun")
+    refuse_hyperparameters(request, "rerun")
     config, run_id = configs.compose(request), asked.keys.get("run", "")
     name = run_context.study_name(config)
     tracker = open_tracker(config.tracking, config.tracking.experiment or name, create=False, run_id=run_id)
     before = run_context.find_logged(tracker, name, run_id)
     user_code.require_for(before.config)
-    device = config.trainer.device if "trainer.device" in request.fixed else None
+    device = config.trainer.device if "trainer.device" in request.fixed_keys else None
     recorded = run_context.here(before.config, config.data.root, device)
     prepared = run_context.prepare_recorded(config, recorded)
     console.note(f"run {before.run_id}: {before.name}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mnistexp.commands.args import CommandArgs
 from mnistexp.config import user_code
-from mnistexp.config.compose import ParsedOverrides
+from mnistexp.config.overrides import ParsedOverrides
 from mnistexp.config.schema import Config
 from mnistexp.errors import INTERRUPTED, StoreError
 from mnistexp.storage.urls import redact, storage_overrides
@@ -50,7 +50,7 @@ def sweep(request: ParsedOverrides, asked: CommandArgs) -> int:
     try:
         if prepared.request != request:  # `auto` became a data set, and trials record its name
             space = search_space.build(prepared.request)
-        for sentence in warnings.misleading(space, prepared.config, len(prepared.dataset.train.labels)):
+        for sentence in warnings.likely_mistakes(space, prepared.config, len(prepared.dataset.train.labels)):
             console.note(f"warning: {sentence}")
         tracker = open_tracker(config.tracking, prepared.experiment)
         study = Sweep(database, run_context.session(prepared), space, tracker, view.callbacks)
@@ -71,7 +71,7 @@ def _print_summary(summary: Summary, name: str, database: Database, config: Conf
     with suppress(StoreError):  # another program may have written to the study: the summary works without it
         found = database.retry(lambda: history.load(database.storage, name))
     comparison = standing(found, resamples=1) if found else None  # the selection bias is shown by the report
-    where = [*stores, *user_code.words()]
+    where = [*stores, *user_code.cli_args()]
     console.say_lines(summary_lines(summary, name, found, comparison, where, _dashboard(config, stores)))
 
 

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from mnistexp.commands.args import CommandArgs
 from mnistexp.config import compose as configs
-from mnistexp.config.compose import ParsedOverrides
+from mnistexp.config.overrides import ParsedOverrides, refuse_search
 from mnistexp.config.schema import RunConfig
 from mnistexp.errors import StoreError, TrainingError
 from mnistexp.terminal import console
@@ -24,7 +24,7 @@ from mnistexp.workers.start import run_training, start_workers
 
 def train(request: ParsedOverrides, _: CommandArgs) -> int:
     """Run one training, log it, print its scores."""
-    configs.refuse_search(request, "train")
+    refuse_search(request, "train")
     prepared = run_context.prepare(request)
     console.warn_not_mnist(prepared.fallback)
     executor = start_workers(

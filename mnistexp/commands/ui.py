@@ -19,7 +19,7 @@ import psutil
 
 from mnistexp.commands.args import CommandArgs
 from mnistexp.config import compose as configs
-from mnistexp.config.compose import ParsedOverrides
+from mnistexp.config.overrides import ParsedOverrides
 from mnistexp.config.schema import Config
 from mnistexp.errors import ConfigError
 from mnistexp.storage.urls import redact

@@ -1,60 +1,84 @@
-"""A user's own folder of options (--config-dir), looked at before Hydra reads it: it may come from anybody."""
+"""Option files: the config groups in conf/, experiments/ and --config-dir, and the checks of the last.
+
+Anybody may have written a --config-dir, so its files are checked before Hydra reads them.
+"""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 
 from mnistexp.errors import ConfigError
 
+PACKAGE = Path(__file__).parents[1]
+ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
+"""The folder of conf/ and experiments/: the package itself in a wheel, its parent in a clone."""
+
 MAX_ENTRIES = 10_000  # files and folders
-MAX_BYTES = 64 * 1024  # no honest option file comes near
+MAX_BYTES = 64 * 1024
 MAX_DEPTH = 20
 
 
-def files(folder: Path) -> Iterator[Path]:
-    """Every option file of a folder, each one that Hydra may read.
+def config_groups(config_dir: Path | None = None) -> dict[str, list[str]]:
+    """Return every config group with its options. This reads the folders without Hydra, so that `--help` is fast."""
+    groups: dict[str, set[str]] = {}
+    for base, folder in ((ROOT, ROOT / "conf"), (config_dir, config_dir)):
+        if base is None or folder is None:
+            continue
+        for path in folder.rglob("*.yaml"):
+            if path.parent != folder:
+                groups.setdefault(path.parent.relative_to(folder).as_posix(), set()).add(path.stem)
+        for path in (base / "experiments").glob("*/*.yaml"):
+            groups.setdefault("experiments", set()).add(f"{path.parent.name}/{path.stem}")
+    return {group: sorted(options) for group, options in sorted(groups.items())}
 
-    Raises: ConfigError if one is a bomb, is no YAML, or leads out of the folder; or for a folder of something else.
+
+def check_folder(folder: Path) -> None:
+    """Check a --config-dir.
+
+    Raises: ConfigError if a file is not YAML, would expand to a huge config, leads out of the folder, or has the name
+        of an option of mnistexp, which Hydra would take instead; or if the folder has far more files than options.
     """
     if not folder.is_dir():
         raise ConfigError(f"--config-dir {folder}: no such folder; give one that holds groups, such as optimizer/")
     for seen, path in enumerate(folder.rglob("*")):
         if seen == MAX_ENTRIES:
-            raise ConfigError(f"--config-dir {folder}: has over {MAX_ENTRIES} files; give a folder of options alone")
+            raise ConfigError(f"--config-dir {folder}: has over {MAX_ENTRIES} files; give a folder with options only")
         if path.is_symlink():
             _check_link(path, folder)
         if path.suffix == ".yaml":
-            _check(path)
-            yield path
+            _check_file(path)
+            name = path.relative_to(folder)
+            if (ROOT / "conf" / name).exists() or (name.parts[0] == "experiments" and (ROOT / name).exists()):
+                raise ConfigError(f"{path}: has the name of mnistexp's own {name}; rename it")
 
 
 def _check_link(path: Path, folder: Path) -> None:
     try:
         target = path.resolve()
-    except (OSError, RuntimeError):  # RuntimeError: a ring of links
-        raise ConfigError(f"{path}: leads nowhere; put a file there") from None
+    except (OSError, RuntimeError):  # RuntimeError: a cycle of links
+        raise ConfigError(f"{path}: its link can't be resolved; put a file there") from None
     if not target.is_relative_to(folder.resolve()):
         raise ConfigError(f"{path}: leads to {target}, out of --config-dir; put a copy there")
 
 
-def _check(path: Path) -> None:
+def _check_file(path: Path) -> None:
     try:
         if not path.is_file():  # reading a pipe would never end
-            raise ConfigError(f"{path}: is no file; an option is a YAML file")
+            raise ConfigError(f"{path}: is not a file; an option is a YAML file")
         status = path.stat()
         _check_content(path, status.st_mtime_ns, status.st_size)
-    except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: it is not in UTF-8
+    except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8
         raise ConfigError(f"{path}: can't be read: {' '.join(str(error).split())}") from None
 
 
-@functools.lru_cache(maxsize=1024)  # a sweep looks at each file with every trial
+@functools.lru_cache(maxsize=1024)  # a sweep checks each file with every trial
 def _check_content(path: Path, _changed: int, size: int) -> None:
-    """Refuse what makes OmegaConf run out of memory or stack: a YAML of 400 bytes can stand for billions of values."""
+    """Refuse a file that exhausts memory or stack in OmegaConf: 400 bytes of YAML can expand to billions of values."""
     if size > MAX_BYTES:
         raise ConfigError(f"{path}: {size} bytes; an option file has at most {MAX_BYTES}")
     depth, text = 0, path.read_text(encoding="utf-8")
@@ -66,5 +90,5 @@ def _check_content(path: Path, _changed: int, size: int) -> None:
             raise ConfigError(f"{path}: is nested more than {MAX_DEPTH} deep")
     plain = yaml.safe_load(text)
     defaults = str(plain.get("defaults", "") if isinstance(plain, Mapping) else "")
-    if found := re.search(r"(?<![\w.])\.\.(?![\w.])|\$\{[^}]*:", defaults):  # Hydra would read what lies there
-        raise ConfigError(f"{path}: its defaults hold {found[0]}; write options of this folder or mnistexp's own")
+    if found := re.search(r"(?<![\w.])\.\.(?![\w.])|\$\{[^}]*:", defaults):  # Hydra would read other folders
+        raise ConfigError(f"{path}: its defaults hold {found[0]}; name options of this folder or of mnistexp")

@@ -1,44 +1,192 @@
-"""One override as a text: read with Hydra's own parser, and written so that it reads back the same."""
+"""Overrides: parse the user's with Hydra's parser, sort them by what they do, and write overrides as text."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from mnistexp.config.schema import format_value
+from mnistexp.config.option_files import check_folder, config_groups
+from mnistexp.config.schema import RunConfig, format_value, suggestion
 from mnistexp.errors import ConfigError
 
 MAX_TEXT = 4096
-"""Characters of one override: Hydra's parser takes 0.3 ms for each, and a path of the system has no more."""
+"""Most characters of one override: Hydra's parser takes 0.3 ms for each, and no path is longer."""
+
+RESERVED_WORDS = ("true", "false", "null", "nan", "inf")
+NO_CODE = "are refused, since mnistexp runs no code that a config names"
+
+
+@dataclass(frozen=True)
+class ParsedOverrides:
+    """The user's overrides, sorted by what they do. Texts are as typed."""
+
+    choices: tuple[str, ...] = ()  # group=option
+    values: tuple[str, ...] = ()  # key=value
+    search: tuple[tuple[str, str | None], ...] = ()  # (override key, distribution; None: not searched)
+    swept_keys: tuple[str, ...] = ()  # keys of distributions without the prefix search.: model.activation='choice(…)'
+    config_dir: Path | None = None
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """The overrides that compose the base config."""
+        return self.choices + self.values
+
+    @property
+    def fixed_keys(self) -> frozenset[str]:
+        """The keys and groups with a plain value, which are not searched."""
+        return frozenset(map(key_of, self.overrides))
+
+    @property
+    def run_overrides(self) -> tuple[str, ...]:
+        """The overrides that decide the result of one training: what a run records. They hold no passwords."""
+        nodes = (*RunConfig.model_fields, "experiments")
+        return tuple(text for text in self.overrides if re.split("[./=]", text)[0] in nodes)
+
+    def without_overrides(self, keys: Iterable[str]) -> ParsedOverrides:
+        """Return these overrides without the values of some keys."""
+        dropped = set(keys)
+        return replace(self, values=tuple(text for text in self.values if key_of(text) not in dropped))
+
+    def with_overrides(self, overrides: Iterable[str]) -> ParsedOverrides:
+        """Return these overrides with others, which replace those of the same key. Raises: ConfigError."""
+        more, faults = sort_overrides(overrides, self.config_dir)
+        if faults:
+            raise ConfigError(*(fault for found in faults.values() for fault in found))
+        keys = more.fixed_keys
+        return ParsedOverrides(
+            tuple(text for text in self.choices if key_of(text) not in keys) + more.choices,
+            tuple(text for text in self.values if key_of(text) not in keys) + more.values,
+            tuple(entry for entry in self.search if entry[0] not in keys) + more.search,
+            self.swept_keys + more.swept_keys,
+            self.config_dir,
+        )
+
+
+def sort_overrides(
+    overrides: Iterable[str], config_dir: Path | None = None
+) -> tuple[ParsedOverrides, dict[str, tuple[str, ...]]]:
+    """Parse and sort overrides. Of one key the last override counts, as in Hydra.
+
+    Returns: the sorted overrides, and of each wrong one (as typed) what is wrong with it.
+    """
+    if config_dir:
+        check_folder(config_dir)
+    groups = config_groups(config_dir)
+    parts: list[ParsedOverrides] = []
+    faults: dict[str, tuple[str, ...]] = {}
+    for text in overrides:
+        try:
+            part = _sort_one(text, groups)
+        except ConfigError as error:
+            faults[text] = error.faults
+            continue
+        # A plain value replaces an earlier distribution, but not one of search.KEY: that one's baseline is the value.
+        parts = [other for other in parts if not part.fixed_keys.intersection(other.swept_keys)] + [part]
+    sorted_ = ParsedOverrides(
+        tuple(entry for part in parts for entry in part.choices),
+        tuple(entry for part in parts for entry in part.values),
+        tuple(entry for part in parts for entry in part.search),
+        tuple(key for part in parts for key in part.swept_keys),
+        config_dir,
+    )
+    return sorted_, faults
+
+
+def _sort_one(text: str, groups: Mapping[str, list[str]]) -> ParsedOverrides:
+    """Parse one override. Raises: ConfigError."""
+    if text.startswith(("search.", "~search.")):
+        return ParsedOverrides(search=(_search_entry(text),))
+    override = parse_override(text)
+    key, group = override.key_or_group, override.key_or_group.replace(".", "/")
+    _refuse_unsafe(text, override)
+    if override.is_sweep_override():
+        return ParsedOverrides(search=((key, text.partition("=")[2]),), swept_keys=(key,))
+    value = override.value()
+    if key in groups:
+        if value not in groups[key]:
+            allowed = f"{', '.join(groups[key])}{suggestion(value, groups[key])}"
+            raise ConfigError(f"{key}={format_value(value)}: must be one of {allowed}")
+        return ParsedOverrides(choices=(f"{key}={value}",))
+    if group in groups:
+        raise ConfigError(f"{text}: {key} is a config group; write {group}=OPTION")
+    parent = group.removesuffix("/name")
+    if parent != group and key != "study.name" and value in groups.get(parent, ()):
+        raise ConfigError(f"{text}: write {parent}={value}, which sets the other settings of that option too")
+    return ParsedOverrides(values=(text,))
+
+
+def _refuse_unsafe(text: str, override: Override) -> None:
+    """Refuse overrides that add or remove keys, or that make Hydra or OmegaConf run something."""
+    key = override.key_or_group
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        raise ConfigError(f"{text}: Hydra's own settings can't be overridden here; leave it out")
+    if any(re.fullmatch(r"_\w+_", part) for part in re.split(r"[./@]", key)):
+        raise ConfigError(f"{text}: keys like _target_ {NO_CODE}")
+    if override.is_add() or override.is_delete() or override.is_force_add() or override.package is not None:
+        raise ConfigError(f"{text}: the config takes no new, removed or moved keys; write KEY=VALUE with a key it has")
+    if "_target_" in text:
+        raise ConfigError(f"{text}: values with _target_ {NO_CODE}")
+
+
+def _search_entry(text: str) -> tuple[str, str | None]:
+    """Parse search.KEY=DISTRIBUTION, or ~search.KEY, which takes a key out of the search."""
+    key, given, distribution = text.removeprefix("~").removeprefix("search.").partition("=")
+    if not key:
+        raise ConfigError(f"{text}: has no key; write search.KEY=DISTRIBUTION")
+    if not given and not text.startswith("~"):
+        raise ConfigError(f"{text}: write {text}=DISTRIBUTION, or ~{text} to leave it out")
+    return key, None if text.startswith("~") or distribution in ("null", "") else distribution
+
+
+def refuse_search(request: ParsedOverrides, command: str) -> None:
+    """Raises: ConfigError if there is a distribution, for commands with one value for each key."""
+    searched = [key for key, distribution in request.search if distribution]
+    swept = [*request.swept_keys, *(f"search.{key}" for key in searched if key not in request.swept_keys)]
+    if swept:
+        raise ConfigError(
+            f"{swept[0]}: {command} takes one value, not a distribution; give a value, or use the command sweep"
+        )
+
+
+def refuse_hyperparameters(request: ParsedOverrides, command: str) -> None:
+    """Raises: ConfigError if there is a setting of a training, for commands that use a recorded config."""
+    given = [key for key in request.fixed_keys if key.partition(".")[0] in RunConfig.model_fields.keys() - {"data"}]
+    if command in ("rerun", "confirm"):
+        given = [key for key in given if key != "trainer.device"]  # this machine may lack the recorded one
+    if given:
+        raise ConfigError(
+            f"{min(given)}: {command} takes a recorded config as it is; leave it out, or use the command train"
+        )
 
 
 def parse_override(text: str) -> Override:
-    """One override, by Hydra's own parser. Raises: ConfigError saying what to write."""
-    if len(text) > MAX_TEXT:
-        raise ConfigError(f"{text[:40]!r}…: has {len(text)} characters; an override has at most {MAX_TEXT}")
+    """Parse one override with Hydra's parser. Raises: ConfigError that says what to write."""
+    shown = repr(text) if len(text) <= MAX_TEXT else f"{text[:40]!r}…"
     try:
+        if len(text) > MAX_TEXT:
+            raise ValueError(f"it has {len(text)} characters; at most {MAX_TEXT} are allowed")
         override = OverridesParser.create().parse_override(text)
-    except RecursionError:
-        raise ConfigError(f"{text[:40]!r}… is not an override: its brackets are nested too deeply") from None
-    except (HydraException, ValueError) as error:  # ValueError: a number of more than 4,300 digits
-        why = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError(f"{text!r} is not an override ({why}); write KEY=VALUE, quoted for your shell") from None
-    if not override.key_or_group:
-        raise ConfigError(f"{text!r} is not an override (it has no key); write KEY=VALUE, quoted for your shell")
+        if not override.key_or_group:
+            raise ValueError("it has no key")
+    except (HydraException, ValueError, RecursionError) as error:  # ValueError: also a number of over 4,300 digits
+        reason = "too deeply nested" if isinstance(error, RecursionError) else str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(f"{shown} is not an override ({reason}); write KEY=VALUE, quoted for your shell") from None
     return override
 
 
-def parse_value(text: str) -> Override:
-    """A value text as Hydra's grammar reads it, distributions included. Raises: ConfigError."""
-    return parse_override(f"key={text}")
+def key_of(text: str) -> str:
+    """Return the key of an override."""
+    return text.partition("=")[0]
 
 
 def override_text(key: str, value: object) -> str:
-    """One override that Hydra's grammar reads back as exactly this value.
+    """Write one override that Hydra's grammar reads back as exactly this value.
 
     >>> override_text("optimizer.learning_rate", 1e-05), override_text("study.name", "1e5")
     ('optimizer.learning_rate=1e-05', "study.name='1e5'")
@@ -47,24 +195,17 @@ def override_text(key: str, value: object) -> str:
 
 
 def value_text(value: object) -> str:
-    """A plain value in Hydra's grammar, quoted where it must be."""
+    """Write a plain value in Hydra's grammar, with quotes only if it needs them."""
     if isinstance(value, list | tuple):
-        return f"[{','.join(value_text(item) for item in value)}]"
+        return f"[{','.join(map(value_text, value))}]"
     if value is None or isinstance(value, bool):
         return format_value(value)
     if isinstance(value, int | float):
-        return repr(value)  # repr is the shortest text that reads back as the same float
+        return repr(value)  # the shortest text that reads back as the same float
     text = str(value)
-    bare = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", text) and text.lower() not in (
-        "true",
-        "false",
-        "null",
-        "nan",
-        "inf",
-    )
-    if bare:
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", text) and text.lower() not in RESERVED_WORDS:
         return text
-    doubled = re.sub(r"\\+(?='|\Z)", r"\g<0>\g<0>", text)  # a backslash is special before a quote alone
+    doubled = re.sub(r"\\+(?='|\Z)", r"\g<0>\g<0>", text)  # a backslash is special only before a quote
     return "'" + doubled.replace("'", "\\'") + "'"
 
 

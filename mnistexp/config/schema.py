@@ -1,7 +1,7 @@
-"""The config's types: every setting with its type, range, unit and meaning. Defaults live in conf/ alone.
+"""The types of the config: every setting with its type, range, unit and meaning. Defaults are in conf/ only.
 
-pydantic checks them, because it reports *all* faults at once, with their places; OmegaConf's own
-structured configs stop at the first and know no ranges.
+pydantic checks them, because it reports all faults at once with their keys. OmegaConf's structured configs stop at the
+first fault and have no ranges.
 """
 
 from __future__ import annotations
@@ -11,98 +11,84 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from mnistexp.errors import ConfigError, StoreError
 
 NAME_PATTERN = r"^[A-Za-z0-9._ -]{1,100}$"
-
-
-def _no_folder(name: str) -> str:
-    if not name.strip(". "):
-        raise ValueError(f"the name {name!r} has dots and spaces alone; give one with a letter or a digit")
-    return name
-
-
-Name = Annotated[str, Field(pattern=NAME_PATTERN), AfterValidator(_no_folder)]
-"""Names of studies and experiments: no slash, newline or `..` games, since they end up in paths and URLs."""
-
 SETTING_PATTERN = r"^[A-Za-z]\w{0,63}$"
 FILE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 MIRROR_PATTERN = r"^https?://[^/@\s]+(/\S*)?$"
-Mirror = Annotated[str, Field(pattern=MIRROR_PATTERN)]
-"""A base address without user and password: a run records its mirrors."""
-
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
 
 
-class Settings(BaseModel):
-    """The base of every node: frozen, no unknown keys, no silent conversions, no inf or NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-# --------------------------------------------------------------------------- functions of the user's own
+def _check_name(name: str) -> str:
+    if not name.strip(". "):
+        raise ValueError(f"the name {name!r} has only dots and spaces; give one with a letter or a digit")
+    return name
 
 
-class UserCode(Settings):
-    """The user's file of functions: see own.py."""
-
-    name: str  # as it was named on the command line
-    text: str
-
-
-def _setting(value: object) -> object:
+def _check_setting(value: object) -> object:
     if isinstance(value, list | tuple) and len(value) <= 64 and all(type(item) is int for item in value):
         return tuple(value)
-    if isinstance(value, bool | int | float) and abs(value) <= 2**53:  # neither NaN nor infinite
+    if isinstance(value, bool | int | float) and abs(value) <= 2**53:  # False for NaN and infinity
         return value
     if isinstance(value, str) and len(value) <= 1000:
         return value
     raise ValueError("must be a number, true or false, a text or a list of whole numbers")
 
 
-Setting = Annotated[Any, AfterValidator(_setting)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN), AfterValidator(_check_name)]  # it becomes part of paths and URLs
+Mirror = Annotated[str, Field(pattern=MIRROR_PATTERN)]  # without user and password, since a run records its mirrors
+Setting = Annotated[Any, AfterValidator(_check_setting)]
 SettingName = Annotated[str, Field(pattern=SETTING_PATTERN)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 
-class _Own(Settings):
-    """What names a function of the user's file. Its arguments and settings are looked at before it is called."""
+class Settings(BaseModel):
+    """The base of every node: frozen, no unknown keys, no implicit conversions, no infinity or NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class UserCode(Settings):
+    """The file that --code names: see `user_code`."""
+
+    name: str  # the path as it was given
+    text: str
+
+
+class _Custom(Settings):
+    """A node that a function of the user's file makes."""
 
     name: str
-    function: str = Field(pattern=SETTING_PATTERN, description="its name in the file that --code names")
-    settings: dict[SettingName, Setting] = Field(max_length=64, description="its keyword arguments")
-    code: str | None = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the file; filled in by composing")
+    function: str = Field(pattern=SETTING_PATTERN)  # its name in the file that --code names
+    settings: dict[SettingName, Setting] = Field(max_length=64)  # its keyword arguments
+    code: str | None = Field(pattern=r"^[0-9a-f]{64}$")  # SHA-256 of the file; filled in when composing
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """What the function is given by name."""
+        """The keyword arguments of the function."""
         return dict(self.settings)
-
-
-# ---------------------------------------------------------------------------------------------- data
 
 
 class _Data(Settings):
     name: str
-    root: str | None = Field(description="folder (npz: file) with a local copy; null: search, then download")
-    validation_size: int = Field(ge=1, description="images taken from the training files for validation")
-    split: Literal["first", "stratified"] = Field(
-        description="first: validation is the first images, as in the tutorial; stratified: each class in proportion"
-    )
-    split_seed: int = Field(ge=0, lt=2**32, description="seed of a stratified split; `first` ignores it")
+    root: str | None  # folder (npz: file) with a local copy; null: search, then download
+    validation_size: int = Field(ge=1)  # images taken from the training files for validation
+    # first: validation is the first images, as in the tutorial; stratified: each class in proportion
+    split: Literal["first", "stratified"]
+    split_seed: int = Field(ge=0, lt=2**32)  # seed of a stratified split; `first` ignores it
 
 
 class IdxFile(Settings):
-    """One published file and the digests that its publisher gives."""
+    """One published file with its published digests."""
 
     name: str = Field(pattern=FILE_PATTERN)
     bytes: int = Field(gt=0)
     md5: str = Field(pattern=r"^[0-9a-f]{32}$")
-    sha256: str | None = Field(
-        pattern=r"^[0-9a-f]{64}$", description="null: a local copy is compared by its MD5, and nothing is downloaded"
-    )
+    # null: a local copy is compared by its MD5, and nothing is downloaded
+    sha256: str | None = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 class IdxFiles(Settings):
@@ -118,8 +104,8 @@ class IdxData(_Data):
     """MNIST and its drop-in replacements: four gzipped IDX files. `auto` is mnist, or else digits."""
 
     name: Literal["auto", "mnist", "fashion_mnist", "kmnist"]
-    mirrors: tuple[Mirror, ...] = Field(strict=False, description="base addresses, tried in this order")
-    timeout: Positive = Field(description="seconds without a byte before the next mirror is tried")
+    mirrors: tuple[Mirror, ...] = Field(strict=False)  # base addresses, tried in this order
+    timeout: Positive  # seconds without a byte before the next mirror is tried
     files: IdxFiles
 
 
@@ -127,38 +113,28 @@ class DigitsData(_Data):
     """scikit-learn's bundled 8x8 digits, 1,797 of them: needs no download."""
 
     name: Literal["digits"]
-    test_size: int = Field(ge=1, description="images held out as the test split, stratified by split_seed")
+    test_size: int = Field(ge=1)  # images held out as the test split, stratified by split_seed
 
 
 class NpzData(_Data):
-    """The user's own arrays: x_train, y_train, x_test, y_test in one .npz file at `data.root`."""
+    """Arrays of the user: x_train, y_train, x_test, y_test in one .npz file at `data.root`."""
 
     name: Literal["npz"]
 
 
-class UserData(_Own, _Data):
-    """The user's own arrays, made by a function of the user's file: (**settings) to what an .npz file would hold."""
+class UserData(_Custom, _Data):
+    """Arrays that a function of the user's file returns: (**settings) to what an .npz file would hold."""
 
-    ARGUMENTS: ClassVar[int] = 0
+    POSITIONAL: ClassVar[int] = 0
     name: Literal["custom"]
-
-    @model_validator(mode="after")
-    def _root_is_no_setting(self) -> UserData:
-        if "root" in self.settings:
-            raise ValueError("data.settings.root: is data.root, which changes nothing but where the data lie")
-        return self
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """What the function is given by name: `root` too, which is no setting: it says only where the data lie."""
+        """The keyword arguments of the function: its settings, and `root` if it is given."""
         return {**self.settings, **({"root": self.root} if self.root is not None else {})}
 
 
 DataConfig = Annotated[IdxData | DigitsData | NpzData | UserData, Field(discriminator="name")]
-
-
-# --------------------------------------------------------------------------------------------- model
-
 Activation = Literal["relu", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus", "tanh", "sigmoid", "linear"]
 Initializer = Literal[
     "glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "lecun_uniform", "lecun_normal", "random_normal"
@@ -169,41 +145,34 @@ class Mlp(Settings):
     """A multilayer perceptron. Names are Keras's."""
 
     name: Literal["mlp"]
-    hidden_units: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(
-        strict=False, max_length=64, description="units of each hidden layer, in order; [] is softmax regression"
-    )
-    activation: Activation = Field(description="of every hidden layer")
-    batch_normalization: bool = Field(description="of each hidden layer, before its activation; its biases go")
-    input_dropout: Fraction = Field(description="share of the network's inputs dropped in training")
-    dropout: Fraction = Field(description="share of each hidden layer's outputs dropped in training")
-    initializer: Initializer = Field(description="of the weight matrices")
-    initializer_stddev: Positive = Field(description="standard deviation; used by random_normal alone")
-    bias_initializer_stddev: float = Field(ge=0, description="biases start at normal(0, this); 0: at zero")
+    # units of each hidden layer, in order; [] is softmax regression
+    hidden_units: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(strict=False, max_length=64)
+    activation: Activation  # of every hidden layer
+    batch_normalization: bool  # of each hidden layer, before its activation; its biases go
+    input_dropout: Fraction  # share of the network's inputs dropped in training
+    dropout: Fraction  # share of each hidden layer's outputs dropped in training
+    initializer: Initializer  # of the weight matrices
+    initializer_stddev: Positive  # standard deviation; used by random_normal alone
+    bias_initializer_stddev: float = Field(ge=0)  # biases start at normal(0, this); 0: at zero
 
 
-class UserModel(_Own):
+class UserModel(_Custom):
     """A network that a function of the user's file builds: (features, classes, **settings) to a Keras model."""
 
-    ARGUMENTS: ClassVar[int] = 2
+    POSITIONAL: ClassVar[int] = 2
     name: Literal["custom"]
 
 
 ModelConfig = Annotated[Mlp | UserModel, Field(discriminator="name")]
 
 
-# ----------------------------------------------------------------------------------------- optimizer
-
-
 class _Optimizer(Settings):
     name: str  # Keras's registry finds the class by it
-    learning_rate: Annotated[float, Field(gt=0, le=1000)] = Field(description="the peak, where there is a schedule")
-    schedule: Literal["constant", "cosine", "one_cycle"] = Field(
-        description="after the warm-up; cosine ends at 0; one_cycle has a warm-up of its own, 30 % of the run"
-    )
-    warmup_epochs: float = Field(
-        ge=0, description="the learning rate rises linearly from 0 for this long; not with one_cycle"
-    )
-    weight_decay: Fraction = Field(description="decoupled, per step, times the learning rate; biases are exempt")
+    learning_rate: Annotated[float, Field(gt=0, le=1000)]  # the peak, where there is a schedule
+    # after the warm-up; cosine ends at 0; one_cycle has a warm-up of its own, 30 % of the run
+    schedule: Literal["constant", "cosine", "one_cycle"]
+    warmup_epochs: float = Field(ge=0)  # the learning rate rises linearly from 0 for this long; not with one_cycle
+    weight_decay: Fraction  # decoupled, per step, times the learning rate; biases are exempt
 
 
 class Sgd(_Optimizer):
@@ -212,12 +181,6 @@ class Sgd(_Optimizer):
     name: Literal["sgd"]
     momentum: Fraction
     nesterov: bool
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> Sgd:
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov=true does nothing with momentum=0; give optimizer.momentum a value such as 0.9")
-        return self
 
 
 class Adam(_Optimizer):
@@ -249,58 +212,46 @@ class Lion(_Optimizer):
 OptimizerConfig = Annotated[Sgd | Adam | RmsProp | Lion, Field(discriminator="name")]
 
 
-# -------------------------------------------------------------------------------------- augmentation
-
-
 class AugmentationConfig(Settings):
-    """Random warps of every training image, anew in each epoch. Each number is the most that is drawn; 0: none."""
+    """Random warps of every training image, drawn again in each epoch. Each number is a maximum; 0: none."""
 
-    shift: float = Field(ge=0, le=1000, description="pixels, down or up and left or right")
-    rotate: float = Field(ge=0, le=45, description="degrees, either way")
-    scale: Fraction = Field(description="share by which height and width each grow or shrink")
-    shear: float = Field(ge=0, le=45, description="degrees by which upright lines lean, either way")
-    elastic_alpha: float = Field(
-        ge=0, le=1000, description="pixels: what the smoothed random field is multiplied by (Simard et al. 2003)"
-    )
-    elastic_sigma: Annotated[float, Field(gt=0, le=1000)] = Field(
-        description="pixels: standard deviation of the Gaussian that smoothes the field"
-    )
+    shift: float = Field(ge=0, le=1000)  # pixels, down or up and left or right
+    rotate: float = Field(ge=0, le=45)  # degrees, either way
+    scale: Fraction  # share by which height and width each grow or shrink
+    shear: float = Field(ge=0, le=45)  # degrees by which upright lines lean, either way
+    # pixels: what the smoothed random field is multiplied by (Simard et al. 2003)
+    elastic_alpha: float = Field(ge=0, le=1000)
+    # pixels: standard deviation of the Gaussian that smoothes the field
+    elastic_sigma: Annotated[float, Field(gt=0, le=1000)]
 
     @property
     def warps(self) -> tuple[bool, bool]:
-        """What of it changes compiled code: whether images are warped, and whether they are bent as well."""
-        bent = self.elastic_alpha > 0
-        return bent or max(self.shift, self.rotate, self.scale, self.shear) > 0, bent
+        """Whether images are warped, and whether the warp is elastic. Both are compiled into the epoch."""
+        elastic = self.elastic_alpha > 0
+        return elastic or max(self.shift, self.rotate, self.scale, self.shear) > 0, elastic
 
     def check(self, image_shape: Sequence[int]) -> None:
-        """Raises: ConfigError if examples of this shape, which are no images, are to be warped."""
+        """Raises: ConfigError if there are warps and examples of this shape are not images."""
         if self.warps[0] and (len(image_shape) not in (2, 3) or min(image_shape) < 1):
             raise ConfigError(
-                f"augmentation: needs images of [height, width] or [height, width, channels], and these examples have "
+                f"augmentation: needs images of [height, width] or [height, width, channels], but the examples have "
                 f"the shape {list(image_shape)}; give augmentation=none"
             )
-
-
-# ------------------------------------------------------------------------------------------- trainer
 
 
 class TrainerConfig(Settings):
     """How long and on what a network is trained."""
 
-    epochs: int = Field(ge=1, le=100_000, description="passes over the training split, at most")
-    max_steps: int | None = Field(ge=1, description="optimizer steps, at most; may end inside an epoch; null: no limit")
-    batch_size: int = Field(ge=1, description="images per step; an epoch's incomplete last batch is left out")
-    patience: int | None = Field(ge=1, description="stop after this many epochs without a better one; null: never")
-    restore_best_weights: bool = Field(description="keep the best epoch's weights by validation, else the last's")
-    label_smoothing: Fraction = Field(description="share of each target that is spread evenly over all classes")
-    ema_momentum: Fraction = Field(
-        description="validate and keep a moving average of the weights, with this momentum per step; 0: none"
-    )
+    epochs: int = Field(ge=1, le=100_000)  # passes over the training split, at most
+    max_steps: int | None = Field(ge=1)  # optimizer steps, at most; may end inside an epoch; null: no limit
+    batch_size: int = Field(ge=1)  # images per step; an epoch's incomplete last batch is left out
+    patience: int | None = Field(ge=1)  # stop after this many epochs without a better one; null: never
+    restore_best_weights: bool  # keep the best epoch's weights by validation, else the last's
+    label_smoothing: Fraction  # share of each target that is spread evenly over all classes
+    ema_momentum: Fraction  # validate and keep a moving average of the weights, with this momentum per step; 0: none
     device: Literal["auto", "cpu", "gpu"]
-    threads: int = Field(ge=1, le=1024, description="CPU threads of one training; part of what fixes its bits")
-    timeout: Positive | None = Field(
-        description="seconds without a finished epoch after which a training counts as hung; null: never"
-    )
+    threads: int = Field(ge=1, le=1024)  # CPU threads of one training; part of what fixes its bits
+    timeout: Positive | None  # seconds without a finished epoch after which a training counts as hung; null: never
 
     def steps_per_epoch(self, images: int) -> int:
         """Count the whole minibatches of an epoch. Raises: ConfigError if one needs more images than there are."""
@@ -312,58 +263,49 @@ class TrainerConfig(Settings):
         return images // self.batch_size
 
     def most_epochs(self, epoch_steps: int) -> int:
-        """Epochs of a training that nothing stops: fewer than `epochs` where `max_steps` ends it."""
+        """Return the largest number of epochs: fewer than `epochs` if `max_steps` ends the training."""
         return self.epochs if self.max_steps is None else min(self.epochs, math.ceil(self.max_steps / epoch_steps))
 
 
-# ------------------------------------------------------- study, search, executor, tracking: no effect on a run
-
-
 class SamplerConfig(Settings):
-    """Where the next trial's values come from."""
+    """How the values of the next trial are chosen."""
 
     name: Literal["tpe", "random", "grid", "qmc", "gp", "cmaes"]
-    startup_trials: int = Field(ge=1, description="random until so many trials have ended (gp, cmaes: are complete)")
-    points: Annotated[int, Field(ge=2, le=1000)] | None = Field(description="grid: how many stand for an interval")
+    startup_trials: int = Field(ge=1)  # random until so many trials have ended (gp, cmaes: are complete)
+    points: Annotated[int, Field(ge=2, le=1000)] | None  # grid: how many points replace an interval
 
 
 class PrunerConfig(Settings):
-    """Which trials are stopped early, by their validation accuracy after each epoch."""
+    """Which trials are stopped early because of their validation accuracy after an epoch."""
 
     name: Literal["none", "median", "hyperband"]
-    startup_trials: int = Field(ge=0, description="median: prunes nothing before so many trials are complete")
-    warmup_epochs: int = Field(ge=0, description="median: epochs before which no trial is pruned")
-    min_epochs: int = Field(ge=1, description="hyperband: epochs that every trial gets")
-    reduction_factor: int = Field(ge=2, description="hyperband: one in this many goes on at each rung")
+    startup_trials: int = Field(ge=0)  # median: prunes nothing before so many trials are complete
+    warmup_epochs: int = Field(ge=0)  # median: epochs before which no trial is pruned
+    min_epochs: int = Field(ge=1)  # hyperband: epochs that every trial gets
+    reduction_factor: int = Field(ge=2)  # hyperband: one in this many goes on at each rung
 
 
 class StudyConfig(Settings):
     """A search: its name, budget and stores."""
 
-    name: Name | None = Field(description="null: the data set's name")
-    trials: int = Field(ge=1, description="total over all sessions; the same name again goes on up to it")
-    timeout: Positive | None = Field(description="seconds of this session after which no trial starts")
-    target: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        description="validation accuracy at which the study stops; null: never"
-    )
-    max_failures: int = Field(ge=1, description="trials in a row that fail with the same cause and end the session")
-    storage: str = Field(description="Optuna's database: sqlite:///FILE.db on this machine, or postgresql://… for many")
-    lease: float = Field(
-        ge=10, description="seconds without a sign of life after which another machine's driver is dead"
-    )
+    name: Name | None  # null: the data set's name
+    trials: int = Field(ge=1)  # total over all sessions; the same name continues the study
+    timeout: Positive | None  # seconds of this session after which no trial starts
+    target: Annotated[float, Field(gt=0, le=1)] | None  # validation accuracy at which the study stops; null: never
+    max_failures: int = Field(ge=1)  # trials in a row that fail with the same cause and end the session
+    storage: str  # Optuna's database: sqlite:///FILE.db on this machine, or postgresql://… for many
+    # seconds without a heartbeat after which a sweep process on another machine counts as dead
+    lease: float = Field(ge=10)
     sampler: SamplerConfig
     pruner: PrunerConfig
 
 
 class _Executor(Settings):
     name: str
-    workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
-        description="processes; auto: cores // trainer.threads, or up to 4 per GPU (ray: what the cluster has room for)"
-    )
-    max_worker_memory: Positive = Field(description="GB; a worker that holds more after its 8th trial is replaced")
-    retries: int = Field(
-        ge=0, le=100, description="how often a training whose worker or driver died is run again before it has failed"
-    )
+    # processes; auto: cores // trainer.threads, or up to 4 per GPU (ray: what the cluster has room for)
+    workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
+    max_worker_memory: Positive  # GB; a worker that holds more after its 8th trial is replaced
+    retries: int = Field(ge=0, le=100)  # how often a training is run again after its worker or sweep process died
 
 
 class LocalExecutorConfig(_Executor):
@@ -376,11 +318,10 @@ class RayExecutorConfig(_Executor):
     """Workers as Ray actors, on this machine or on a cluster."""
 
     name: Literal["ray"]
-    address: Annotated[str, Field(min_length=1)] | None = Field(
-        description="HOST:PORT, ray://HOST:10001, auto, or local (a new one here); null: one that runs here, else local"
-    )
-    cpus_per_trial: Positive = Field(description="CPUs that Ray sets aside for each worker; trainer.threads uses them")
-    gpus_per_trial: float = Field(ge=0, description="GPUs for each worker; a fraction shares one between trials")
+    # HOST:PORT, ray://HOST:10001, auto, or local (a new one here); null: a cluster that runs here, else local
+    address: Annotated[str, Field(min_length=1)] | None
+    cpus_per_trial: Positive  # CPUs that Ray sets aside for each worker; trainer.threads uses them
+    gpus_per_trial: float = Field(ge=0)  # GPUs for each worker; a fraction shares one between trials
 
 
 ExecutorConfig = Annotated[LocalExecutorConfig | RayExecutorConfig, Field(discriminator="name")]
@@ -390,46 +331,35 @@ class TrackingConfig(Settings):
     """Where runs are logged."""
 
     name: Literal["mlflow", "none"]
-    uri: str | None = Field(description="null: MLFLOW_TRACKING_URI, else sqlite mlflow.db in the working folder")
-    experiment: Name | None = Field(description="null: the study's name")
-    save_weights: bool = Field(description="log each run's kept weights, as a .weights.h5 file")
+    uri: str | None  # null: MLFLOW_TRACKING_URI, else sqlite mlflow.db in the working folder
+    experiment: Name | None  # null: the study's name
+    save_weights: bool  # log each run's kept weights, as a .weights.h5 file
 
 
-class Config(Settings):
-    """One resolved config."""
-
-    seed: int = Field(
-        ge=0, lt=2**32, description="of weights, minibatches, dropout and warps; a study derives its trials' from it"
-    )
+class _RunNodes(Settings):
+    seed: int = Field(ge=0, lt=2**32)  # of weights, minibatches, dropout and warps; a study derives its trials' from it
     data: DataConfig
     model: ModelConfig
     optimizer: OptimizerConfig
     augmentation: AugmentationConfig
     trainer: TrainerConfig
-    search: dict[str, str | None] = Field(
-        description="override key: distribution, in Hydra's sweep grammar; null: fixed"
-    )
+
+
+class RunConfig(_RunNodes):
+    """The part of a config that decides the result of one training: what a worker gets and a run records."""
+
+
+class Config(_RunNodes):
+    """One resolved config. It is not a RunConfig: its addresses may hold passwords, which no run records."""
+
+    search: dict[str, str | None]  # override key: distribution, in Hydra's sweep grammar; null: fixed
     study: StudyConfig
     executor: ExecutorConfig
     tracking: TrackingConfig
 
 
-class RunConfig(Settings):
-    """The part of a Config that decides what one training does: what a worker gets and a run records."""
-
-    seed: int = Field(ge=0, lt=2**32)
-    data: DataConfig
-    model: ModelConfig
-    optimizer: OptimizerConfig
-    augmentation: AugmentationConfig
-    trainer: TrainerConfig
-
-
-# --------------------------------------------------------------------------------- configs from a record
-
-
 def recorded_config(text: str) -> RunConfig:
-    """A run's config from a record's JSON. Raises: StoreError if another version of mnistexp wrote it."""
+    """Read the config of a run from the JSON of its record. Raises: StoreError if another version wrote it."""
     try:
         return RunConfig.model_validate_json(text)
     except ValidationError as error:

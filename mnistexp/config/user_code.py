@@ -1,8 +1,8 @@
-"""The user's own functions, for data sets and networks: of the one Python file that the command line names (--code).
+"""The user's Python file (--code): functions that make a data set or a network.
 
-Code comes from nowhere else. A config names a function, never a file; a record names the file by its SHA-256, and
-whoever uses it again gives the file again. So no option file, database or artifact can have anything run here. The
-file's text travels to the workers: an edit in mid-sweep changes nothing.
+Code is read only from the file that the command line names. A config names a function and a record stores the SHA-256
+of the file, so no option file, database or artifact can make mnistexp run code. Workers receive the text of the file:
+an edit during a sweep has no effect.
 """
 
 from __future__ import annotations
@@ -10,97 +10,87 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import inspect
 import sys
 import traceback
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
 from mnistexp.config.schema import Config, RunConfig, UserCode, UserData, UserModel, suggestion
 from mnistexp.errors import ConfigError
 
-MAX_BYTES = 256 * 1024  # no honest file comes near, and each worker is sent it
+MAX_BYTES = 256 * 1024  # every worker receives the file
 MODULE = "mnistexp_code"
-"""What the file is called in this process. Keras finds a registered class by its module's name."""
+"""The file's module name. Keras finds a registered class by the name of its module."""
 
-_given: list[UserCode] = []  # what this process was given: one file, or none
-_loaded: dict[UserCode, types.ModuleType] = {}  # and what became of it when it was run
+_given: UserCode | None = None  # the file of this process
+_module: types.ModuleType | None = None  # the same file after it was run
 
 
 def use(code: UserCode | None) -> None:
-    """Take a file's functions for this process; None: it has none. Nothing of it is run yet."""
-    _given[:] = [code] if code else []
-    _loaded.clear()
+    """Set the file of this process; None: no file. The file is not run yet."""
+    global _given, _module
+    _given, _module = code, None
 
 
 def code() -> UserCode | None:
-    """The file that this process was given."""
-    return _given[0] if _given else None
+    """Return the file of this process."""
+    return _given
 
 
 def plain() -> dict[str, str] | None:
-    """The file as plain values, for a process that is to have it too."""
-    return _given[0].model_dump() if _given else None
+    """Return the file as plain values, for another process."""
+    return _given.model_dump() if _given else None
 
 
-def words() -> list[str]:
-    """What to type, so that another command has this file too."""
-    return ["--code", _given[0].name] if _given else []
+def cli_args() -> list[str]:
+    """Return the arguments that give another command the same file."""
+    return ["--code", _given.name] if _given else []
 
 
 def sha256() -> str | None:
-    """What a record calls the file by."""
-    return _sha256(_given[0].text) if _given else None
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Return the hash that identifies the file in records."""
+    return hashlib.sha256(_given.text.encode()).hexdigest() if _given else None
 
 
 def read(path: Path) -> UserCode:
-    """Read a file and look whether it is Python; its line ends become those of Unix. Raises: ConfigError."""
+    """Read a file with Unix line ends and check that it is Python. Raises: ConfigError."""
     try:
         if not path.is_file():
-            what = "is a folder" if path.is_dir() else "no such file" if not path.exists() else "is no plain file"
-            raise ConfigError(f"--code {path}: {what}; give the Python file with your functions")
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(
-                f"--code {path}: has {path.stat().st_size} bytes; a file of functions has at most {MAX_BYTES}"
-            )
+            raise ConfigError(f"--code {path}: is not a file; give the Python file with your functions")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ConfigError(f"--code {path}: has {size} bytes; at most {MAX_BYTES} are allowed")
         found = UserCode(name=str(path), text=path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError:
-        raise ConfigError(f"--code {path}: is not in UTF-8; give a Python file") from None
-    except OSError as error:
-        raise ConfigError(f"--code {path}: can't be read ({error.strerror}); give another file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--code {path}: can't be read ({error}); give a Python file in UTF-8") from None
     _functions(found)
     return found
 
 
-# -------------------------------------------------------------------------------------- whose code a config needs
-
-
 def nodes(config: Config | RunConfig) -> list[UserData | UserModel]:
-    """What of a config is made by functions of the user's."""
+    """Return the nodes of a config that functions of the file make."""
     return [node for node in (config.data, config.model) if isinstance(node, UserData | UserModel)]
 
 
 def require(node: UserData | UserModel) -> UserCode:
-    """The file that a composed or recorded node is of. Raises: ConfigError unless this process was given that one."""
+    """Return the file of a node. Raises: ConfigError unless this process has the file that the node was made with."""
+    copy = "MLflow keeps a copy as the artifact code.py of the run or of its sweep: download it and read it first"
     ours, theirs = sha256(), node.code or ""
-    copy = "MLflow keeps a copy as the artifact code.py of the run or of its sweep: download it, read it"
-    if ours is None:
-        raise ConfigError(f"{node.function}: is a function of a file of your own; give --code FILE.py. {copy}")
+    if _given is None or ours is None:
+        raise ConfigError(f"{node.function}: is a function of your own file; give --code FILE.py. {copy}")
     if ours != theirs:
         raise ConfigError(
-            f"--code {_given[0].name}: is other code (SHA-256 {ours[:12]}…) than the {node.function} that was recorded "
-            f"({theirs[:12]}…). {copy}, and give --code FILE"
+            f"--code {_given.name}: is other code (SHA-256 {ours[:12]}…) than the recorded {node.function} "
+            f"({theirs[:12]}…). {copy}, then give --code FILE"
         )
-    return _given[0]
+    return _given
 
 
 def require_for(*configs: Config | RunConfig) -> None:
-    """Raises: ConfigError unless this process was given what recorded configs need, and given nothing in vain."""
+    """Raises: ConfigError if this process lacks the file of a recorded config, or has a file that none of them uses."""
     for config in configs:
         for node in nodes(config):
             require(node)
@@ -108,105 +98,102 @@ def require_for(*configs: Config | RunConfig) -> None:
 
 
 def refuse_unused(*configs: Config | RunConfig) -> None:
-    """Raises: ConfigError if this process was given a file that none of these configs names a function of."""
+    """Raises: ConfigError if this process has a file and no config uses a function of it."""
     if _given and not any(map(nodes, configs)):
         raise ConfigError(
-            f"--code {_given[0].name}: nothing here is made by it; leave it out, or choose a data set or model of "
-            f"yours, whose option file says `name: custom`"
+            f"--code {_given.name}: no function of it is used; leave it out, or select your data set or model, "
+            f"an option file with `name: custom`"
         )
 
 
-# --------------------------------------------------------------------------------------------------- functions
-
-
-def check(name: str, arguments: int, settings: Mapping[str, object]) -> None:
-    """Look, without running anything, whether a function is there and takes what it is to be given.
+def check(name: str, positional: int, settings: Mapping[str, object]) -> None:
+    """Check that a function exists and accepts its arguments, without running the file. Raises: ConfigError.
 
     Args:
-        arguments: how many it is given by their places, before the settings.
-
-    Raises: ConfigError saying what it takes.
+        positional: number of positional arguments, which come before the settings.
     """
-    given = _require_code(name)
-    functions = _functions(given)
+    if _given is None:
+        raise ConfigError(f"{name}: is a function of your own file; give --code FILE.py")
+    functions = _functions(_given)
     if name not in functions:
         others = [other for other in functions if not other.startswith("_")]
-        there = f"it has {', '.join(others)}{suggestion(name, others)}" if others else "it has none"
-        raise ConfigError(f"{given.name}: has no function {name!r}, as `def` at its top level makes one; {there}")
-    where, taken = f"{given.name}:{functions[name].lineno}: {name}()", functions[name].args
-    by_place = [*taken.posonlyargs, *taken.args]
-    if len(by_place) < arguments and taken.vararg is None:
-        raise ConfigError(f"{where} takes {len(by_place)} arguments; it is given {arguments} before its settings")
-    allowed, needed = _keywords(taken, arguments)
-    placed = {argument.arg for argument in taken.args[: max(0, arguments - len(taken.posonlyargs))]}  # has its value
-    unknown = [key for key in settings if key in placed or (key not in allowed and taken.kwarg is None)]
-    if unknown:
-        there = f"it takes {', '.join(allowed)}{suggestion(unknown[0], allowed)}" if allowed else "it takes none"
-        raise ConfigError(f"{where} has no setting {unknown[0]!r}; {there}")
-    if missing := [key for key in needed if key not in settings]:
-        raise ConfigError(f"{where} needs the setting {missing[0]!r}; give it in `settings`, or a default in the file")
+        raise ConfigError(
+            f"{_given.name}: has no function {name!r} at its top level; it has {', '.join(others) or 'none'}"
+            f"{suggestion(name, others)}"
+        )
+    function = functions[name]
+    try:
+        _signature(function.args).bind(*[None] * positional, **settings)
+    except TypeError as error:
+        raise ConfigError(
+            f"{_given.name}:{function.lineno}: {name}({ast.unparse(function.args)}) can't be called with {positional} "
+            f"positional arguments and the settings {', '.join(settings) or 'none'}: {error}"
+        ) from None
 
 
-def _keywords(taken: ast.arguments, arguments: int) -> tuple[list[str], list[str]]:
-    """The names of a function's settings, and of those without a default."""
-    by_place = [*taken.posonlyargs, *taken.args]
-    with_default = {argument.arg for argument in by_place[len(by_place) - len(taken.defaults) :]}
-    with_default |= {each.arg for each, default in zip(taken.kwonlyargs, taken.kw_defaults, strict=True) if default}
-    named = [argument.arg for argument in by_place[max(arguments, len(taken.posonlyargs)) :]]
-    allowed = [*named, *(argument.arg for argument in taken.kwonlyargs)]
-    unset = [argument.arg for argument in by_place[arguments:]]  # one that takes no name can't be given either
-    return allowed, [name for name in dict.fromkeys([*unset, *allowed]) if name not in with_default]
+def _signature(taken: ast.arguments) -> inspect.Signature:
+    """Return the signature of a function in the text. Its defaults are replaced by None, since they are code."""
+    positional = [*taken.posonlyargs, *taken.args]
+    required = len(positional) - len(taken.defaults)
+    parameters = [
+        Parameter(
+            argument.arg,
+            Parameter.POSITIONAL_ONLY if index < len(taken.posonlyargs) else Parameter.POSITIONAL_OR_KEYWORD,
+            default=Parameter.empty if index < required else None,
+        )
+        for index, argument in enumerate(positional)
+    ]
+    parameters += [Parameter(taken.vararg.arg, Parameter.VAR_POSITIONAL)] if taken.vararg else []
+    for argument, default in zip(taken.kwonlyargs, taken.kw_defaults, strict=True):
+        empty = Parameter.empty if default is None else None
+        parameters.append(Parameter(argument.arg, Parameter.KEYWORD_ONLY, default=empty))
+    parameters += [Parameter(taken.kwarg.arg, Parameter.VAR_KEYWORD)] if taken.kwarg else []
+    return inspect.Signature(parameters)
 
 
 def call(name: str, *arguments: object, settings: Mapping[str, Any]) -> Any:
-    """Call a function of the user's file, which is run once for that. Returns: what it returns.
+    """Call a function of the file. The first call runs the file.
 
-    Raises: ConfigError if it isn't there, doesn't take these arguments, or raises: where, and what.
+    Raises: ConfigError if the function does not exist, does not accept these arguments, or raises an error.
     """
     check(name, len(arguments), settings)
-    given = _require_code(name)
+    assert _given is not None
     keywords = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
     try:
-        return getattr(_module(given), name)(*arguments, **keywords)
+        return getattr(_load(_given), name)(*arguments, **keywords)
     except (Exception, SystemExit) as error:
-        raise ConfigError(_told(error, given)) from error
+        raise ConfigError(_error_text(error, _given.name)) from error
 
 
-def _require_code(name: str) -> UserCode:
-    given = code()
-    if given is None:
-        raise ConfigError(f"{name}: is a function of a file of your own; give --code FILE.py")
-    return given
-
-
-def _module(given: UserCode) -> types.ModuleType:
-    """The file as a module, run when it is asked for first."""
-    if given not in _loaded:
+def _load(given: UserCode) -> types.ModuleType:
+    """Run the file as a module, once in this process."""
+    global _module
+    if _module is None:
         module = types.ModuleType(MODULE)
         module.__file__ = given.name
-        sys.modules[MODULE] = module  # data classes and Keras look their own module up there
+        sys.modules[MODULE] = module  # data classes and Keras look up their module there
         exec(compile(given.text, given.name, "exec", dont_inherit=True), vars(module))
-        _loaded[given] = module
-    return _loaded[given]
+        _module = module
+    return _module
 
 
-@functools.lru_cache(maxsize=4)  # a sweep looks at each trial's settings
+@functools.lru_cache(maxsize=4)  # a sweep checks the settings of every trial
 def _functions(given: UserCode) -> dict[str, ast.FunctionDef]:
-    """The functions that a file makes at its top level, by name. Raises: ConfigError if it is no Python."""
+    """Parse the functions at the top level of a file. Raises: ConfigError if it is not Python."""
     try:
-        body: Sequence[ast.stmt] = ast.parse(given.text, given.name).body
+        body = ast.parse(given.text, given.name).body
     except SyntaxError as error:
         raise ConfigError(f"{given.name}:{error.lineno}: SyntaxError: {error.msg}") from None
-    except (ValueError, RecursionError, MemoryError) as error:  # a NUL; brackets nested without end
-        raise ConfigError(f"{given.name}: is no Python that can be read ({type(error).__name__}: {error})") from None
+    except (ValueError, RecursionError, MemoryError) as error:  # a NUL, or brackets nested too deeply
+        raise ConfigError(f"{given.name}: is not Python ({type(error).__name__}: {error})") from None
     return {statement.name: statement for statement in body if isinstance(statement, ast.FunctionDef)}
 
 
-def _told(error: BaseException, given: UserCode) -> str:
-    """'FILE.py:12: ValueError: …': the last line of the user's file that an error came through."""
+def _error_text(error: BaseException, file: str) -> str:
+    """Return 'FILE.py:12: ValueError: …' with the last line of the user's file in the traceback."""
     frames = traceback.walk_tb(error.__traceback__)
-    lines = [line for frame, line in frames if frame.f_code.co_filename == given.name]
-    if isinstance(error, SyntaxError) and error.filename == given.name:  # what only the compiler sees
+    lines = [line for frame, line in frames if frame.f_code.co_filename == file]
+    if isinstance(error, SyntaxError) and error.filename == file:  # found by the compiler, not by the parser
         lines = [error.lineno or 1]
-    where = f"{given.name}:{lines[-1]}" if lines else given.name
+    where = f"{file}:{lines[-1]}" if lines else file
     return f"{where}: {type(error).__name__}: {' '.join(str(error).split())[:500]}".rstrip(": ")

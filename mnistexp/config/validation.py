@@ -1,4 +1,4 @@
-"""What is wrong with a plain config, in plain words: every fault at once, each with what is allowed."""
+"""Validation: check a plain config and report every fault at once, each with what was given and what is allowed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from mnistexp.config.schema import (
     NAME_PATTERN,
     SETTING_PATTERN,
     Config,
+    DataConfig,
     Mlp,
+    ModelConfig,
+    Sgd,
     UserData,
-    UserModel,
     format_value,
     suggestion,
 )
@@ -25,63 +27,56 @@ from mnistexp.errors import ConfigError
 
 
 def check(plain: Mapping[str, Any]) -> Config:
-    """Check a plain config against the schema. Raises: ConfigError with every fault."""
+    """Check a plain config. Raises: ConfigError with every fault."""
     config = validated(plain)
-    if faults := [*_combination_faults(config), *_own_faults(config)]:
+    if faults := [*_combination_faults(config), *_user_code_faults(config)]:
         raise ConfigError(*faults)
     return config
 
 
-def _combination_faults(config: Config) -> list[str]:
-    """What no single setting shows."""
-    faults = []
-    if config.optimizer.warmup_epochs > config.trainer.epochs:
-        faults.append(
-            f"optimizer.warmup_epochs={config.optimizer.warmup_epochs}: longer than the training; "
-            f"at most trainer.epochs={config.trainer.epochs}"
-        )
-    if config.optimizer.schedule == "one_cycle" and config.optimizer.warmup_epochs > 0:
-        faults.append(
-            f"optimizer.warmup_epochs={config.optimizer.warmup_epochs}: optimizer.schedule=one_cycle has a warm-up of "
-            f"its own, 30 % of the run; give 0"
-        )
-    if isinstance(config.model, Mlp) and config.model.dropout > 0 and not config.model.hidden_units:
-        faults.append(f"model.dropout={config.model.dropout}: there is no hidden layer to drop from; give 0")
-    if isinstance(config.model, Mlp) and config.model.batch_normalization and not config.model.hidden_units:
-        faults.append("model.batch_normalization=true: there is no hidden layer to normalise; give false")
-    for key, address in (("data.root", config.data.root), ("study.storage", config.study.storage)):
-        if "\0" in (address or ""):
-            faults.append(f"{key}={format_value(address)}: has a character of code 0, which no path has")
-    if config.data.name == "npz" and config.data.root is None:
-        faults.append("data=npz: needs your file; give data.root=FILE.npz with x_train, y_train, x_test, y_test")
-    return faults
-
-
-def _own_faults(config: Config) -> list[str]:
-    """What is wrong with the user's own functions, as far as that is seen without running them."""
-    faults = []
-    for key, node in (("data", config.data), ("model", config.model)):
-        if not isinstance(node, UserData | UserModel):
-            continue
-        if node.code is None:
-            faults.append(f"{key}.function={node.function}: is a function of a file of your own; give --code FILE.py")
-            continue
-        try:
-            user_code.check(node.function, node.ARGUMENTS, node.keywords)
-        except ConfigError as error:
-            faults += error.faults
-    return faults
-
-
-# ---------------------------------------------------------------------------------------------- the schema's part
-
-
 def validated(plain: Mapping[str, Any]) -> Config:
-    """A plain config as a Config. Raises: ConfigError with every fault."""
+    """Check a plain config against the schema alone. Raises: ConfigError with every fault."""
     try:
         return Config.model_validate(plain)
     except ValidationError as error:
         raise ConfigError(*_sentences(error, plain)) from None
+
+
+def _combination_faults(config: Config) -> Iterator[str]:
+    """Find values that are allowed one by one but not together."""
+    optimizer = config.optimizer
+    warmup = f"optimizer.warmup_epochs={optimizer.warmup_epochs}"
+    if optimizer.warmup_epochs > config.trainer.epochs:
+        yield f"{warmup}: longer than the training; at most trainer.epochs={config.trainer.epochs}"
+    if optimizer.schedule == "one_cycle" and optimizer.warmup_epochs > 0:
+        yield f"{warmup}: optimizer.schedule=one_cycle has its own warm-up, 30 % of the run; give 0"
+    if isinstance(optimizer, Sgd) and optimizer.nesterov and optimizer.momentum == 0:
+        yield "optimizer.nesterov=true: has no effect with momentum=0; give e.g. optimizer.momentum=0.9"
+    yield from _model_and_data_faults(config.model, config.data, config.study.storage)
+
+
+def _model_and_data_faults(model: ModelConfig, data: DataConfig, storage: str) -> Iterator[str]:
+    if isinstance(model, Mlp) and not model.hidden_units:
+        if model.dropout > 0:
+            yield f"model.dropout={model.dropout}: there is no hidden layer to drop from; give 0"
+        if model.batch_normalization:
+            yield "model.batch_normalization=true: there is no hidden layer to normalise; give false"
+    for key, address in (("data.root", data.root), ("study.storage", storage)):
+        if "\0" in (address or ""):
+            yield f"{key}={format_value(address)}: has a character of code 0, which no path may have"
+    if data.name == "npz" and data.root is None:
+        yield "data=npz: needs a file; give data.root=FILE.npz with x_train, y_train, x_test, y_test"
+    if isinstance(data, UserData) and "root" in data.settings:
+        yield "data.settings.root: give it as data.root, which is not part of the identity of a run"
+
+
+def _user_code_faults(config: Config) -> Iterator[str]:
+    """Find functions of the user's file that do not exist or cannot be called with their settings."""
+    for node in user_code.nodes(config):
+        try:
+            user_code.check(node.function, node.POSITIONAL, node.keywords)
+        except ConfigError as error:
+            yield from error.faults
 
 
 PHRASES = {
@@ -98,11 +93,11 @@ PHRASES = {
     SETTING_PATTERN: "must be a name in Python: a letter, then letters, digits and underscores",
     MIRROR_PATTERN: "must be like https://HOST/FOLDER/, without user and password",
 }
-"""pydantic's messages in plainer words, by its type of fault (or the pattern that wasn't matched)."""
+"""Replacements of pydantic's messages, by the type of the fault or the pattern that did not match."""
 
 
 def _sentences(error: ValidationError, plain: Mapping[str, Any]) -> list[str]:
-    """One sentence a key: what was given and what is allowed. A union's members count as one key."""
+    """Write one sentence for each key. The members of a union count as one key."""
     problems: dict[str, list[str]] = {}
     for fault in error.errors():
         subject, problem = _problem(dict(fault), ".".join(_without_tags(fault["loc"], plain)))
@@ -111,34 +106,35 @@ def _sentences(error: ValidationError, plain: Mapping[str, Any]) -> list[str]:
 
 
 def _problem(fault: Mapping[str, Any], key: str) -> tuple[str, str]:
-    """What was given ('key=value') and what is wrong with it."""
+    """Return what was given ('key=value') and what is wrong with it."""
     given, kind, context = fault["input"], fault["type"], fault.get("ctx", {})
     if kind == "extra_forbidden":
         return key, "the config has no such key"
-    if kind == "union_tag_not_found":
-        key, kind = f"{key}.name", "missing"
-    if kind == "missing":
-        return key, "needs a value, and no option file gives one"
+    if kind in ("missing", "union_tag_not_found"):
+        return key if kind == "missing" else f"{key}.name", "needs a value, and no option file gives one"
     if kind == "value_error":
-        why = str(context["error"])
-        return (f"{key}={format_value(given)}", why) if why.startswith("must ") else ("", why)
+        reason = str(context["error"])
+        return (f"{key}={format_value(given)}", reason) if reason.startswith("must ") else ("", reason)
     if kind == "union_tag_invalid":
         key, given = f"{key}.name", given["name"]
-    words = re.findall(r"'([^']*)'", str(context.get("expected") or context.get("expected_tags") or ""))
-    if words:
-        one_of = "one of " * (len(words) > 1)
-        return f"{key}={format_value(given)}", f"must be {one_of}{', '.join(words)}{suggestion(given, words)}"
-    message = PHRASES.get(context.get("pattern", kind)) or fault["msg"].removeprefix("Input ").replace("should", "must")
-    return f"{key}={format_value(given)}", message[0].lower() + message[1:]
+    allowed = re.findall(r"'([^']*)'", str(context.get("expected") or context.get("expected_tags") or ""))
+    if allowed:
+        message = f"must be {'one of ' * (len(allowed) > 1)}{', '.join(allowed)}{suggestion(given, allowed)}"
+    else:
+        message = PHRASES.get(context.get("pattern", kind)) or fault["msg"].removeprefix("Input ").replace(
+            "should", "must"
+        )
+        message = message[0].lower() + message[1:]
+    return f"{key}={format_value(given)}", message
 
 
 def _without_tags(place: Sequence[str | int], plain: Mapping[str, Any]) -> Iterator[str]:
-    """pydantic puts the chosen member of a union into the place of a fault ('optimizer.sgd.momentum'); drop it."""
+    """Yield the keys of a fault's place without the union members that pydantic adds ('optimizer.sgd.momentum')."""
     node: Any = plain
     for key in place:
-        if isinstance(node, list | Mapping) and (isinstance(node, list) or key in node):
+        if isinstance(node, list) or (isinstance(node, Mapping) and key in node):
             yield str(key)
-            node = node[key]  # type: ignore[index]  # pydantic gives numbers for lists, names for nodes
+            node = node[key]  # type: ignore[index]  # a list has numbers, a mapping has names
         elif isinstance(node, Mapping) and key != node.get("name"):
             yield str(key)  # a key that is missing
             node = None

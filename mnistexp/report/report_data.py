@@ -41,7 +41,7 @@ class ReportData:
 
     def command(self, name: str) -> str:
         """A command about this study, as one types it."""
-        where = (f"study.name={self.history.name}", *self.stores, *user_code.words())
+        where = (f"study.name={self.history.name}", *self.stores, *user_code.cli_args())
         return shlex.join(["python", "-m", "mnistexp", name, *where])
 
     @property

@@ -1,4 +1,4 @@
-"""Distributions: read from Hydra's sweep grammar with Hydra's own parser, checked, drawn, enumerated."""
+"""Distributions: parse them with Hydra's parser for sweeps, check them, draw from them and enumerate them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from typing import Any, Protocol
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, ValueType
 
-from mnistexp.config.overrides import parse_value, value_text
+from mnistexp.config.overrides import parse_override, value_text
 from mnistexp.errors import ConfigError
 
 Scalar = str | int | float | bool | None
-Value = Any  # a scalar or a list of scalars: what one config key can hold
+Value = Any  # a scalar or a list of scalars: the value of one config key
+
+MAX_INTEGER = 2**53
+"""Above it floats, and so samplers, do not distinguish integers."""
+
+MAX_POINTS = 100_000
 
 
 class Suggester(Protocol):
-    """What an Optuna trial offers, and a fake in the tests."""
+    """The methods of an Optuna trial that draw a value."""
 
     def suggest_float(self, name: str, low: float, high: float, *, step: float | None, log: bool) -> float: ...
     def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int: ...
@@ -28,13 +33,13 @@ class Suggester(Protocol):
 
 @dataclass(frozen=True)
 class Float:
-    """Real numbers in [low, high], every `step` if given, or evenly over their logarithms."""
+    """Real numbers in [low, high], with a step or without, uniform or uniform in their logarithms."""
 
     low: float
     high: float
     step: float | None = None
     log: bool = False
-    count: int | None = None  # >= 2: how many points stand for all of them in a grid; None: there is no end of them
+    count: int | None = None  # >= 2: number of points in a grid; None: infinitely many
 
     def __str__(self) -> str:
         points = f", {self.count} points" if self.count and self.step is None else ""
@@ -49,29 +54,28 @@ class Float:
         return _is_number(value) and self.low <= value <= self.high and value in (self.points() or (value,))
 
     def points(self) -> tuple[float, ...] | None:
-        """All values in order, or those that stand for them; None where there are infinitely many."""
-        if self.step is None:
-            return None if self.count is None else (self.low, *self._between(self.count), self.high)
-        return tuple(map(self._point, range(round((self.high - self.low) / self.step) + 1)))
+        """Return all values in order, or the points of a grid; None: infinitely many."""
+        if self.step is not None:
+            return tuple(map(self._point, range(round((self.high - self.low) / self.step) + 1)))
+        if self.count is None:
+            return None
+        low, high = (math.log(end) if self.log else end for end in (self.low, self.high))
+        between = (low + (high - low) * i / (self.count - 1) for i in range(1, self.count - 1))
+        rounded = (float(f"{math.exp(value) if self.log else value:.12g}") for value in between)  # 0.1 of 0.01 to 1
+        return (self.low, *rounded, self.high)
 
     def _point(self, i: int) -> float:
-        """The i-th value, counted in decimals: 0.3, where 0.1 + 2 * 0.1 would be 0.30000000000000004."""
+        """Return the i-th value, computed in decimals: 0.3, where 0.1 + 2 * 0.1 is 0.30000000000000004."""
         return float(Decimal(repr(self.low)) + i * Decimal(repr(self.step)))
 
-    def _between(self, count: int) -> tuple[float, ...]:
-        """The points but for the ends; to twelve digits, so that 0.1 between 0.01 and 1 is 0.1."""
-        low, high = (math.log(end) if self.log else end for end in (self.low, self.high))
-        found = (low + (high - low) * i / (count - 1) for i in range(1, count - 1))
-        return tuple(float(f"{math.exp(value) if self.log else value:.12g}") for value in found)
-
-    def probes(self) -> tuple[float, ...]:
-        """The values that show whether the schema takes them all."""
+    def boundary_values(self) -> tuple[float, ...]:
+        """Return the values to check against the schema: if they are allowed, all values are."""
         return (self.low, self.high)
 
 
 @dataclass(frozen=True)
 class Integer:
-    """Whole numbers from low to high, both included, every `step`, or evenly over their logarithms."""
+    """Integers from low to high, both included, with a step, uniform or uniform in their logarithms."""
 
     low: int
     high: int
@@ -90,26 +94,26 @@ class Integer:
     def points(self) -> Sequence[int]:
         return range(self.low, self.high + 1, self.step)
 
-    def probes(self) -> tuple[int, ...]:
+    def boundary_values(self) -> tuple[int, ...]:
         return (self.low, self.high)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some values. Optuna stores scalars alone, so lists go to it as their texts."""
+    """One of some values. Optuna stores only scalars, so it gets a list as its text."""
 
     values: tuple[Value, ...]
 
     def __str__(self) -> str:
-        return ", ".join(str(label) for label in self.labels)
+        return ", ".join(map(str, self.optuna_values))
 
     @property
-    def labels(self) -> tuple[Scalar, ...]:
+    def optuna_values(self) -> tuple[Scalar, ...]:
         """The values as Optuna's categories."""
-        return tuple(label(value) for value in self.values)
+        return tuple(map(optuna_value, self.values))
 
     def suggest(self, trial: Suggester, name: str) -> Value:
-        return self.values[self.labels.index(trial.suggest_categorical(name, self.labels))]
+        return self.values[self.optuna_values.index(trial.suggest_categorical(name, self.optuna_values))]
 
     def contains(self, value: Value) -> bool:
         return value in self.values
@@ -117,7 +121,7 @@ class Choice:
     def points(self) -> tuple[Value, ...]:
         return self.values
 
-    def probes(self) -> tuple[Value, ...]:
+    def boundary_values(self) -> tuple[Value, ...]:
         return self.values
 
 
@@ -128,48 +132,47 @@ def _is_number(value: Value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def label(value: Value) -> Scalar:
-    """A value as Optuna stores it: a scalar as it is, a list as its text, `[300,100]`."""
+def optuna_value(value: Value) -> Scalar:
+    """Return a value as Optuna stores it: a list as its text, `[300,100]`."""
     return value_text(value) if isinstance(value, list) else value
 
 
 def parse_distribution(key: str, text: str, options: list[str] | None = None) -> Distribution:
-    """Read one distribution in Hydra's sweep grammar.
+    """Parse one distribution in Hydra's grammar for sweeps.
 
     >>> parse_distribution("optimizer.learning_rate", "tag(log, interval(1e-4, 1))")
-    Float(low=0.0001, high=1.0, step=None, log=True)
+    Float(low=0.0001, high=1.0, step=None, log=True, count=None)
 
     Args:
-        options: the group's options where `key` is a config group (for `glob(*)`), else None.
-    Raises: ConfigError saying what is wrong and what would be right.
+        options: the options of the group if `key` is a config group (for `glob(*)`), else None.
+    Raises: ConfigError that says what is wrong and what to write.
     """
     try:
-        override = parse_value(text)
-        return _read(override, options)
+        return _convert(parse_override(f"key={text}"), options)
     except (ConfigError, ValueError) as error:
-        why = str(error).partition("; write KEY=VALUE")[0].replace("'key=", "'")
+        reason = str(error).partition("; write KEY=VALUE")[0].replace("'key=", "'")
         raise ConfigError(
-            f"search.{key}={text}: {why}; write choice(a, b), interval(low, high), int(interval(low, high)), "
+            f"search.{key}={text}: {reason}; write choice(a, b), interval(low, high), int(interval(low, high)), "
             f"range(start, stop, step) or tag(log, interval(low, high))"
         ) from None
 
 
-def _read(override: Override, options: list[str] | None) -> Distribution:
+def _convert(override: Override, options: list[str] | None) -> Distribution:
     if not override.is_sweep_override():
         raise ValueError("is a value, not a distribution")
-    sweep: Any = override._value  # value() would refuse a Glob
+    sweep: Any = override._value  # value() raises an error for a glob
     if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
         if options is None:
             raise ValueError("glob() is for config groups")
         return _choice(sweep.filter(options))
-    unknown = set(sweep.tags) - {"log"}
-    if unknown:
+    if unknown := sweep.tags - {"log"}:
         raise ValueError(f"the tag {', '.join(sorted(unknown))} is not known; allowed: log")
+    log = "log" in sweep.tags
     if isinstance(sweep, IntervalSweep):
-        return _interval(sweep.start, sweep.end, log="log" in sweep.tags)
+        return _interval(sweep.start, sweep.end, log=log)
     if isinstance(sweep, RangeSweep):
-        return _range(sweep)
-    if sweep.tags:
+        return _range(sweep, log=log)
+    if log:
         raise ValueError("the tag log is for interval() and range()")
     return _choice([Override._convert_value(value) for value in sweep.list])
 
@@ -178,13 +181,9 @@ def _choice(values: list[Any]) -> Choice:
     if not values:
         raise ValueError("no value is left to choose from")
     chosen = Choice(tuple(values))
-    if any(a == b for a, b in itertools.combinations(chosen.labels, 2)):
-        raise ValueError("a value stands there twice")
+    if any(a == b for a, b in itertools.combinations(chosen.optuna_values, 2)):
+        raise ValueError("it has a value twice")
     return chosen
-
-
-MAX_INTEGER = 2**53
-"""Beyond it floats, and so samplers, can't tell whole numbers apart."""
 
 
 def _interval(low: Any, high: Any, *, log: bool) -> Distribution:
@@ -197,28 +196,25 @@ def _interval(low: Any, high: Any, *, log: bool) -> Distribution:
     if not (isinstance(low, int) and isinstance(high, int)):
         return Float(low, high, log=log)
     if max(-low, high) > MAX_INTEGER:
-        raise ValueError(f"whole numbers are searched up to {MAX_INTEGER}")
+        raise ValueError(f"integers are searched up to {MAX_INTEGER}")
     return Integer(low, high, log=log)
 
 
-def _range(sweep: RangeSweep) -> Distribution:
-    if not all(math.isfinite(number) for number in (sweep.start or 0, sweep.stop or 0, sweep.step)):
-        raise ValueError("start, stop and step must be finite")
-    if max(abs(number) for number in (sweep.start or 0, sweep.stop or 0, sweep.step)) > MAX_INTEGER:
-        raise ValueError(f"numbers are counted up to {MAX_INTEGER}")
-    if sweep.step == 0:
+def _range(sweep: RangeSweep, *, log: bool) -> Distribution:
+    start, stop, step = sweep.start or 0, sweep.stop or 0, sweep.step
+    if not all(math.isfinite(number) and abs(number) <= MAX_INTEGER for number in (start, stop, step)):
+        raise ValueError(f"start, stop and step must be finite, at most {MAX_INTEGER}")
+    if step == 0:
         raise ValueError("a step of 0 never ends")
-    values = sorted(itertools.islice(sweep.range(), 100_001))
+    values = sorted(itertools.islice(sweep.range(), MAX_POINTS + 1))
     if not values:
         raise ValueError("the range is empty")
-    if len(values) > 100_000:
-        raise ValueError("the range has more than 100,000 values")
-    log = "log" in sweep.tags
-    step = abs(sweep.step)
-    if log and (step != 1 or not isinstance(values[0], int) or values[0] < 1):
-        raise ValueError("a logarithmic range has whole numbers from 1 up, and steps of 1")
+    if len(values) > MAX_POINTS:
+        raise ValueError(f"the range has more than {MAX_POINTS:,} values")
+    if log and (abs(step) != 1 or not isinstance(values[0], int) or values[0] < 1):
+        raise ValueError("a logarithmic range has integers from 1 up, and steps of 1")
     if all(isinstance(value, int) for value in values):
-        return Integer(values[0], values[-1], step=int(step), log=log)
-    first, stride = (Decimal(repr(float(number))) for number in (sweep.start or 0, sweep.step))
+        return Integer(values[0], values[-1], step=int(abs(step)), log=log)
+    first, stride = (Decimal(repr(float(number))) for number in (start, step))
     low, high = sorted((first, first + (len(values) - 1) * stride))
-    return Float(float(low), float(high), step=float(step))
+    return Float(float(low), float(high), step=float(abs(step)))

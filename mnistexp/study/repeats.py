@@ -117,12 +117,12 @@ class RepeatSpace:
         count = max(len(self.seeds), point.repeat + 1)
         return replace(self, seeds=seeds_of(self.study, self.contenders, count), final=point)
 
-    def describe(self) -> dict[str, str]:
+    def fingerprint(self) -> dict[str, str]:
         """The study and its trials that are compared; not how many seeds: there may be more of them later."""
         final = {"final": json.dumps([self.final.rival, self.final.repeat])} if self.final else {}
         return {"contenders": _whose(self.study.id, self.contenders), **final}
 
-    def texts(self) -> dict[str, str]:
+    def descriptions(self) -> dict[str, str]:
         numbers = ", ".join(f"#{contender.number}" for contender in self.contenders)
         return {"rival": f"trials {numbers} of {self.study.name}", "repeat": f"{len(self.seeds)} fresh seeds"}
 

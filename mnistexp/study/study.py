@@ -112,7 +112,7 @@ def fingerprint(space: Space, config: Config, data_fingerprint: str) -> dict[str
     """What makes trials of one study comparable: space, data, and the config that the space doesn't touch."""
     base = {**identity(run_config(config)), "data": data_fingerprint}
     return {
-        **{f"search.{name}": text for name, text in space.describe().items()},
+        **{f"search.{name}": text for name, text in space.fingerprint().items()},
         **{key: json.dumps(base[key], sort_keys=True) for key in base},
         **({"--code": digest} if (digest := user_code.sha256()) else {}),  # any trial may have a function of it
     }

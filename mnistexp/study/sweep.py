@@ -379,7 +379,7 @@ class Sweep:
     def open_parent(self) -> str:
         """Open the sweep's own run; in turn, since two drivers that start at once would make two. Returns: its id."""
         driver = {"device": str(self._facts.get("device", "")), "driver": str(self._study.drivers.number)}
-        searched = {SEARCHED: " ".join(fitting(self._space.texts()))} if self._page is None else {}
+        searched = {SEARCHED: " ".join(fitting(self._space.descriptions()))} if self._page is None else {}
         tags = {**self._study.tags, "kind": "sweep", **driver, **searched, **self._session.tags()}
         # A folder per session: the next one, of changed code perhaps, must not overwrite what this one ran.
         folder, kept = f"sessions/{self._session.stamp}", self._session.files(self._facts)
@@ -394,7 +394,7 @@ class Sweep:
         dataset, study = self._session.prepared.dataset.name, self._config.study
         run, stores = self.logged_best(), storage_overrides(self._session.prepared.request.overrides)
         config_dir = self._session.prepared.request.config_dir
-        return sweep_page(self.name, dataset, study, self._space.texts(), self.progress, run, stores, config_dir)
+        return sweep_page(self.name, dataset, study, self._space.descriptions(), self.progress, run, stores, config_dir)
 
 
 def _cause(reason: str) -> str:

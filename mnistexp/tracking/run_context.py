@@ -13,7 +13,8 @@ from typing import Any, Literal
 from mnistexp import machine
 from mnistexp.config import compose as config_module
 from mnistexp.config import user_code
-from mnistexp.config.compose import ParsedOverrides
+from mnistexp.config.option_files import ROOT
+from mnistexp.config.overrides import ParsedOverrides
 from mnistexp.config.schema import Config, IdxData, RunConfig, Sgd, UserData, UserModel, format_value
 from mnistexp.data import dataset as data
 from mnistexp.data.dataset import Dataset
@@ -56,7 +57,7 @@ def with_local_data(request: ParsedOverrides) -> ParsedOverrides:
     except ConfigError:  # whoever composes it next tells that fault with all others
         return request
     here = isinstance(composed.data, IdxData) and composed.data.name == "auto" and data.find(composed.data)
-    return request.plus(["data=mnist"]) if here else request
+    return request.with_overrides(["data=mnist"]) if here else request
 
 
 def prepare(request: ParsedOverrides) -> PreparedRun:
@@ -71,9 +72,9 @@ def prepare(request: ParsedOverrides) -> PreparedRun:
         return _loaded(request, "")
     choice = data.resolve_auto(composed.data)
     if choice.name != "digits":
-        return _loaded(request.plus([f"data={choice.name}"]), "")
+        return _loaded(request.with_overrides([f"data={choice.name}"]), "")
     try:
-        return _loaded(request.without(DOWNLOAD_KEYS).plus(["data=digits"]), choice.reason)
+        return _loaded(request.without_overrides(DOWNLOAD_KEYS).with_overrides(["data=digits"]), choice.reason)
     except ConfigError as error:  # of digits, which nobody asked for
         raise ConfigError(*error.faults, f"data=auto became digits: {choice.reason}") from None
 
@@ -94,7 +95,7 @@ def prepare_recorded(config: Config, recorded: RunConfig) -> PreparedRun:
     """
     if config.executor.name == "local":
         machine.require_device(recorded.trainer.device)
-    nodes = {node: getattr(recorded, node) for node in config_module.RUN_NODES}
+    nodes = {node: getattr(recorded, node) for node in RunConfig.model_fields}
     return PreparedRun(ParsedOverrides(), config.model_copy(update=nodes), data.load(recorded.data))
 
 
@@ -206,7 +207,7 @@ def code_file() -> dict[str, str]:
 
 def session(prepared: PreparedRun) -> RunContext:
     """Look at code, packages and machine, once a command."""
-    source = machine.source_state(config_module.ROOT)
+    source = machine.source_state(ROOT)
     provenance = {
         "git": {key: value for key, value in source.items() if key != "patch"},
         "versions": machine.versions(),

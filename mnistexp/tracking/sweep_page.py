@@ -100,7 +100,7 @@ def _short(value: str) -> str:
 
 
 def _next(name: str, progress: Progress, stores: Sequence[str], config_dir: Path | None) -> Iterable[str]:
-    study, where = f"study.name={name}", [*stores, *user_code.words()]
+    study, where = f"study.name={name}", [*stores, *user_code.cli_args()]
     commands = [("report", [name, *where]), ("confirm", [study, *where])]
     if progress.best:
         options = ["--config-dir", str(config_dir)] if config_dir else []

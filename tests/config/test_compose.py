@@ -11,14 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from mnistexp.config import compose as configs
+from mnistexp.config import option_files
 from mnistexp.config import user_code as code_of
 from mnistexp.config.compose import (
     NO_EFFECT,
-    ROOT,
-    ParsedOverrides,
     compose,
-    config_groups,
     flatten,
     identity,
     parse_request,
@@ -27,12 +24,12 @@ from mnistexp.config.compose import (
     signature,
     template,
 )
-from mnistexp.config.option_files import MAX_BYTES
-from mnistexp.config.overrides import override_text
+from mnistexp.config.option_files import MAX_BYTES, ROOT, config_groups
+from mnistexp.config.overrides import ParsedOverrides, override_text
 from mnistexp.config.schema import Config
 from mnistexp.errors import ConfigError
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(configs.PACKAGE.parent)}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(option_files.PACKAGE.parent)}
 """Of processes in another folder: they import the package that is tested here."""
 
 GROUPS = config_groups()
@@ -229,7 +226,7 @@ def test_what_is_no_override_is_said_so() -> None:
     ("override", "words"),
     [
         ("study.sampler=random", "study.sampler is a config group; write study/sampler=OPTION"),
-        ("optimizer.name=adam", "write optimizer=adam, which brings its other settings too"),
+        ("optimizer.name=adam", "write optimizer=adam, which sets the other settings of that option too"),
         ("study.pruner.name=none", "write study/pruner=none,"),
         ("data.files=3", "data.files=3: must be a node with settings of its own"),
     ],
@@ -256,14 +253,14 @@ def test_a_study_may_be_called_as_an_option_is() -> None:
         (("model.hidden_units=[]", "model.dropout=0.5"), "there is no hidden layer to drop from; give 0"),
         (
             ("optimizer.schedule=one_cycle", "optimizer.warmup_epochs=1.0"),
-            "optimizer.schedule=one_cycle has a warm-up of its own, 30 % of the run; give 0",
+            "optimizer.schedule=one_cycle has its own warm-up, 30 % of the run; give 0",
         ),
         (
             ("model.hidden_units=[]", "model.batch_normalization=true"),
             "there is no hidden layer to normalise; give false",
         ),
-        (("data=npz",), "data=npz: needs your file; give data.root=FILE.npz"),
-        (("optimizer=nesterov", "optimizer.momentum=0"), "give optimizer.momentum a value such as 0.9"),
+        (("data=npz",), "data=npz: needs a file; give data.root=FILE.npz"),
+        (("optimizer=nesterov", "optimizer.momentum=0"), "give e.g. optimizer.momentum=0.9"),
     ],
 )
 def test_what_cannot_stand_together_is_refused(overrides: tuple[str, ...], words: str) -> None:
@@ -301,7 +298,11 @@ def test_nothing_is_added_moved_or_run() -> None:
 
     found = faults(*words)
 
-    reasons = ("takes no new, removed or moved keys", "can't be overridden here", "runs code named in a config")
+    reasons = (
+        "takes no new, removed or moved keys",
+        "can't be overridden here",
+        "mnistexp runs no code that a config names",
+    )
     for word, fault in zip(words, found, strict=True):
         assert fault.startswith(f"{word}: ")
         assert any(reason in fault for reason in reasons)
@@ -418,7 +419,7 @@ def test_an_option_of_ones_own_under_a_built_in_name_is_refused(tmp_path: Path) 
 
     (found,) = faults("optimizer=adam", config_dir=tmp_path)
 
-    assert found == f"{path}: mnistexp's own optimizer/adam.yaml would win over it; give yours another name"
+    assert found == f"{path}: has the name of mnistexp's own optimizer/adam.yaml; rename it"
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
@@ -487,7 +488,7 @@ def test_a_distribution_joins_the_search() -> None:
 
     assert compose(bare) == compose(prefixed)
     assert compose(bare).search["model.dropout"] == "choice(0,0.5)"
-    assert (bare.swept, prefixed.swept) == (("model.dropout",), ())
+    assert (bare.swept_keys, prefixed.swept_keys) == (("model.dropout",), ())
 
 
 def test_the_last_word_on_a_key_wins() -> None:
@@ -495,9 +496,9 @@ def test_the_last_word_on_a_key_wins() -> None:
     fixed = parse_request(["model.dropout=choice(0,0.5)", "model.dropout=0.25"])
     swept = parse_request(["model.dropout=0.25", "model.dropout=choice(0,0.5)"])
 
-    assert (fixed.swept, compose(fixed).model.dropout) == ((), 0.25)
+    assert (fixed.swept_keys, compose(fixed).model.dropout) == ((), 0.25)
     assert "model.dropout" not in compose(fixed).search
-    assert (swept.swept, compose(swept).search["model.dropout"]) == (("model.dropout",), "choice(0,0.5)")
+    assert (swept.swept_keys, compose(swept).search["model.dropout"]) == (("model.dropout",), "choice(0,0.5)")
 
 
 @pytest.mark.parametrize("override", ["search.model.dropout=null", "~search.model.dropout", "~search.model.dropout=x"])
@@ -515,14 +516,14 @@ def test_what_a_run_records_holds_no_address() -> None:
     )
 
     assert request.run_overrides == ("optimizer=adam", "seed=3", "trainer.epochs=2")
-    assert "hunter2" not in repr(request.plus(["seed=4"]).run_overrides)
+    assert "hunter2" not in repr(request.with_overrides(["seed=4"]).run_overrides)
 
 
 def test_later_requests_win_and_replace() -> None:
     """`plus` drops the earlier word for a key instead of piling them up, and what it gives is no more searched."""
     request = parse_request(["optimizer=adam", "seed=1", "model.dropout=choice(0.1,0.2)"])
 
-    later = request.plus(["seed=2", "optimizer=sgd", "model.dropout=0.3"])
+    later = request.with_overrides(["seed=2", "optimizer=sgd", "model.dropout=0.3"])
 
     assert later.overrides == ("optimizer=sgd", "seed=2", "model.dropout=0.3")
     assert later.search == ()
@@ -617,7 +618,7 @@ def other_defaults(folder: Path, *changes: tuple[str, str, str]) -> Iterator[Non
         assert text in path.read_text()
         path.write_text(path.read_text().replace(text, replacement))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(configs, "ROOT", folder)
+        patch.setattr(option_files, "ROOT", folder)
         yield
 
 

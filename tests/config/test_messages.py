@@ -20,7 +20,7 @@ import pytest
 
 import mnistexp
 from mnistexp.cli import main
-from mnistexp.config.compose import config_groups
+from mnistexp.config.option_files import config_groups
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 EXPERIMENTS = ", ".join(config_groups()["experiments"])
@@ -153,7 +153,10 @@ def test_a_mistake_gets_one_sentence(folder: Path, mnist_folder: Path, arguments
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("train optimizer.name=adam", "optimizer.name=adam: write optimizer=adam, which brings its other settings too"),
+        (
+            "train optimizer.name=adam",
+            "optimizer.name=adam: write optimizer=adam, which sets the other settings of that option too",
+        ),
         ("train experiments=null", f"experiments=null: must be one of {EXPERIMENTS}"),
         (
             "train +model.depth=3",
@@ -178,7 +181,7 @@ def test_a_mistake_gets_one_sentence(folder: Path, mnist_folder: Path, arguments
             "train --config-dir nowhere",
             "--config-dir {folder}/nowhere: no such folder; give one that holds groups, such as optimizer/",
         ),
-        ("train data=npz", "data=npz: needs your file; give data.root=FILE.npz with x_train, y_train, x_test, y_test"),
+        ("train data=npz", "data=npz: needs a file; give data.root=FILE.npz with x_train, y_train, x_test, y_test"),
         (
             "train data.root=nowhere",
             "data.root=nowhere is no folder. Give one with the four files, or leave data.root out.",
@@ -208,7 +211,7 @@ def test_a_mistake_gets_one_sentence(folder: Path, mnist_folder: Path, arguments
         ),
         (
             "sweep {sparse} study/sampler=grid model.dropout=interval(0,0.5)",
-            "study/sampler=grid: the space has no end; give model.dropout as choice() or range(), or one value, or "
+            "study/sampler=grid: the space is infinite; give model.dropout as choice() or range(), or one value, or "
             "study.sampler.points=5",
         ),
         (
@@ -239,7 +242,7 @@ def test_a_mistake_gets_one_sentence(folder: Path, mnist_folder: Path, arguments
         ),
         pytest.param(
             "sweep {sparse} model.dropout=interval(0,0.5) study/sampler=gp",
-            "study/sampler=gp: needs the package torch; pip install 'mnistexp[gp]', or take study/sampler=tpe",
+            "study/sampler=gp: needs the package torch; pip install 'mnistexp[gp]', or take tpe",
             marks=pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="torch is installed here"),
         ),
     ],

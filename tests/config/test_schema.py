@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from mnistexp.config.compose import compose, parse_request
 from mnistexp.config.schema import Config, RunConfig, Settings, recorded_config
-from mnistexp.config.validation import validated
+from mnistexp.config.validation import check, validated
 from mnistexp.errors import ConfigError, StoreError
 
 
@@ -178,8 +178,9 @@ def test_nesterov_without_momentum_says_what_to_give(plain: dict[str, Any]) -> N
     """A combination that would do nothing is refused with the setting that mends it."""
     still = with_value(plain, "optimizer.momentum", 0.0)
 
-    assert "give optimizer.momentum a value such as 0.9" in fault(still, "optimizer.nesterov", True)
-    assert fault(still, "optimizer.nesterov", False) == ""
+    with pytest.raises(ConfigError, match=r"has no effect with momentum=0; give e\.g\. optimizer.momentum=0\.9"):
+        check(with_value(still, "optimizer.nesterov", True))
+    assert check(with_value(still, "optimizer.nesterov", False))
 
 
 def test_a_config_cannot_be_changed(plain: dict[str, Any]) -> None:

@@ -17,7 +17,8 @@ import pytest
 
 from mnistexp import cli
 from mnistexp.config import user_code
-from mnistexp.config.compose import ParsedOverrides, compose, parse_request, run_config, signature
+from mnistexp.config.compose import compose, parse_request, run_config, signature
+from mnistexp.config.overrides import ParsedOverrides
 from mnistexp.config.schema import Config, UserCode, recorded_config
 from mnistexp.data import dataset as data
 from mnistexp.errors import ConfigError, DataError

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mnistexp.config import compose
-from mnistexp.config.compose import ParsedOverrides
+from mnistexp.config.overrides import ParsedOverrides
 from mnistexp.search import space as search_space
 
 ROOT = Path(compose.ROOT)

@@ -1,27 +1,29 @@
 from __future__ import annotations
 
-import importlib.util
+import pickle
 import warnings
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
-from mnistexp.config.compose import compose, config_groups, parse_request
+from mnistexp.config.compose import compose, parse_request
+from mnistexp.config.option_files import config_groups
 from mnistexp.config.schema import Config
 from mnistexp.errors import ConfigError
 from mnistexp.search import samplers
-from mnistexp.search.samplers import build_pruner, build_sampler, check_study
+from mnistexp.search.samplers import MAX_GRID, ReplayedCmaEs, build_pruner, build_sampler, check_study
 from mnistexp.search.space import SearchSpace, build
 
 SAMPLERS = {
     "tpe": optuna.samplers.TPESampler,
     "random": optuna.samplers.RandomSampler,
-    "grid": optuna.samplers.RandomSampler,  # the grid's points are enqueued
+    "grid": optuna.samplers.RandomSampler,  # the points of a grid are enqueued
     "qmc": optuna.samplers.QMCSampler,
     "gp": optuna.samplers.GPSampler,
-    "cmaes": samplers.ReplayedCmaEs,
+    "cmaes": ReplayedCmaEs,
 }
 PRUNERS = {
     "none": optuna.pruners.NopPruner,
@@ -34,79 +36,82 @@ INFINITE = ("search=none", "optimizer=choice(sgd,adam)", "model.dropout=interval
 
 def parts(*overrides: str) -> tuple[Config, SearchSpace]:
     """A checked config and its space."""
-    request = parse_request(["data=digits", *overrides])
-    space = build(request)
+    space = build(parse_request(["data=digits", *overrides]))
     return space.root.template.config(), space
 
 
-def needs(sampler: str) -> pytest.MarkDecorator:
-    """Skip where a sampler's own package isn't installed."""
-    module, _ = samplers.PACKAGES.get(sampler, ("optuna", ""))
-    return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"needs the package {module}")
+def sampler_of(name: str, seed: int, study_seed: int = 0, startup: int = 10) -> optuna.samplers.BaseSampler:
+    """The sampler of study/sampler=NAME. Skips the test if its package is not installed."""
+    pytest.importorskip(samplers.PACKAGES.get(name, "optuna"))
+    overrides = ["data=digits", f"study/sampler={name}", f"study.sampler.startup_trials={startup}"]
+    return build_sampler(compose(parse_request(overrides)).study.sampler, seed, study_seed)
 
 
-# ---------------------------------------------------------------------------------------------- samplers
+def faults(*overrides: str) -> tuple[str, ...]:
+    """The faults of a study; none if it is fine."""
+    try:
+        check_study(*parts(*overrides))
+    except ConfigError as error:
+        return error.faults
+    return ()
 
 
-def test_every_option_is_known() -> None:
-    """The options of study/sampler and study/pruner are those that these tests build."""
+def test_every_option_has_a_test() -> None:
+    """The options of study/sampler and study/pruner are those in the tables above."""
     groups = config_groups()
 
     assert set(groups["study/sampler"]) == set(SAMPLERS)
     assert set(groups["study/pruner"]) == set(PRUNERS)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=needs(name)) for name in SAMPLERS])
-def test_each_sampler_draws_past_its_start_up(name: str) -> None:
-    """Fifteen trials of a conditional space, ten of them start-up: the model's first draws work too."""
-    config, space = parts(*INFINITE, f"study/sampler={name}")
-    sampler = build_sampler(config.study.sampler, seed=1, study_seed=1)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_each_sampler_draws_after_its_startup_trials(name: str) -> None:
+    """Each option builds its sampler without a warning and draws 15 trials of a conditional space."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampler = sampler_of(name, seed=1)
+    _, space = parts(*INFINITE)
     study = optuna.create_study(sampler=sampler, direction="maximize")
 
     for number in range(15):
         trial = study.ask()
-        draw = space.suggest(trial, seed=number)
-        study.tell(trial, 1 - draw.config.model.dropout)
+        study.tell(trial, 1 - space.suggest(trial, seed=number).config.model.dropout)  # type: ignore[union-attr]
 
     assert type(sampler) is SAMPLERS[name]
     assert len({trial.params["model.dropout"] for trial in study.trials}) == 15
 
 
-@pytest.mark.parametrize("name", ["tpe", "random", "qmc", pytest.param("cmaes", marks=needs("cmaes"))])
-def test_a_seed_repeats_a_sampler_and_another_does_not(name: str) -> None:
-    """One seed gives one sequence of draws, another seed another: sessions must not repeat each other."""
-    config, _ = parts(*INFINITE, f"study/sampler={name}")
+@pytest.mark.parametrize("name", ["tpe", "random", "qmc", "cmaes"])
+def test_the_seed_decides_the_draws(name: str) -> None:
+    """The same seed repeats the draws, and another seed does not."""
 
     def sequence(seed: int) -> list[float]:
-        study = optuna.create_study(sampler=build_sampler(config.study.sampler, seed, seed))
+        study = optuna.create_study(sampler=sampler_of(name, seed, seed))
         return [study.ask().suggest_float("x", 0, 1) for _ in range(3)]
 
     assert sequence(1) == sequence(1)
     assert not set(sequence(1)) & set(sequence(2))
 
 
-def test_sobols_points_go_on_in_another_session() -> None:
-    """Eight points of three sessions fall into eight different eighths of each axis: what one chooses Sobol for."""
-    config, _ = parts(*INFINITE, "study/sampler=qmc")
+def test_sobols_sequence_continues_in_another_session() -> None:
+    """Eight points of three sessions fall into eight different eighths of each axis."""
     study = optuna.create_study()
 
     for session in range(3):
-        study.sampler = build_sampler(config.study.sampler, seed=session, study_seed=4)
+        study.sampler = sampler_of("qmc", seed=session, study_seed=4)
         for _ in range(3):
             trial = study.ask()
             trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
             study.tell(trial, 0.5)
 
-    _, *points = study.trials  # the first is no point of Sobol's
+    _, *points = study.trials  # the first is not a point of Sobol's sequence
     for axis in ("x", "y"):
         assert sorted(int(8 * trial.params[axis]) for trial in points) == list(range(8))
 
 
-@pytest.mark.parametrize("name", ["tpe", pytest.param("cmaes", marks=needs("cmaes"))])
-def test_start_up_trials_are_the_configs(name: str) -> None:
-    """study.sampler.startup_trials decides how long a sampler draws at random: here it is as good as random."""
-    config, _ = parts(*INFINITE, f"study/sampler={name}", "study.sampler.startup_trials=3")
-    independent = optuna.samplers.RandomSampler(seed=5)
+@pytest.mark.parametrize("name", ["tpe", "cmaes"])
+def test_startup_trials_are_random(name: str) -> None:
+    """The first study.sampler.startup_trials draws are those of a random sampler, and the next are not."""
 
     def values(sampler: optuna.samplers.BaseSampler) -> list[float]:
         study, found = optuna.create_study(sampler=sampler), []
@@ -116,148 +121,134 @@ def test_start_up_trials_are_the_configs(name: str) -> None:
             study.tell(trial, found[-1])
         return found
 
-    reference, drawn = values(independent), values(build_sampler(config.study.sampler, seed=5, study_seed=0))
+    reference, drawn = values(optuna.samplers.RandomSampler(seed=5)), values(sampler_of(name, seed=5, startup=3))
 
     assert drawn[:3] == reference[:3]
     assert drawn != reference
 
 
-@pytest.mark.parametrize("name", sorted(samplers.PACKAGES))
+# ---------------------------------------------------------------------------------- checks before the first trial
+
+
+@pytest.mark.parametrize("name", samplers.PACKAGES)
 def test_a_sampler_without_its_package_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What would fail at the eleventh trial is told at the start, with the words to install it."""
-    config, space = parts(*INFINITE, f"study/sampler={name}")
-    module, extra = samplers.PACKAGES[name]
-    monkeypatch.setitem(samplers.PACKAGES, name, ("no_such_package", extra))
+    """A package that Optuna imports at the eleventh trial is checked before the first."""
+    monkeypatch.setitem(samplers.PACKAGES, name, "no_such_package")
 
-    with pytest.raises(ConfigError) as caught:
-        check_study(config, space)
+    (found,) = faults(*INFINITE, f"study/sampler={name}")
 
-    assert str(caught.value) == (
-        f"study/sampler={name}: needs the package no_such_package; pip install 'mnistexp[{extra}]', "
-        f"or take study/sampler=tpe"
-    )
-    assert module != "no_such_package"
-
-
-def test_a_grid_needs_an_end() -> None:
-    """An interval among the keys makes a grid impossible; choices and ranges make one."""
-    with pytest.raises(ConfigError, match=r"study/sampler=grid: the space has no end; give .*model.dropout as choice"):
-        check_study(*parts(*INFINITE, "study/sampler=grid"))
-
-    check_study(*parts(*FINITE, "study/sampler=grid", "study.trials=2"))
-    check_study(*parts(*INFINITE, "study/sampler=grid", "study.sampler.points=3", "study.trials=2"))
-
-
-# ------------------------------------------------------------------------------------------------ budget
+    assert f"study/sampler={name}: needs the package no_such_package; pip install 'mnistexp[{name}]'" in found
 
 
 @pytest.mark.parametrize(
-    ("overrides", "points"),
+    ("overrides", "wrong"),
     [
-        pytest.param(FINITE, 2, id="the-first-trial-is-inside"),
-        pytest.param((*FINITE, "model.dropout=0.1", "search.model.dropout=choice(0,0.2)"), 5, id="it-is-one-more"),
-        pytest.param((*FINITE[:2], "optimizer=choice(sgd,adam)"), 3, id="its-group-is-outside"),
+        ((*FINITE, "study.trials=2"), None),
+        ((*FINITE, "study.trials=3"), "study.trials=3: the space has 2 points; give study.trials=2"),
+        # the composed config is outside of the space, so it is one more point
+        ((*FINITE, "search.model.dropout=choice(0.1,0.2)", "study.trials=5"), None),
+        ((*FINITE, "search.model.dropout=choice(0.1,0.2)", "study.trials=6"), "the space has 5 points"),
+        ((*FINITE[:2], "optimizer=choice(sgd,adam)", "study.trials=3"), None),
+        ((*FINITE[:2], "optimizer=choice(sgd,adam)", "study.trials=4"), "the space has 3 points"),
+        ((*INFINITE, "study.trials=100000"), None),
+        ((*INFINITE, "study/sampler=grid"), "study/sampler=grid: the space is infinite; give "),
+        ((*FINITE, "study/sampler=grid", "study.trials=2"), None),
+        ((*INFINITE, "study/sampler=grid", "study.sampler.points=3", "study.trials=2"), None),
+        ((*INFINITE, "study.sampler.points=3"), "study.sampler.points=3: is for study/sampler=grid"),
+        ((*INFINITE, "study/pruner=hyperband", "trainer.epochs=3", "study.pruner.min_epochs=2"), None),
+        (
+            (*INFINITE, "study/pruner=hyperband", "trainer.epochs=2", "study.pruner.min_epochs=2"),
+            "study.pruner.min_epochs=2: must be below trainer.epochs=2",
+        ),
     ],
 )
-def test_no_more_trials_than_points(overrides: tuple[str, ...], points: int) -> None:
-    """A finite space has room for its points, and for the composed config where that lies outside."""
-    check_study(*parts(*overrides, f"study.trials={points}"))
+def test_a_study_is_checked_before_its_first_trial(overrides: tuple[str, ...], wrong: str | None) -> None:
+    """A budget above the number of points, an infinite grid and a pruner that never prunes are refused."""
+    found = faults(*overrides)
 
-    with pytest.raises(
-        ConfigError, match=f"study.trials={points + 1}: the space has {points} points; give study.trials="
-    ):
-        check_study(*parts(*overrides, f"study.trials={points + 1}"))
+    assert len(found) == (wrong is not None)
+    assert wrong is None or wrong in found[0]
 
 
-def test_an_infinite_space_takes_any_number() -> None:
-    """There is no limit where there is an interval."""
-    check_study(*parts(*INFINITE, "study.trials=100000"))
+def test_a_huge_grid_is_refused() -> None:
+    """A grid with more points than waiting trials may be is refused before it is enumerated."""
+    grid = (*FINITE[:2], "study/sampler=grid", "study.trials=3")
+
+    (found,) = faults(*grid, "trainer.max_steps=int(interval(1,1000000000))")
+
+    assert f"has 1000000000 points; a grid has at most {MAX_GRID}" in found
+    assert faults(*grid, f"trainer.max_steps=int(interval(1,{MAX_GRID}))") == ()
 
 
 def test_all_faults_of_a_study_come_at_once() -> None:
-    """Sampler, pruner and budget are told together."""
-    with pytest.raises(ConfigError) as caught:
-        check_study(
-            *parts(*INFINITE, "study/sampler=grid", "study/pruner=hyperband", "trainer.epochs=2"),
-        )
+    """The sampler and the pruner are reported together."""
+    found = faults(*INFINITE, "study/sampler=grid", "study/pruner=hyperband", "trainer.epochs=2")
 
-    assert [fault.partition(":")[0] for fault in caught.value.faults] == [
-        "study/sampler=grid",
-        "study.pruner.min_epochs=2",
-    ]
+    assert [fault.partition(":")[0] for fault in found] == ["study/sampler=grid", "study.pruner.min_epochs=2"]
 
 
-# ----------------------------------------------------------------------------------------------- pruners
-
-
-def pruned_after(pruner: optuna.pruners.BasePruner, *trials: list[float]) -> list[int | None]:
-    """Play trials' scores, epoch by epoch: for each the epoch after which it was pruned, or None."""
-    study, found = optuna.create_study(direction="maximize", pruner=pruner), []
-    for scores in trials:
-        trial = study.ask()
-        found.append(next(_stops(trial, scores), None))
-        state = optuna.trial.TrialState.COMPLETE if found[-1] is None else optuna.trial.TrialState.PRUNED
-        study.tell(trial, max(scores) if found[-1] is None else None, state=state)
-    return found
-
-
-def _stops(trial: optuna.Trial, scores: list[float]) -> Iterator[int]:
-    for epoch, score in enumerate(scores, start=1):
-        trial.report(score, epoch)
-        if trial.should_prune():
-            yield epoch
-
-
-def pruner_of(*overrides: str) -> optuna.pruners.BasePruner:
-    """The pruner of a command line."""
-    config = compose(parse_request(["data=digits", *overrides]))
-    return build_pruner(config.study.pruner, config.trainer.epochs)
-
-
-@pytest.mark.parametrize("name", PRUNERS)
-def test_each_pruner_builds(name: str) -> None:
-    """Every option of study/pruner is Optuna's pruner of that name."""
-    assert type(pruner_of(f"study/pruner={name}")) is PRUNERS[name]
-
+# ------------------------------------------------------------------------------------------------------- pruners
 
 GOOD, BAD = [0.9] * 10, [0.1] * 10
 
 
-@pytest.mark.parametrize("warmup", [0, 1, 3, 9])
-def test_median_prunes_none_in_its_warm_up(warmup: int) -> None:
-    """A hopeless trial gets its warm-up epochs and one more to be judged by: the conf file's 'before its fourth'."""
-    pruner = pruner_of("study/pruner=median", f"study.pruner.warmup_epochs={warmup}", "study.pruner.startup_trials=2")
+def pruned_after(pruner: optuna.pruners.BasePruner, *trials: list[float]) -> list[int | None]:
+    """Report the scores of trials one after another. Returns: the epoch after which each was pruned, or None."""
+    study, found = optuna.create_study(direction="maximize", pruner=pruner), []
+    for scores in trials:
+        trial, pruned = study.ask(), None
+        for epoch, score in enumerate(scores, start=1):
+            trial.report(score, epoch)
+            if trial.should_prune():
+                pruned = epoch
+                break
+        state = optuna.trial.TrialState.COMPLETE if pruned is None else optuna.trial.TrialState.PRUNED
+        study.tell(trial, max(scores) if pruned is None else None, state=state)
+        found.append(pruned)
+    return found
+
+
+def pruner_of(name: str, *overrides: str) -> optuna.pruners.BasePruner:
+    """The pruner of study/pruner=NAME."""
+    config = compose(parse_request(["data=digits", f"study/pruner={name}", *overrides]))
+    return build_pruner(config.study.pruner, config.trainer.epochs)
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+def test_each_pruner_is_optunas(name: str) -> None:
+    """Every option of study/pruner is Optuna's pruner of that name."""
+    assert type(pruner_of(name)) is PRUNERS[name]
+
+
+@pytest.mark.parametrize("warmup", [0, 3, 9])
+def test_median_does_not_prune_in_its_warmup(warmup: int) -> None:
+    """A bad trial has its warm-up epochs and one more, by which it is compared."""
+    pruner = pruner_of("median", f"study.pruner.warmup_epochs={warmup}", "study.pruner.startup_trials=2")
 
     assert pruned_after(pruner, GOOD, GOOD, BAD, GOOD) == [None, None, warmup + 1, None]
 
 
-@pytest.mark.parametrize("startup", [1, 2, 4])
-def test_median_prunes_none_of_its_first_trials(startup: int) -> None:
-    """The first trials run to their end, however bad they are; the one after them doesn't."""
-    pruner = pruner_of("study/pruner=median", "study.pruner.warmup_epochs=0", f"study.pruner.startup_trials={startup}")
-    trials = [*[GOOD] * max(1, startup - 1), BAD, BAD]  # the first BAD is still one of the first, if there are two
+@pytest.mark.parametrize("startup", [1, 4])
+def test_median_does_not_prune_its_first_trials(startup: int) -> None:
+    """The first study.pruner.startup_trials trials are complete even if they are bad; the next one is pruned."""
+    pruner = pruner_of("median", "study.pruner.warmup_epochs=0", f"study.pruner.startup_trials={startup}")
 
-    found = pruned_after(pruner, *trials)
+    found = pruned_after(pruner, *[GOOD] * max(1, startup - 1), BAD, BAD)
 
     assert found[:startup] == [None] * startup
     assert found[startup] == 1
 
 
-def test_median_judges_by_the_best_epoch_so_far() -> None:
-    """One bad epoch after a good one prunes nothing: the weights of the good one would be kept."""
-    pruner = pruner_of("study/pruner=median", "study.pruner.warmup_epochs=0", "study.pruner.startup_trials=2")
+def test_median_compares_best_epochs() -> None:
+    """A bad epoch after a good one does not prune, since the weights of the good one would be kept."""
+    pruner = pruner_of("median", "study.pruner.warmup_epochs=0", "study.pruner.startup_trials=2")
 
     assert pruned_after(pruner, [0.5] * 4, [0.5] * 4, [0.6, 0.1, 0.1, 0.1]) == [None] * 3
 
 
-def test_none_prunes_none() -> None:
-    """study/pruner=none lets the worst of trials run to its end."""
-    assert pruned_after(pruner_of("study/pruner=none"), *[GOOD] * 6, BAD) == [None] * 7
-
-
-def test_hyperband_gives_every_trial_its_least() -> None:
-    """Of many bad trials after good ones hyperband prunes some, and none before study.pruner.min_epochs."""
-    pruner = pruner_of("study/pruner=hyperband", "trainer.epochs=10", "study.pruner.min_epochs=3")
+def test_hyperband_prunes_after_min_epochs() -> None:
+    """Hyperband prunes some of many bad trials, and none before study.pruner.min_epochs."""
+    pruner = pruner_of("hyperband", "trainer.epochs=10", "study.pruner.min_epochs=3")
 
     found = pruned_after(pruner, *[GOOD] * 12, *[BAD] * 12)
 
@@ -266,29 +257,75 @@ def test_hyperband_gives_every_trial_its_least() -> None:
     assert all(epoch is None or epoch >= 3 for epoch in found)
 
 
-@pytest.mark.parametrize(("epochs", "least", "refused"), [(2, 2, True), (1, 2, True), (3, 2, False), (10, 10, True)])
-def test_hyperband_needs_epochs_to_prune_in(epochs: int, least: int, refused: bool) -> None:
-    """Where every trial's least is all there is, hyperband would never prune: that is refused."""
-    overrides: tuple[Any, ...] = (
-        "study/pruner=hyperband",
-        f"trainer.epochs={epochs}",
-        f"study.pruner.min_epochs={least}",
+# ------------------------------------------------------------------------------------------- CMA-ES without pickle
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.proof,)
+
+
+def played(storage: Any, sampler: optuna.samplers.BaseSampler, trials: int) -> optuna.Study:
+    """A study of a small function after some trials."""
+    study = optuna.create_study(storage=storage, sampler=sampler, study_name="s", load_if_exists=True)
+    for _ in range(trials):
+        trial = study.ask()
+        study.tell(trial, trial.suggest_float("x", -1, 1) ** 2 + trial.suggest_int("y", -9, 9) ** 2)
+    return study
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "optunas"])
+def test_a_database_is_not_unpickled(ours: bool, tmp_path: Path) -> None:
+    """A pickle where Optuna's CMA-ES keeps its optimizer is run by Optuna's own sampler and not by ours."""
+    pytest.importorskip("cmaes")
+    proof = tmp_path / "proof"
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'optuna.db'}")
+    study = played(storage, sampler_of("cmaes", 1, startup=1), 3)
+    planted = {"cma:optimizer:0": pickle.dumps(Evil(proof)).hex(), "cma:generation": 0}
+    last = study.trials[-1]
+    study._storage.create_new_trial(
+        study._study_id,
+        optuna.trial.create_trial(
+            params=last.params, distributions=last.distributions, value=1.0, system_attrs=planted
+        ),
     )
 
-    if not refused:
-        check_study(*parts(*INFINITE, *overrides))
-        return
-    with pytest.raises(ConfigError, match=f"study.pruner.min_epochs={least}: must be below trainer.epochs={epochs}"):
-        check_study(*parts(*INFINITE, *overrides))
+    if ours:
+        played(storage, sampler_of("cmaes", 2, startup=1), 12)
+    else:
+        played(storage, optuna.samplers.CmaEsSampler(n_startup_trials=1), 1)
+
+    assert proof.exists() is not ours
 
 
-def test_building_is_silent() -> None:
-    """Experimental samplers of Optuna's are our choice: the user is not warned of it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+def test_replayed_cmaes_equals_optunas() -> None:
+    """After the same trials, the replayed optimizer equals Optuna's own."""
+    pytest.importorskip("cmaes")
+    optunas = optuna.samplers.CmaEsSampler(n_startup_trials=1, seed=3)
+    study = played(None, optunas, 60)
+    trials = study.get_trials()
+    expected: Any = optunas._restore_optimizer(trials)
+    space = optunas.infer_relative_search_space(study, trials[-1])
+    last = next(i for i, t in reversed(list(enumerate(trials))) if "cma:optimizer:0" in t.system_attrs)
+    ours = ReplayedCmaEs(n_startup_trials=1, seed=4)
 
-        for name in ("tpe", "random", "grid", "qmc", "cmaes"):
-            config, _ = parts(*INFINITE, f"study/sampler={name}")
-            if not importlib.util.find_spec(samplers.PACKAGES.get(name, ("optuna", ""))[0]):
-                continue
-            build_sampler(config.study.sampler, seed=0, study_seed=0)
+    assert ours._restore_optimizer(trials[:last]) is None
+    found = ours._init_optimizer(optuna._transform._SearchSpaceTransform(space, True, True, True), study.direction)
+
+    assert found.generation == expected.generation >= 5
+    assert found.mean.tolist() == pytest.approx(expected.mean.tolist(), rel=1e-12)
+    assert found._sigma == pytest.approx(expected._sigma, rel=1e-12)
+    np.testing.assert_allclose(found._C, expected._C, rtol=1e-12)
+
+
+def test_no_pickle_is_written_to_a_database() -> None:
+    """The only attribute of a trial is the number of its generation."""
+    trials = played(None, sampler_of("cmaes", 1, startup=1), 30).trials
+
+    assert max(trial.system_attrs.get("cma:generation", 0) for trial in trials) >= 3
+    assert {key for trial in trials for key in trial.system_attrs} == {"cma:generation"}
