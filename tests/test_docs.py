@@ -10,7 +10,7 @@ import pytest
 
 from mnistexp import cli
 from mnistexp.commands.args import split_args
-from mnistexp.config import compose
+from mnistexp.config import compose, option_files
 from mnistexp.search import space
 
 ROOT = Path(__file__).parent.parent
@@ -65,7 +65,7 @@ def test_every_option_of_the_readme_exists_and_every_existing_one_is_there() -> 
         assert row is not None, group
         named = set(re.findall(r"[a-z_]+", row[1]))
 
-        assert named == set(compose.config_groups()[group]), group
+        assert named == set(option_files.config_groups()[group]), group
 
 
 def test_links_between_documents_lead_somewhere() -> None:

@@ -9,16 +9,16 @@ import pandas as pd
 import pytest
 import yaml
 
-from mnistexp.config import compose
+from mnistexp.config import compose, option_files
 from mnistexp.config.overrides import ParsedOverrides
 from mnistexp.search import space as search_space
 
-ROOT = Path(compose.ROOT)
+ROOT = option_files.ROOT
 sys.path.insert(0, str(ROOT / "experiments"))
 
 import collect  # noqa: E402 - a script's folder is on its path
 
-OPTIONS = compose.config_groups()["experiments"]
+OPTIONS = option_files.config_groups()["experiments"]
 FOLDERS = sorted(path.parent for path in (ROOT / "experiments").glob("*/README.md"))
 HEADINGS = ["Question", "Setup", "Result", "Conclusion", "Limits"]
 
