@@ -15,7 +15,7 @@ from mnistexp.config import user_code
 from mnistexp.config.overrides import ParsedOverrides, refuse_hyperparameters, refuse_search
 from mnistexp.config.schema import Config, DataConfig, DigitsData, IdxData, RunConfig, UserData, UserModel, format_value
 from mnistexp.data import dataset as data
-from mnistexp.data import idx
+from mnistexp.data import mnist
 from mnistexp.errors import ConfigError, DataError, StoreError
 from mnistexp.pictures import Floats
 from mnistexp.terminal import console
@@ -167,7 +167,7 @@ def _shape(config: DataConfig) -> tuple[tuple[int, ...], int]:
     """The shape of a data set's images, and its number of classes."""
     match config:
         case IdxData():
-            return idx.IMAGE_SHAPE, idx.CLASSES
+            return mnist.IMAGE_SHAPE, mnist.CLASSES
         case DigitsData():
             return (8, 8), 10
         case _:  # the user's own: only the file, or the function, knows

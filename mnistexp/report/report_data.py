@@ -123,7 +123,7 @@ def _data_of(found: History, root: str | None) -> tuple[Dataset | None, str]:
     if record is None:
         return None, "no trial was trained"
     user_code.refuse_unused(*(trial.record.config for trial in found.trials if trial.record))
-    config = data.rooted(record.config.data, root)
+    config = data.relocate(record.config.data, root)
     try:
         if not isinstance(config, DigitsData | UserData) and data.find(config) is None:  # load() would download it
             return None, f"the data set {record.data_name} isn't on this machine; give data.root=FOLDER"

@@ -17,6 +17,7 @@ from mnistexp.config.option_files import ROOT
 from mnistexp.config.overrides import ParsedOverrides
 from mnistexp.config.schema import Config, IdxData, RunConfig, Sgd, UserData, UserModel, format_value
 from mnistexp.data import dataset as data
+from mnistexp.data import mnist
 from mnistexp.data.dataset import Dataset
 from mnistexp.errors import ConfigError, StoreError
 from mnistexp.tracking.records import Kind, LoggedRun, RunRecord, State
@@ -70,13 +71,13 @@ def prepare(request: ParsedOverrides) -> PreparedRun:
         machine.require_device(composed.trainer.device)
     if not isinstance(composed.data, IdxData) or composed.data.name != "auto":
         return _loaded(request, "")
-    choice = data.resolve_auto(composed.data)
-    if choice.name != "digits":
-        return _loaded(request.with_overrides([f"data={choice.name}"]), "")
+    name, reason = mnist.resolve_auto(composed.data)
+    if name != "digits":
+        return _loaded(request.with_overrides([f"data={name}"]), "")
     try:
-        return _loaded(request.without_overrides(DOWNLOAD_KEYS).with_overrides(["data=digits"]), choice.reason)
+        return _loaded(request.without_overrides(DOWNLOAD_KEYS).with_overrides(["data=digits"]), reason)
     except ConfigError as error:  # of digits, which nobody asked for
-        raise ConfigError(*error.faults, f"data=auto became digits: {choice.reason}") from None
+        raise ConfigError(*error.faults, f"data=auto became digits: {reason}") from None
 
 
 def _loaded(request: ParsedOverrides, fallback: str) -> PreparedRun:
@@ -364,4 +365,4 @@ def here(config: RunConfig, root: str | None, device: Literal["auto", "cpu", "gp
         device: the user's trainer.device, if given: the recorded one may be missing here.
     """
     trainer = config.trainer.model_copy(update={"device": device} if device else {})
-    return config.model_copy(update={"data": data.rooted(config.data, root), "trainer": trainer})
+    return config.model_copy(update={"data": data.relocate(config.data, root), "trainer": trainer})

@@ -12,7 +12,7 @@ It knows no Hydra, no Optuna, no MLflow and no database, so killing one loses on
     worker  {"event": "result", "result", "memory"}
             or {"event": "failed", "error", "reason", "traceback", "memory"}
 
-`dataset` is an open file that this process inherited, with the data set in it (see data_file.py): a Ray node need
+`dataset` is an open file that this process inherited, with the data set in it (see data/dataset.py): a Ray node need
 not have the files that `data` names.
 
 `code` is the user's file of functions (see own.py), where the command line named one.
@@ -44,7 +44,6 @@ from pydantic import TypeAdapter
 from mnistexp.config import user_code
 from mnistexp.config.schema import DataConfig, RunConfig, Settings, UserCode, UserData, UserModel
 from mnistexp.data import dataset as data
-from mnistexp.data import dataset_file
 from mnistexp.errors import ConfigError, MnistexpError, WorkerError
 from mnistexp.machine import cpu_model, worker_versions
 from mnistexp.training.results import FitResult, RunResult
@@ -221,7 +220,7 @@ def _dataset(setup: Setup) -> data.Dataset:
     if setup.dataset is None:
         return data.load(setup.data)
     with os.fdopen(setup.dataset, "rb") as file:
-        return dataset_file.read(file)
+        return data.read(file)
 
 
 def _trainer(dataset: data.Dataset) -> Trainer:

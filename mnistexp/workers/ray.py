@@ -26,8 +26,7 @@ from typing import Any, Literal
 
 from mnistexp.config import user_code
 from mnistexp.config.schema import DataConfig, RayExecutorConfig
-from mnistexp.data import dataset_file
-from mnistexp.data.dataset import Dataset
+from mnistexp.data.dataset import Dataset, write
 from mnistexp.errors import WorkerError
 from mnistexp.machine import cores, worker_versions
 from mnistexp.workers.pool import Connection, Deliver, Message, WorkerExit, WorkerPool
@@ -113,7 +112,7 @@ class NodeWorker:
     def _tend(self, environment: Mapping[str, str], hello: Mapping[str, Any], dataset: Dataset) -> None:
         try:
             with tempfile.TemporaryFile() as file:  # it has no name, so nothing of it can be left on the node
-                dataset_file.write(dataset, file)
+                write(dataset, file)
                 file.seek(0)
                 self._process = WorkerProcess(environment, {**hello, "dataset": file.fileno()}, [file.fileno()])
             self._process.listen(self._pass_on)

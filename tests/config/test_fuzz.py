@@ -27,7 +27,7 @@ from mnistexp.config.compose import compose, flatten, parse_request, template
 from mnistexp.config.option_files import config_groups
 from mnistexp.config.schema import NpzData
 from mnistexp.data import dataset
-from mnistexp.data.idx import parse
+from mnistexp.data.mnist import parse
 from mnistexp.errors import ConfigError, MnistexpError
 from mnistexp.search.distributions import parse_distribution
 from mnistexp.search.space import build

@@ -436,12 +436,15 @@ def test_a_function_that_does_not_fit_is_told(
         ("def squares(*, images): ...\n\n\ndel squares\n", "functions.py: AttributeError: "),
         (
             "def squares(*, images): ...\n",
-            "squares() of functions.py gave a NoneType; wanted is a dict of arrays named",
+            "squares() of functions.py returned a NoneType; it must return a dict of NumPy arrays named",
         ),
-        ("def squares(*, images):\n    return {'x': 1}\n", "squares() of functions.py gave 'x'; wanted is a dict"),
+        (
+            "def squares(*, images):\n    return {'x': 1}\n",
+            "squares() of functions.py returned 'x'; it must return",
+        ),
         (
             "def squares(*, images):\n    return {'x_train': [[1.0]]}\n",
-            "squares() of functions.py: x_train is a list; wanted is a NumPy array, numpy.asarray(…).",
+            "squares() of functions.py: x_train is a list; use a NumPy array: numpy.asarray(…).",
         ),
     ],
 )
@@ -486,9 +489,9 @@ GOOD: dict[str, Any] = {
         ({"x_train": np.array([[object()]] * 4)}, "x_train is object; allowed are uint8 (0 to 255) and floats"),
         ({"x_train": np.full((4, 2), np.nan)}, "x_train has NaN or infinite values"),
         ({"y_train": np.array([0, 1, 0])}, "y_train has the shape (3,); allowed is (4,): one class per image"),
-        ({"y_train": np.array([0.0, 1.0, 0.0, 1.0])}, "y_train is float64; allowed are whole numbers"),
-        ({"y_test": np.array([0, 7])}, "y_test has the label 7, which y_train has not"),
-        ({"x_train": np.ma.masked_array(np.zeros((4, 2)), True)}, "x_train is a MaskedArray; wanted is a NumPy array"),
+        ({"y_train": np.array([0.0, 1.0, 0.0, 1.0])}, "y_train is float64; allowed are integers"),
+        ({"y_test": np.array([0, 7])}, "y_test has the label 7, which y_train lacks"),
+        ({"x_train": np.ma.masked_array(np.zeros((4, 2)), True)}, "x_train is a MaskedArray; use a NumPy array"),
     ],
 )
 def test_what_a_function_made_is_checked_as_a_file_is(changes: dict[str, Any], message: str) -> None:
@@ -498,9 +501,9 @@ def test_what_a_function_made_is_checked_as_a_file_is(changes: dict[str, Any], m
     found = {name: array for name, array in {**GOOD, **changes}.items() if array is not None}
 
     with pytest.raises(DataError, match=re.escape(message)):
-        arrays.made(found, "squares() of functions.py")
+        arrays.check_returned(found, "squares() of functions.py")
     with pytest.raises(DataError, match=re.escape(message)):
-        arrays.made(dict(reversed(found.items())), "squares() of functions.py")
+        arrays.check_returned(dict(reversed(found.items())), "squares() of functions.py")
 
 
 @pytest.mark.parametrize(

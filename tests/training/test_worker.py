@@ -14,8 +14,7 @@ import pytest
 import runs
 
 from mnistexp.config.schema import RunConfig
-from mnistexp.data.dataset import load
-from mnistexp.data.dataset_file import write
+from mnistexp.data.dataset import load, write
 from mnistexp.training.results import RunResult
 
 SMALL = {"epochs": 2, "max_steps": 30, "batch_size": 1000}  # an MNIST epoch has 55 of these steps

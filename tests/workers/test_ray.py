@@ -22,7 +22,7 @@ from runs import gone, until_done, wait_idle, wait_until
 
 from mnistexp.config.schema import RayExecutorConfig, RunConfig
 from mnistexp.data import dataset as data
-from mnistexp.data.dataset_file import read, write
+from mnistexp.data.dataset import read, write
 from mnistexp.errors import WorkerError
 from mnistexp.workers import ray
 from mnistexp.workers.pool import EpochEnded, Finished, Lost, WorkerExit
