@@ -27,8 +27,8 @@ from mnistexp.analysis.statistics import (
 from mnistexp.config.schema import RunConfig
 from mnistexp.errors import StoreError
 from mnistexp.study import repeats as reruns
+from mnistexp.study.fingerprint import CONFIRMATION
 from mnistexp.study.repeats import Contender, Point
-from mnistexp.study.study import CONFIRMATION
 from mnistexp.training.results import FitResult
 
 LEVEL = 0.95

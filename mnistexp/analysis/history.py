@@ -14,7 +14,9 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from mnistexp.errors import StoreError
-from mnistexp.study.study import BASELINE, REASON, RECORD, VERDICT, Best
+from mnistexp.study.progress import Best
+from mnistexp.study.study import VERDICT
+from mnistexp.study.trial_attrs import BASELINE, REASON, RECORD
 from mnistexp.tracking import records
 from mnistexp.tracking.records import RunRecord, State
 

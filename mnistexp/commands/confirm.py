@@ -27,8 +27,10 @@ from mnistexp.report import confirmation_text
 from mnistexp.study import database as storage
 from mnistexp.study import repeats
 from mnistexp.study.database import Database
+from mnistexp.study.fingerprint import CONFIRMATION
+from mnistexp.study.progress import Progress
 from mnistexp.study.repeats import Point, RepeatSpace
-from mnistexp.study.study import CONFIRMATION, Progress, keep_verdict
+from mnistexp.study.study import keep_verdict
 from mnistexp.study.sweep import Summary, Sweep, SweepCallbacks
 from mnistexp.terminal import console, display
 from mnistexp.tracking import registry, run_context
@@ -174,7 +176,7 @@ def _run_all(asked: Question) -> tuple[Sweep, Summary]:
             asked.space,
             asked.tracker,
             _listener(view),
-            sealed=True,
+            evaluate_test=False,
             title=f"confirm {asked.study.name}",
             page=lambda progress: _interim_page(asked, progress),
         )

@@ -16,7 +16,8 @@ from mnistexp.search import space as search_space
 from mnistexp.search.distributions import Choice
 from mnistexp.search.space import SearchSpace
 from mnistexp.study import database as storage
-from mnistexp.study.study import ClaimedTrial, InvalidTrial, Progress, SharedStudy, standing
+from mnistexp.study.progress import Progress, read_progress
+from mnistexp.study.study import ClaimedTrial, InvalidTrial, SharedStudy
 from mnistexp.terminal import console
 from mnistexp.terminal.formatting import counted, duration
 from mnistexp.tracking import run_context
@@ -83,7 +84,7 @@ def _existing_study(prepared: PreparedRun, space: SearchSpace) -> Progress | Non
     if not storage.is_there(address):
         return None
     with storage.reading(address) as opened:
-        return standing(opened, prepared, space)
+        return read_progress(opened, prepared, space)
 
 
 # ------------------------------------------------------------------------------------------------ as text
@@ -149,7 +150,7 @@ def _trial_lines(config: Config, drawn: Sequence[ClaimedTrial | InvalidTrial]) -
             yield f"  {trial.number:03d} is invalid: {trial.reason}"
             continue
         yield f"  {run_context.run_name(trial.config, trial.number)}{'   (the config as it is)' * (trial.number == 0)}"
-        yield from console.wrap(" ".join(trial.draw.overrides), "      ")
+        yield from console.wrap(" ".join(trial.suggestion.overrides), "      ")
 
 
 def _warning_lines(prepared: PreparedRun, space: SearchSpace) -> Iterator[str]:

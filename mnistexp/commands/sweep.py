@@ -30,6 +30,7 @@ def sweep(request: ParsedOverrides, asked: CommandArgs) -> int:
     from mnistexp.search import space as search_space
     from mnistexp.search import warnings
     from mnistexp.study import database as storage
+    from mnistexp.study.progress import trials_left
     from mnistexp.study.sweep import Sweep
     from mnistexp.terminal import display
 
@@ -41,15 +42,13 @@ def sweep(request: ParsedOverrides, asked: CommandArgs) -> int:
     prepared = run_context.prepare(request)
     console.warn_not_mnist(prepared.fallback)
     database = storage.open_for_sweep(config.study.storage)  # before the workers: another sweep may create it too
-    executor = start_workers(
-        prepared.config,
-        at_most=config.study.trials,
-        dataset=prepared.dataset,
-        fingerprint=prepared.dataset.fingerprint,
-    )
+    executor = None
     try:
         if prepared.request != request:  # `auto` became a data set, and trials record its name
             space = search_space.build(prepared.request)
+        if left := trials_left(database, prepared, space):
+            found = prepared.dataset
+            executor = start_workers(prepared.config, at_most=left, dataset=found, fingerprint=found.fingerprint)
         for sentence in warnings.likely_mistakes(space, prepared.config, len(prepared.dataset.train.labels)):
             console.note(f"warning: {sentence}")
         tracker = open_tracker(config.tracking, prepared.experiment)
@@ -57,7 +56,8 @@ def sweep(request: ParsedOverrides, asked: CommandArgs) -> int:
         summary = display.run(study, executor, view)
         _print_summary(summary, study.name, database, config, storage_overrides(request.overrides))
     finally:
-        executor.close()
+        if executor is not None:
+            executor.close()
         database.close()
     return INTERRUPTED if summary.interrupted else int(summary.gave_up or summary.progress.best is None)
 

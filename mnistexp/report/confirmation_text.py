@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from mnistexp.analysis.confirmation import Confirmation, ConfirmedConfig, TestScore
-from mnistexp.study.study import Progress
+from mnistexp.study.progress import Progress
 from mnistexp.terminal.formatting import listed
 from mnistexp.tracking.records import RunRecord
 

@@ -1,4 +1,4 @@
-"""Optuna's database: where it is, whether it can be used, and how drivers take turns at it."""
+"""Optuna's database: open it, lock it between processes, and repeat work while it is away."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 
 from mnistexp.errors import StoreError
-from mnistexp.storage import locks as turns
-from mnistexp.storage.foreign_errors import reason
+from mnistexp.storage import locks
+from mnistexp.storage.foreign_errors import reason, store_errors
 from mnistexp.storage.locks import Lock
 from mnistexp.storage.urls import (
     check_file,
@@ -30,314 +30,302 @@ from mnistexp.storage.urls import (
 T = TypeVar("T")
 
 PATIENCE = 300.0
-"""Seconds for which a database that is away, full or locked is asked again; trials under way are kept meanwhile."""
+"""Seconds for which work is repeated while a database is away, full or locked; running trials wait meanwhile."""
 
-BUSY_NOTE = 30.0  # seconds of waiting for one's turn after which the user hears of it
+LOCK_NOTE_SECONDS = 30.0  # of waiting for the lock before the user gets a note
 PAUSE = 0.5  # seconds between two tries
-BUSY_SECONDS = 5  # that SQLite itself waits for a lock; longer, and Ctrl-C would not be heard meanwhile
+BUSY_SECONDS = 5  # that SQLite itself waits for a lock; during a longer wait Ctrl-C would have no effect
+NO_POOL: dict[str, Any] = {"poolclass": sqlalchemy.pool.NullPool}
 SERVER: dict[str, Any] = {
     "pool_pre_ping": True,  # without it a restart of the server is fatal
     "connect_args": {"connect_timeout": 10, "application_name": "mnistexp"},
 }
 
 AWAY = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
-"""What Optuna raises where its database can't do what it is asked."""
+"""What Optuna raises when its database fails."""
 
 TRANSIENT = (
     sqlalchemy.exc.OperationalError,
     sqlalchemy.exc.InterfaceError,
     sqlalchemy.exc.InternalError,
-    sqlalchemy.exc.PendingRollbackError,  # what a session says first whose connection a restart cut off
+    sqlalchemy.exc.PendingRollbackError,  # the first error of a session whose connection a restart closed
 )
 FINAL = ("readonly", "read-only", "no such table", "no such column", "malformed", "not a database")
 
 RACE = {"23505": "unique_violation", "42P07": "duplicate_table", "42710": "duplicate_object"}
-"""What PostgreSQL says to the slower of two that make Optuna's tables: a dashboard, or a script, knows no turns."""
-RACES = 5  # times that making them is tried: Optuna does it in three transactions, and each can be lost once
+"""PostgreSQL's errors for the slower of two programs that create Optuna's tables: not all take our lock."""
+RACES = 5  # tries to create them: Optuna uses three transactions, and each can lose a race once
 
 
 class Database:
-    """A study's database, open.
+    """A study's open database.
 
-    `on_wait` is told, once for each time that the database is away, why; `give_up` is asked between tries.
+    Attributes:
+        storage: Optuna's.
+        on_retry: called once with the reason each time that the database is away.
+        should_abort: called between two tries; True raises KeyboardInterrupt.
+        local: whether it is a file, so that all its processes are on this machine.
     """
 
     def __init__(
-        self,
-        turn: Lock,
-        delivery: Lock,
-        opened: Callable[[], RDBStorage],
-        setting: str,
-        address: str,
+        self, lock: Lock, upload_lock: Lock, open_storage: Callable[[], RDBStorage], setting: str, address: str
     ) -> None:
-        """Open it under its lock, so that one process makes the tables. `delivery`: see `try_upload_lock`."""
-        self._turn, self._delivery, self._setting, self._address = turn, delivery, setting, address
-        self._check: turns.Check = bool
-        self.on_wait: Callable[[str], None] = lambda _: None
-        self.give_up: Callable[[], bool] = lambda: False
-        self.local = sqlite_path(address) is not None  # all its drivers are on this machine
-        self.storage = self.locked(opened)
+        """Open the database under its lock, so that one process creates the tables."""
+        self._lock, self._upload_lock, self._setting, self._address = lock, upload_lock, setting, address
+        self._check: locks.Check = bool
+        self.on_retry: Callable[[str], None] = lambda _: None
+        self.should_abort: Callable[[], bool] = lambda: False
+        self.local = sqlite_path(address) is not None
+        self.storage = self.locked(open_storage)
 
     def close(self) -> None:
-        """Let go of its connections."""
+        """Close its connections."""
         self.storage.engine.dispose()
 
     def locked(self, work: Callable[[], T]) -> T:
-        """Do what no two drivers may do at once: look, decide and write. As `retry`.
+        """Do `work`, which reads, decides and writes, while no other process does; repeat it as `retry` does."""
 
-        A killed driver's turn ends with its process.
-        """
-
-        def alone() -> T:
-            with self._turn() as self._check:
+        def with_lock() -> T:
+            with self._lock() as self._check:
                 return work()
 
-        return self.retry(alone)
+        return self.retry(with_lock)
 
     def check_lock(self) -> None:
-        """Inside a turn, raise what has it tried again if it was lost meanwhile: before what must not be done twice."""
+        """Raise an error that repeats the work if its lock was lost; call it before what must not happen twice."""
         self._check()
 
     def try_upload_lock(self, work: Callable[[], object]) -> bool:
-        """Do `work`, which looks into another store and then writes there, unless another driver is at that now."""
+        """Do `work`, which checks and then writes to MLflow, unless another process does so now; return whether."""
         try:
-            with self._delivery():
+            with self._upload_lock():
                 work()
-        except (turns.LockTimeout, *AWAY):
+        except (locks.LockTimeout, *AWAY):
             return False
         return True
 
     def retry(self, work: Callable[[], T]) -> T:
-        """Do `work`, and again while the database is away, locked or full: it must bear being done twice.
+        """Do `work`, and repeat it while the database is away, locked or full; it must allow a repetition.
 
-        Raises: StoreError when it stays so for PATIENCE seconds, or can't be mended by waiting.
+        Raises: StoreError after PATIENCE seconds, or at once for an error that waiting can't repair.
         """
-        told, busy_since, away_since = False, 0.0, 0.0
+        noted, locked_since, away_since = False, 0.0, 0.0
         while True:
             try:
                 return work()
-            except turns.LockTimeout:  # somebody lives and works: no fault
+            except locks.LockTimeout:  # another process works: no fault, so there is no limit
                 now, away_since = time.monotonic(), 0.0
-                busy_since = busy_since or now
-                tell, why = now - busy_since > BUSY_NOTE, "another sweep holds its lock for long; is it suspended?"
+                locked_since = locked_since or now
+                note, why = now - locked_since > LOCK_NOTE_SECONDS, "another sweep holds its lock; is it suspended?"
             except AWAY as error:
                 now, why = time.monotonic(), reason(error, self._address)
                 away_since = away_since or now
                 if not _is_transient(error) or now - away_since > PATIENCE:
                     raise StoreError(f"{self._setting}: Optuna can't use it any more: {why}") from None
-                tell, why = True, f"{why}; trying again for up to {PATIENCE:.0f} s"
+                note, why = True, f"{why}; trying again for up to {PATIENCE:.0f} s"
                 time.sleep(PAUSE)
-            if self.give_up():
+            if self.should_abort():
                 raise KeyboardInterrupt from None
-            if tell and not told:
-                told = True
-                self.on_wait(f"{self._setting}: {why}")
-
-
-def _is_transient(error: BaseException) -> bool:
-    cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
-    return isinstance(cause, TRANSIENT) and not any(word in str(cause).lower() for word in FINAL)
+            if note and not noted:
+                noted = True
+                self.on_retry(f"{self._setting}: {why}")
 
 
 # ---------------------------------------------------------------------------------------------- opening
 
 
 def open_for_sweep(address: str) -> Database:
-    """Optuna's database for a sweep, made if it isn't there. Raises: StoreError if it can't be used."""
-    path = _checked(address)
+    """Open a study's database for a sweep, and create it if necessary. Raises: StoreError."""
+    path = _check_address(address)
     if path is None:
         return _open_server(address)
 
-    def opened() -> RDBStorage:
-        create_atomically(path, _make)
+    def open_storage() -> RDBStorage:
+        create_atomically(path, lambda new: _rdb(f"sqlite:///{new}", NO_POOL).remove_session())
         return _open_file(path)
 
-    delivery = turns.file_lock(path.with_name(f"{path.name}.delivery"))
-    return Database(turns.file_lock(path), delivery, opened, str(path), address)
+    upload_lock = locks.file_lock(path.with_name(f"{path.name}.upload"))
+    return Database(locks.file_lock(path), upload_lock, open_storage, _setting(address), address)
 
 
 def open_to_read(address: str) -> RDBStorage:
-    """Optuna's database as it is. Raises: StoreError if there is none, or it can't be used."""
-    path = _checked(address)
+    """Open an existing database without changing it. Raises: StoreError."""
+    path = _check_address(address)
     if not is_there(address):
         where = path or redact(address)
         raise StoreError(f"{where}: there is no such database; run `python -m mnistexp sweep` here first")
-    with _told(address):
-        return _open_file(path) if path else _rdb(address, _setting(address), SERVER)
+    with _readable(address):
+        return _open_file(path) if path else _rdb(address, SERVER)
 
 
 def is_there(address: str) -> bool:
-    """Whether there is such a database; makes nothing. Raises: StoreError if it can't be used."""
-    path = _checked(address)
-    return path.exists() if path else _is_made(address)
+    """Return whether a database exists; creates nothing. Raises: StoreError."""
+    path = _check_address(address)
+    return path.exists() if path else _has_all_tables(address)
 
 
 def in_memory() -> Database:
-    """A database of this process alone, which ends with it: to see what a study would do, and leave no trace."""
+    """Return a database in memory, to see what a study would do without a trace."""
     address = "sqlite:///:memory:"
-    alone: Lock = lambda: nullcontext(bool)  # noqa: E731 - typed where it stands
-    return Database(alone, alone, lambda: _rdb(address, address, {}), address, address)
+    no_lock: Lock = lambda: nullcontext(bool)  # noqa: E731 - it needs a type
+    return Database(no_lock, no_lock, lambda: _rdb(address, {}), address, address)
 
 
 @contextmanager
 def reading(address: str) -> Iterator[RDBStorage]:
-    """`open_to_read` while a block runs. Raises: StoreError too where it gets locked, or goes away, meanwhile."""
+    """Open a database as `open_to_read` during a block. Raises: StoreError also if it fails within the block."""
     storage = open_to_read(address)
     try:
-        with _told(address):
+        with _readable(address):
             yield storage
     finally:
         storage.remove_session()
         storage.engine.dispose()
 
 
-@contextmanager
-def _told(address: str) -> Iterator[None]:
-    """Have what Optuna raises where its database is locked or away be a sentence: a reader doesn't wait for it."""
-    try:
-        yield
-    except AWAY as error:
-        where = sqlite_path(address) or _setting(address)
-        raise StoreError(f"{where}: Optuna can't use it now: {reason(error, address)}; try again") from None
+def _readable(address: str) -> Any:
+    """Raise Optuna's errors as StoreError: a reader doesn't wait for a locked database."""
+    return store_errors(f"{_setting(address)}: try again, Optuna can't use it now", address)
 
 
 def check_usable(address: str) -> str:
-    """Say where a study would be kept; makes nothing. Raises: StoreError if it can't be."""
-    path = _checked(address)
-    if not (path.exists() if path else _is_made(address)):
-        return f"{path or redact(address)} (will be made)"
+    """Describe a study's database for `doctor`; creates nothing. Raises: StoreError if it can't be used."""
+    where = sqlite_path(address) or redact(address)
+    if not is_there(address):
+        return f"{where} (will be made)"
     with reading(address) as storage:
         names = optuna.get_all_study_names(storage)
-    return f"{path or redact(address)} ({', '.join(names) or 'no study in it yet'})"
+    return f"{where} ({', '.join(names) or 'no study in it yet'})"
 
 
 def check_apart(address: str, uri: str) -> None:
-    """Optuna and MLflow in one database break each other: both own a table called alembic_version.
-
-    Raises: StoreError if the two addresses are one database, or the study's can't be written to.
-    """
+    """Check that Optuna and MLflow have different databases: both own a table alembic_version. Raises: StoreError."""
     if same_database(address, uri):
         raise StoreError(
             f"study.storage={redact(address)}: is MLflow's database as well, and the two can't share one; "
             f"give another, e.g. study.storage=sqlite:///optuna.db"
         )
-    _checked(address)
+    _check_address(address)
 
 
 def network_warning(address: str) -> str:
-    """What to say of a study's file on a network file system; empty for any other."""
+    """Return a warning about a study's file on a network file system; "" for any other."""
     path = sqlite_path(address)
     kind = network_filesystem(path.parent) if path else ""
     if not kind:
         return ""
     return (
-        f"{path}: lies on a network file system ({kind}), whose locks SQLite can't rely on: run one sweep on it at a "
-        f"time, or give study.storage=postgresql://… for several"
+        f"{path}: is on a network file system ({kind}), on which SQLite's locks are not reliable: run one sweep on it "
+        f"at a time, or give study.storage=postgresql://… for several"
     )
 
 
-def _checked(address: str) -> Path | None:
-    """The file of an address, or None for a server that answers. Raises: StoreError."""
+def _check_address(address: str) -> Path | None:
+    """Check an address, and that its file or server can be used. Returns: the file. Raises: StoreError."""
     path = sqlite_path(address)
     if path is not None:
         check_file(path, "study.storage=sqlite:///FILE.db", "studies")
         return path
     if not address.startswith(("postgresql://", "postgresql+psycopg://")):
         raise StoreError(
-            f"study.storage={redact(address)}: must be like sqlite:///FILE.db, a file on this machine, "
+            f"{_setting(address)}: must be like sqlite:///FILE.db, a file on this machine, "
             f"or postgresql://USER:PASSWORD@HOST/DATABASE, which several machines can share"
         )
     if importlib.util.find_spec("psycopg") is None:
-        raise StoreError(
-            f"study.storage={redact(address)}: needs the package psycopg; pip install 'mnistexp[postgres]'"
-        )
+        raise StoreError(f"{_setting(address)}: needs the package psycopg; pip install 'mnistexp[postgres]'")
     check_port("study.storage", address)
     return None
 
 
 def _setting(address: str) -> str:
-    return f"study.storage={redact(address)}"
+    """A database as messages name it."""
+    return str(sqlite_path(address) or f"study.storage={redact(address)}")
 
 
-def _tables(address: str) -> set[str]:
-    """A server's tables; none where it has none yet. Raises: StoreError if it can't be asked, or they aren't ours."""
-    try:
-        engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.pool.NullPool, **SERVER)
-        found = set(sqlalchemy.inspect(engine).get_table_names())
-    except (sqlalchemy.exc.SQLAlchemyError, ValueError) as error:
-        raise StoreError(f"{_setting(address)}: Optuna can't use it: {reason(error, address)}") from None
-    if found and "studies" not in found:
-        raise StoreError(
-            f"{_setting(address)}: is another program's database (it has no table studies); give an empty one"
-        )
-    return found
+# ---------------------------------------------------------------------------------------------- PostgreSQL
 
 
-def _is_made(address: str) -> bool:
-    """Whether a server's database is whole; where it isn't, Optuna would make the rest, and a reader makes nothing."""
-    return "alembic_version" in _tables(address)  # Optuna makes it last, with its row in one transaction
+def _has_all_tables(address: str) -> bool:
+    """Whether a server's database is complete: Optuna would create missing tables, and a reader must not.
+
+    Raises: StoreError if it can't be asked, or has another program's tables.
+    """
+    with store_errors(f"{_setting(address)}: Optuna can't use it", address, ValueError):
+        engine = sqlalchemy.create_engine(address, **NO_POOL, **SERVER)
+        tables = set(sqlalchemy.inspect(engine).get_table_names())
+    if tables and "studies" not in tables:
+        raise StoreError(f"{_setting(address)}: is another program's database (no table studies); give an empty one")
+    return "alembic_version" in tables  # Optuna creates it last, with its row in one transaction
 
 
 def _open_server(address: str) -> Database:
-    """A PostgreSQL database, its tables made if it has none. Raises: StoreError."""
-    made = _is_made(address)
-    # A connection for each turn: fifty drivers that each keep two would use up a server's hundred.
-    engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.pool.NullPool, **SERVER)
-    setting, locks = _setting(address), (turns.server_lock(engine), turns.server_lock(engine, turns.LOCK_ID + 1))
+    """Open a PostgreSQL database, and create its tables if it has none. Raises: StoreError."""
+    complete = _has_all_tables(address)
+    # A new connection for each lock: fifty processes with two connections each would use up a server's hundred.
+    engine = sqlalchemy.create_engine(address, **NO_POOL, **SERVER)
 
-    def opened() -> RDBStorage:
-        if not made:
-            _make_on_server(address, setting)
-        return _rdb(address, setting, SERVER)
+    def open_storage() -> RDBStorage:
+        if not complete:
+            _create_tables(address)
+        return _rdb(address, SERVER)
 
-    return Database(*locks, opened, setting, address)
+    lock, upload_lock = locks.server_lock(engine), locks.server_lock(engine, locks.LOCK_ID + 1)
+    return Database(lock, upload_lock, open_storage, _setting(address), address)
 
 
-def _make_on_server(address: str, setting: str) -> None:
-    """Have a server's database whole, whoever else makes its tables at the same time, and keep no connection."""
+def _create_tables(address: str) -> None:
+    """Create Optuna's tables, also while another program does, and keep no connection."""
     for _ in range(RACES):
         try:
-            return _rdb(address, setting, {"poolclass": sqlalchemy.pool.NullPool, **SERVER}).remove_session()
+            _rdb(address, {**NO_POOL, **SERVER}).remove_session()
+            return
         except AWAY as error:
             if not _is_race(error):
                 raise
         time.sleep(PAUSE)
-    return None
+
+
+# ---------------------------------------------------------------------------------------------- Optuna's storage
 
 
 def _open_file(path: Path) -> RDBStorage:
-    return _rdb(f"sqlite:///{path}", str(path), {"connect_args": {"timeout": BUSY_SECONDS}})
+    return _rdb(f"sqlite:///{path}", {"connect_args": {"timeout": BUSY_SECONDS}})
 
 
-def _make(path: Path) -> None:
-    """A new file with Optuna's tables, and nobody holding it open."""
-    _rdb(f"sqlite:///{path}", str(path), {"poolclass": sqlalchemy.pool.NullPool}).remove_session()
-
-
-def _rdb(address: str, setting: str, options: Mapping[str, object]) -> RDBStorage:
+def _rdb(address: str, options: Mapping[str, object]) -> RDBStorage:
+    """Optuna's storage of a database. Raises: StoreError, or the database's error if a retry may help."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     text = address
-    if address.startswith("sqlite"):  # by hand: SQLAlchemy would write spaces as %20 too
+    if address.startswith("sqlite"):  # by hand, because SQLAlchemy would write spaces as %20 too
         text = text.replace("%", "%25").replace("?", "%3F")
     text = text.replace("{", "{{").replace("}", "}}")  # Optuna runs str.format on it
     try:
         return RDBStorage(text, engine_kwargs=dict(options))
-    except RuntimeError as error:  # its tables are of another version of Optuna's
-        raise StoreError(f"{setting}: {_of_another_version(str(error), address)}") from None
+    except RuntimeError as error:  # its tables are another version's
+        raise StoreError(f"{_setting(address)}: {_version_advice(str(error), address)}") from None
     except AWAY as error:
         if _is_transient(error) or _is_race(error):
             raise
-        raise StoreError(f"{setting}: Optuna can't use it: {reason(error, address)}") from None
+        raise StoreError(f"{_setting(address)}: Optuna can't use it: {reason(error, address)}") from None
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    return error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+
+
+def _is_transient(error: BaseException) -> bool:
+    cause = _cause(error)
+    return isinstance(cause, TRANSIENT) and not any(word in str(cause).lower() for word in FINAL)
 
 
 def _is_race(error: BaseException) -> bool:
-    cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+    cause = _cause(error)
     return isinstance(cause, sqlalchemy.exc.DBAPIError) and getattr(cause.orig, "sqlstate", None) in RACE
 
 
-def _of_another_version(said: str, address: str) -> str:
-    """Optuna's message as what to do."""
-    if "upgrade" in said and "pip install" not in said:
+def _version_advice(message: str, address: str) -> str:
+    """What to do about Optuna's message on tables of another version."""
+    if "upgrade" in message and "pip install" not in message:
         return (
             f"was made by an older Optuna, whose tables differ; keep a copy and run "
             f"`optuna storage upgrade --storage '{redact(address)}'`, or give another study.storage"

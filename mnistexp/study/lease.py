@@ -1,12 +1,11 @@
-"""Who drives a study, and who is dead: one entry a driver, with a beat, in the study's own database.
+"""Leases: which sweep processes of a study are alive. Each has one entry with a heartbeat in the study's database.
 
-A trial names its driver, so the driver's beat is the lease of every trial that it has: one write every few
-seconds, however many trials. Optuna's own heartbeat serves `study.optimize` alone, and its thread dies when
-the database is locked once.
+A trial names its process, so one heartbeat renews the lease of all its trials. Optuna's own heartbeat works only in
+`study.optimize`, and its thread ends when the database is locked once.
 
-A driver on this machine is dead when its process is gone: known at once, also for one that was stopped for an
-hour. One on another machine is dead when its entry has not changed for the lease's time *by our clock*: no two
-machines' clocks are ever compared.
+On the same machine a process is dead when the operating system no longer has it, which is known at once; a suspended
+process is alive. On another machine it is dead when its entry has not changed for the lease's time by the observer's
+clock: the clocks of two machines are never compared.
 """
 
 from __future__ import annotations
@@ -14,172 +13,171 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
 
-from mnistexp.errors import StoreError
 from mnistexp.storage.urls import host_id
-from mnistexp.study.trial_attrs import LeaseEntry, kept
+from mnistexp.study.trial_attrs import LeaseEntry, StudyAttrs, parse_attr
 
-PREFIX = "driver:"
-COUNT = "drivers"  # how many there ever were: the next one's number
+PREFIX = "process:"
+COUNT = "processes"  # see StudyAttrs
 
 
 class Attributes(Protocol):
-    """Where entries are kept: a study's user attributes."""
+    """A study's user attributes: optuna.Study."""
 
-    def read(self) -> Mapping[str, Any]:
-        """All of them."""
+    @property
+    def user_attrs(self) -> dict[str, Any]: ...
 
-    def write(self, key: str, value: object) -> None:
-        """Set one."""
+    def set_user_attr(self, key: str, value: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Observation:
+    """What this process has seen of another machine's heartbeat, by its own clock."""
+
+    heartbeat: float
+    since: float  # when it was first seen
+    checked: float
 
 
 class Lease:
-    """This driver's entry, and what it sees of the others'.
+    """This process's entry, and its view of the others.
 
     Args:
-        lease: seconds without a beat after which a driver on another machine counts as dead.
-        local: the database is a file, so all its drivers are on this machine, whatever their entries say of it.
+        study: where the entries are.
+        seconds: a process on another machine is dead after this time without a heartbeat.
         clock: seconds, monotonic.
+        local: whether the database is a file, so that all processes are on this machine.
     """
 
     def __init__(
-        self,
-        attributes: Attributes,
-        lease: float,
-        clock: Callable[[], float] = time.monotonic,
-        *,
-        local: bool = False,
+        self, study: Attributes, seconds: float, clock: Callable[[], float] = time.monotonic, *, local: bool = False
     ) -> None:
-        self._attributes, self._lease, self._clock, self._local = attributes, lease, clock, local
-        # driver → (its last new beat, when we first saw that, when we last looked)
-        self._seen: dict[int, tuple[float, float, float]] = {}
-        self._last_beat = clock()
-        self._entry: dict[str, Any] = {**_process(), "ended": False}
+        self._study, self._seconds, self._clock, self._local = study, seconds, clock, local
+        self._observations: dict[int, _Observation] = {}
+        self._written = clock()
+        self._released = False
         self.number = -1
 
     def register(self) -> None:
-        """Become the study's next driver; call it in turn. Numbers are never given twice."""
-        count = self._attributes.read().get(COUNT, 0)
-        if not isinstance(count, int):
-            raise StoreError(f"the study's attribute {COUNT} was not written by mnistexp; give another study.name")
-        self.number = count
-        self._attributes.write(COUNT, self.number + 1)
+        """Become the study's next process; call it under the lock. A number is never used again."""
+        self.number = parse_attr(StudyAttrs, self._study.user_attrs, "this study").processes
+        self._study.set_user_attr(COUNT, self.number + 1)
         self._write()
 
     def heartbeat(self) -> None:
-        """Show that this driver lives, where a beat is due: four in a lease's time."""
-        if self._clock() - self._last_beat >= self._lease / 4:
+        """Renew the lease when a quarter of its time has passed."""
+        if self._clock() - self._written >= self._seconds / 4:
             self._write()
 
-    def end(self) -> None:
-        """Say that this driver has no trial any more."""
-        self._entry["ended"] = True
+    def release(self) -> None:
+        """Record that this process has no trials any more."""
+        self._released = True
         self._write()
 
-    def alive(self, number: int) -> bool:
-        """Whether a driver may still be at work on what it has."""
+    def is_alive(self, number: int) -> bool:
+        """Return whether a process may still work on its trials."""
         if number == self.number:
-            return not self._entry["ended"]
-        return self._lives(number, self._attributes.read())
+            return not self._released
+        return self._is_alive(number, self._study.user_attrs)
 
-    def others(self) -> int:
-        """How many other drivers may be at work on this study."""
-        entries = self._attributes.read()
-        return sum(self._lives(number, entries) for number in self._numbers(entries))
+    def count_others(self) -> int:
+        """Return how many other processes may be working on this study."""
+        entries = self._study.user_attrs
+        return sum(self._is_alive(number, entries) for number in self._others(entries))
 
     def mark_dead(self) -> None:
-        """Write down who is dead, so that nobody has to wait and see again; call it in turn.
+        """Record which processes are dead; call it under the lock.
 
-        Look at everybody by it every few seconds: a silence is one only for who listened.
+        Call it every few seconds: the silence of another machine counts only while this process watches it.
         """
-        entries = self._attributes.read()
-        for number in self._numbers(entries):
+        entries = self._study.user_attrs
+        for number in self._others(entries):
             key = f"{PREFIX}{number}"
-            if not self._lives(number, entries) and not entries[key]["ended"]:
-                self._attributes.write(key, {**entries[key], "ended": True})
+            if not self._is_alive(number, entries) and not entries[key]["ended"]:
+                self._study.set_user_attr(key, {**entries[key], "ended": True})
 
-    def _numbers(self, entries: Mapping[str, Any]) -> list[int]:
-        """The other drivers that there ever were."""
-        found = [key.removeprefix(PREFIX) for key in entries if key.startswith(PREFIX)]
-        return [int(text) for text in found if text.isdecimal() and int(text) != self.number]
+    def _others(self, entries: Mapping[str, Any]) -> list[int]:
+        numbers = [key.removeprefix(PREFIX) for key in entries if key.startswith(PREFIX)]
+        return [int(text) for text in numbers if text.isdecimal() and int(text) != self.number]
 
-    def _lives(self, number: int, entries: Mapping[str, Any]) -> bool:
+    def _is_alive(self, number: int, entries: Mapping[str, Any]) -> bool:
         key = f"{PREFIX}{number}"
         if key not in entries:
             return False
-        entry = kept(LeaseEntry, entries[key], f"the study's attribute {key}")
+        entry = parse_attr(LeaseEntry, entries[key], f"the study's attribute {key}")
         if entry.ended:
             return False
-        here = _here(entry, self._local)
-        return here if here is not None else self._beats(number, entry)
+        on_this_machine = _runs_here(entry, self._local)
+        return self._has_heartbeat(number, entry) if on_this_machine is None else on_this_machine
 
-    def _beats(self, number: int, entry: LeaseEntry) -> bool:
-        """Whether another machine's driver was seen to beat within the lease's time."""
+    def _has_heartbeat(self, number: int, entry: LeaseEntry) -> bool:
+        """Whether another machine's heartbeat has changed within the lease's time."""
         now = self._clock()
-        heartbeat, since, looked = self._seen.get(number, (None, now, now))
-        if heartbeat != entry.heartbeat or now - looked > self._lease / 2:  # no heartbeat while it was away
+        last = self._observations.get(number)
+        # After a long gap the wait starts again: while the database was away, no process could write a heartbeat.
+        if last is None or last.heartbeat != entry.heartbeat or now - last.checked > self._seconds / 2:
             since = now
-        self._seen[number] = (entry.heartbeat, since, now)
-        return now - since < self._lease
+        else:
+            since = last.since
+        self._observations[number] = _Observation(entry.heartbeat, since, now)
+        return now - since < self._seconds
 
     def _write(self) -> None:
-        self._attributes.write(f"{PREFIX}{self.number}", {**self._entry, "heartbeat": time.time()})
-        self._last_beat = self._clock()
+        entry = this_process(ended=self._released)
+        self._study.set_user_attr(f"{PREFIX}{self.number}", entry.model_dump())
+        self._written = self._clock()
 
 
-def _process() -> dict[str, Any]:
-    """What identifies this process among all that ever ran on this machine."""
-    return {
-        "host": host_id(),
-        "boot": _text("/proc/sys/kernel/random/boot_id"),
-        "namespace": _link("/proc/self/ns/pid"),  # in another container our process numbers mean nothing
-        "pid": os.getpid(),
-        "started": _started(os.getpid()),
-    }
+def this_process(*, ended: bool = False) -> LeaseEntry:
+    """Return what identifies this process among all processes of all machines, with the present time."""
+    return LeaseEntry(
+        host=host_id(),
+        boot=_read(Path("/proc/sys/kernel/random/boot_id").read_text),
+        namespace=_read(partial(os.readlink, "/proc/self/ns/pid")),  # process numbers differ between containers
+        pid=os.getpid(),
+        started=_start_time(os.getpid()),
+        ended=ended,
+        heartbeat=time.time(),
+    )
 
 
-def _here(entry: LeaseEntry, local: bool) -> bool | None:
-    """Whether a process of this machine is there; None where that can't be seen from here."""
-    own = _process()
-    if entry.host != own["host"]:
+def _runs_here(entry: LeaseEntry, local: bool) -> bool | None:
+    """Whether a process of this machine is running; None if this can't be seen from here."""
+    own = this_process()
+    if entry.host != own.host:
         return None
-    if entry.boot != own["boot"]:
-        return False if local else None  # started anew; or another machine of the same name and image
-    if entry.namespace != own["namespace"]:
+    if entry.boot != own.boot:
+        return False if local else None  # the machine was restarted, or another machine has this name and image
+    if entry.namespace != own.namespace:
         return None
-    if entry.pid == own["pid"]:
-        return False  # this process drives one study at a time, so that session is over
+    if entry.pid == own.pid:
+        return False  # an earlier session of this process, which works on one study at a time
     try:
-        same = abs(_started(entry.pid) - entry.started) < 0.5
+        same = abs(_start_time(entry.pid) - entry.started) < 0.5
         return same and psutil.Process(entry.pid).status() != psutil.STATUS_ZOMBIE
-    except (psutil.Error, OSError, ValueError, OverflowError):  # the last two: a number that no process has
+    except (psutil.Error, OSError, ValueError, OverflowError):  # the last two: an impossible process number
         return False
 
 
-def _started(pid: int) -> float:
-    """When a process started: clock ticks since the machine's start on Linux, where setting the clock moves the rest.
+def _start_time(pid: int) -> float:
+    """When a process started: on Linux in clock ticks since the machine's start, which setting the clock can't change.
 
     Raises: OSError or psutil.Error if there is no such process.
     """
-    stat = Path(f"/proc/{pid}/stat")
-    if not stat.parent.parent.joinpath("self").exists():
+    if not Path("/proc/self").exists():
         return psutil.Process(pid).create_time()
-    return float(stat.read_text().rpartition(")")[2].split()[19])  # field 22 of proc(5); the name may have spaces
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return float(stat.rpartition(")")[2].split()[19])  # field 22 of proc(5); the name may contain spaces
 
 
-def _text(path: str) -> str:
+def _read(read: Callable[[], str]) -> str:
     try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
-
-
-def _link(path: str) -> str:
-    try:
-        return str(Path(path).readlink())
+        return read().strip()
     except OSError:
         return ""

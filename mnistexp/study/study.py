@@ -1,376 +1,206 @@
-"""A study that several drivers may share: its trials from the first draw to the last word, as Optuna keeps them.
+"""A study that several sweep processes may share: how its trials are claimed, reported, finished and recovered.
 
-What decides or changes a trial's state happens in turn (see storage.py), and is written so that a process
-that is killed after any write leaves something that the next turn can mend:
+A trial's state changes under the database's lock, in an order that a kill after any write leaves recoverable:
 
-    claim   a new trial, or one that waits → RUNNING; its driver; its parameters; its overrides and config
-    finish  its whole record; then its state and value. A trial with a record is finished, whoever says so
-    again   back to WAITING: same number, same parameters, same seed, so the same bits
+    claim    a new or waiting trial → RUNNING; then its process, its parameters, its overrides and config
+    finish   its whole record; then its value and state. A trial with a record is finished, even if it is RUNNING
+    requeue  back to WAITING with the same number, parameters and seed, and so with the same bits
 
-A RUNNING trial whose driver is dead is told if it has a record, and run again if it hasn't. One without a
-driver was being claimed or handed back when its process was killed: both are done in turn, so nobody is at it.
+`recover_stale_trials` finishes the RUNNING trials of dead processes that have a record, and requeues the others. A
+RUNNING trial without a process was being claimed or requeued when its process was killed.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import math
 import uuid
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage
-from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from mnistexp.config import user_code
-from mnistexp.config.compose import identity, run_config
+from mnistexp.config.compose import run_config
 from mnistexp.config.schema import Config, RunConfig, recorded_config
 from mnistexp.errors import ConfigError, StoreError
 from mnistexp.search.samplers import build_pruner, build_sampler
 from mnistexp.search.space import Space, Suggestion
 from mnistexp.study.database import AWAY, Database
+from mnistexp.study.fingerprint import check_fingerprint, fingerprint
 from mnistexp.study.lease import Lease
-from mnistexp.study.trial_attrs import TrialRecord, kept
+from mnistexp.study.progress import Progress, progress_of
+from mnistexp.study.trial_attrs import (
+    BASELINE,
+    CLAIM,
+    DEATHS,
+    PROCESS,
+    REASON,
+    RECORD,
+    Claim,
+    StudyAttrs,
+    attrs_of,
+    parse_attr,
+)
 from mnistexp.tracking import records
-from mnistexp.tracking.records import RunRecord
-from mnistexp.tracking.run_context import PreparedRun, RunContext, check_fit
-from mnistexp.training.results import EpochScores
+from mnistexp.tracking.records import RunRecord, State
+from mnistexp.tracking.run_context import RunContext, check_fit
+from mnistexp.training.results import EpochScores, objective_value
 
-ATTRIBUTE = "mnistexp"  # a trial's overrides, seed and config
-BASELINE = "mnistexp.baseline"  # true for the composed config itself
-DRIVER = "mnistexp.driver"  # the number of the driver that has the trial: see drivers.py
-DEATHS = "mnistexp.deaths"  # the workers and drivers that died with it, each once, however often that is written
-RECORD = "mnistexp.record"  # the finished run, until and after MLflow has it
-REASON = "reason"  # of a failure
-CONFIRMATION = "search.contenders"  # in a fingerprint: the study repeats the top configs of another
-VERDICT = "mnistexp.verdict"  # a confirmation's: what became of the champion
+VERDICT = "mnistexp.verdict"  # a confirmation's decision about the champion
 
-TELL = {
-    "COMPLETE": TrialState.COMPLETE,
-    "PRUNED": TrialState.PRUNED,
-    "FAILED": TrialState.FAIL,
-    "INTERRUPTED": TrialState.FAIL,  # never told by us: those go back to waiting
-}
+STATES = {"COMPLETE": TrialState.COMPLETE, "PRUNED": TrialState.PRUNED, "FAILED": TrialState.FAIL}
 
-
-@dataclass(frozen=True)
-class Best:
-    """A study's best trial: complete, finite, highest validation accuracy, ties to the lowest number."""
-
-    number: int
-    val_accuracy: float
-    overrides: tuple[str, ...]
-    config: RunConfig
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a study stands, all drivers' trials together."""
-
-    complete: int
-    pruned: int
-    failed: int
-    total: int  # study.trials
-    best: Best | None
-
-    @property
-    def done(self) -> int:
-        """Trials that need no more work."""
-        return self.complete + self.pruned + self.failed
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass
 class ClaimedTrial:
-    """A trial that is this driver's to run."""
+    """A trial that this process is to run."""
 
     number: int
-    draw: Suggestion
+    suggestion: Suggestion
     config: RunConfig
     trial: optuna.Trial
-    reported: frozenset[int]  # epochs that an earlier attempt was judged by
+    reported: frozenset[int]  # epochs that an earlier attempt has reported
     epochs: list[EpochScores] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class InvalidTrial:
-    """A trial whose values can't stand together: it has failed, and nothing was trained."""
+    """A trial whose values can't be combined: it has failed without training."""
 
     number: int
     reason: str
 
 
-# --------------------------------------------------------------------------------------------- identity
-
-
-def fingerprint(space: Space, config: Config, data_fingerprint: str) -> dict[str, str]:
-    """What makes trials of one study comparable: space, data, and the config that the space doesn't touch."""
-    base = {**identity(run_config(config)), "data": data_fingerprint}
-    return {
-        **{f"search.{name}": text for name, text in space.fingerprint().items()},
-        **{key: json.dumps(base[key], sort_keys=True) for key in base},
-        **({"--code": digest} if (digest := user_code.sha256()) else {}),  # any trial may have a function of it
-    }
-
-
-def _check_same(study: Study, facts: dict[str, str]) -> None:
-    """Refuse to mix two questions in one study. Raises: ConfigError naming what differs."""
-    before = study.user_attrs.get("fingerprint")
-    if not isinstance(before, dict):
-        raise StoreError(f"study.name={study.study_name}: was not made by mnistexp; give another study.name")
-    changed = sorted(key for key in facts.keys() | before.keys() if facts.get(key) != before.get(key))
-    if "--code" in changed:
-        raise ConfigError(
-            f"study.name={study.study_name}: was started with {'other' if '--code' in before else 'no'} code of the "
-            f"user's own (--code); MLflow keeps what it had as the artifact code.py of its run; give that file, or "
-            f"another study.name"
-        )
-    if changed:
-        name = f"another name, e.g. study.name={study.study_name}-2"
-        raise ConfigError(
-            f"study.name={study.study_name}: was started with another {', '.join(changed)}; its trials can't be "
-            f"compared with new ones, so give {'what it had' if CONFIRMATION in facts else name}"
-        )
-
-
 def trial_seed(study_seed: int, number: int) -> int:
-    """A trial's own seed: the same for its retry, another for another trial. Trial 0 keeps the study's."""
+    """Derive a trial's seed, the same for each attempt; trial 0 has the study's."""
     if number == 0:
         return study_seed
     return int.from_bytes(hashlib.sha256(f"{study_seed} {number}".encode()).digest()[:4], "big")
 
 
-def progress(trials: Sequence[FrozenTrial], total: int) -> Progress:
-    """Count a study's trials and find the best."""
-    states = [trial.state for trial in trials]
-    complete, pruned, failed = map(states.count, (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
-    return Progress(complete, pruned, failed, total, _best(trials))
-
-
-def _best(trials: Sequence[FrozenTrial]) -> Best | None:
-    """Optuna's own best_trial would take an infinite value."""
-    scored = [
-        (-trial.value, trial.number, trial)
-        for trial in trials
-        if trial.state is TrialState.COMPLETE and trial.value is not None and math.isfinite(trial.value)
-    ]
-    if not scored:
-        return None
-    loss, number, trial = min(scored, key=lambda entry: entry[:2])
-    known = _known(trial)
-    return Best(number, -loss, known.overrides, recorded_config(known.config))
-
-
-def _known(trial: FrozenTrial) -> TrialRecord:
-    """What a claimed trial was claimed with. Raises: StoreError if something else wrote it."""
-    return kept(TrialRecord, trial.user_attrs.get(ATTRIBUTE), f"trial {trial.number} of this study")
-
-
-def _whole(trial: FrozenTrial, key: str) -> int | None:
-    """A trial's attribute that is a whole number, if it has it. Raises: StoreError if it is anything else."""
-    value = trial.user_attrs.get(key)
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    raise StoreError(f"trial {trial.number} of this study was not written by mnistexp ({key}); give another study.name")
-
-
-def standing(storage: BaseStorage, prepared: PreparedRun, space: Space) -> Progress | None:
-    """Where the study is that a sweep would go on with, if any. Raises: ConfigError if it asks another question."""
-    name, total = prepared.study_name, prepared.config.study.trials
-    study = optuna.load_study(study_name=name, storage=storage) if name in optuna.get_all_study_names(storage) else None
-    trials = study.get_trials(deepcopy=False) if study else []
-    if study and trials:  # else any question may still become its own
-        _check_same(study, fingerprint(space, prepared.config, prepared.dataset.fingerprint))
-    return progress(trials, total) if trials else None
-
-
 def keep_verdict(database: Database, name: str, text: str) -> None:
-    """Keep what became of the champion, beside the confirmation that this study is."""
+    """Store a confirmation's decision about the champion in its study."""
     study = database.retry(lambda: optuna.load_study(study_name=name, storage=database.storage))
     database.retry(lambda: study.set_user_attr(VERDICT, text))
 
 
-# ------------------------------------------------------------------------------------------ shared study
+# ------------------------------------------------------------------------------------------- shared study
 
 
-class _StudyAttributes:
-    """A study's user attributes as the drivers' entries are kept in them."""
+def _retried(method: Callable[Concatenate[SharedStudy, P], T]) -> Callable[Concatenate[SharedStudy, P], T]:
+    """Repeat a method while the database is away: see Database.retry."""
 
-    def __init__(self, study: Study) -> None:
-        self._study = study
+    @functools.wraps(method)
+    def wrapper(self: SharedStudy, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._database.retry(lambda: method(self, *args, **kwargs))
 
-    def read(self) -> Mapping[str, Any]:
-        return self._study.user_attrs
+    return wrapper
 
-    def write(self, key: str, value: object) -> None:
-        self._study.set_user_attr(key, value)
+
+def _locked(method: Callable[Concatenate[SharedStudy, P], T]) -> Callable[Concatenate[SharedStudy, P], T]:
+    """Run a method under the database's lock, and repeat it while the database is away: see Database.locked."""
+
+    @functools.wraps(method)
+    def wrapper(self: SharedStudy, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._database.locked(lambda: method(self, *args, **kwargs))
+
+    return wrapper
 
 
 class SharedStudy:
-    """A study, seen by one of its drivers. Methods wait for a database that is away; see Database.retry.
+    """A study as one of its sweep processes uses it.
 
     Args:
-        database: where it is kept.
-        session: whose data and config it is about.
+        database: where it is stored.
+        context: the data and config that it is about.
         space: what is searched.
     """
 
-    def __init__(self, database: Database, session: RunContext, space: Space) -> None:
-        self._database, self._session, self._space = database, session, space
-        self._config: Config = session.prepared.config
-        self._mine: set[int] = set()
-        self._worker_deaths, self._found = 0, False
-        self._study = database.locked(self._open)
+    def __init__(self, database: Database, context: RunContext, space: Space) -> None:
+        self._database, self._context, self._space = database, context, space
+        self._config: Config = context.prepared.config
+        self._claimed: set[int] = set()  # trials that this process is running
+        self._worker_deaths, self._recovered = 0, False
+        self._open()
 
     @property
     def name(self) -> str:
-        """The study's name."""
+        """Return the study's name."""
         return self._study.study_name
 
     @property
     def tags(self) -> dict[str, str]:
-        """The tags of this study's runs. Names come again (a database is deleted, a store is shared); ids don't."""
-        return {"study": self.name, "study_id": self._id}
+        """Return the tags of this study's runs. A name may be used again after a deletion; the id is unique."""
+        return {"study": self.name, "study_id": self.id}
 
-    @property
-    def weights_folder(self) -> str:
-        """A name for the folder of this study's weights. It is a study's attribute, so it is looked at first."""
-        if len(self._id) != 32 or set(self._id) - set("0123456789abcdef"):
-            raise StoreError(f"study.name={self.name}: was not made by mnistexp; give another study.name")
-        return self._id
-
-    def progress(self) -> Progress:
-        """Where the study stands now."""
-        return self._database.retry(lambda: progress(self._trials(), self._config.study.trials))
-
-    def lives(self, driver: str) -> bool:
-        """Whether a driver, by the number in a run's tag, may be at work on what it began."""
-        return driver.isdecimal() and self._database.retry(lambda: self.drivers.alive(int(driver)))
-
-    def claim(self) -> ClaimedTrial | InvalidTrial | None:
-        """The next trial, this driver's now; None while no more are to be started: they are done, or others' now."""
-        return self._database.locked(self._claim)
-
-    def goes_on(self, claim: ClaimedTrial, scores: EpochScores) -> bool | None:
-        """Report an epoch; False where the pruner stops the trial, None where it isn't this driver's any more."""
-        try:
-            return self._database.retry(partial(self._goes_on, claim, scores))
-        except UpdateFinishedTrialError:
-            return None
-
-    def finish(self, number: int, record: RunRecord, value: float | None) -> bool:
-        """Keep a trial's record and tell its score; False where another driver has it by now, or has told it."""
-        plain = json.loads(json.dumps(records.to_json(record)))
-        try:
-            return self._database.locked(partial(self._finish, number, plain, TELL[record.state], value))
-        except UpdateFinishedTrialError:  # this process slept in its turn until the server took that away
-            return False
-
-    def died(self, number: int) -> int:
-        """Note that a worker died with this trial. Returns: how often workers or drivers have."""
-        self._worker_deaths += 1
-        return self._database.retry(partial(self._count_death, number, f"worker {self._worker_deaths}"))
-
-    def requeue(self, number: int) -> None:
-        """Leave a trial to whoever claims it next, as if it had never been started."""
-        self._database.locked(partial(self._give_back, number))
-
-    def finished_records(self, known: Container[int]) -> Iterator[RunRecord]:
-        """The records of finished trials that are not `known` and that no living driver is about to log.
-
-        Raises: StoreError if another version of mnistexp wrote one.
-        """
-        for trial in self._database.retry(self._trials):
-            plain = trial.user_attrs.get(RECORD)
-            owner = str(_whole(trial, DRIVER))
-            if trial.state.is_finished() and plain and trial.number not in known and not self.lives(owner):
-                yield records.from_json(plain)
-
-    def heartbeat(self) -> None:
-        """Keep this driver's lease; a database that is away is tried again at the next beat."""
-        try:
-            self.drivers.heartbeat()
-        except AWAY:
-            return
-
-    def recover_stale_trials(self) -> bool:
-        """Mend what dead drivers left under way. Returns: whether there was any since this was asked last."""
-        self._database.locked(self._reap)
-        found, self._found = self._found, False
-        return found
-
-    def try_upload_lock(self, work: Callable[[], object]) -> bool:
-        """Look into MLflow and then write to it, unless another driver is at that just now."""
-        return self._database.try_upload_lock(work)
-
-    def others(self) -> int:
-        """How many other drivers are at work on this study."""
-        return self._database.retry(self.drivers.others)
-
-    def leave(self) -> bool:
-        """Say that this driver has no trial any more. Returns: whether no other driver is left."""
-        return self._database.locked(self._leave)
-
-    # ------------------------------------------------------------------------------ opening
-
-    def _open(self) -> Study:
-        prepared, storage = self._session.prepared, self._database.storage
-        name = prepared.study_name
-        study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
-        if study.direction is not optuna.study.StudyDirection.MAXIMIZE:  # load_if_exists doesn't look
+    @_locked
+    def _open(self) -> None:
+        prepared, name = self._context.prepared, self._context.prepared.study_name
+        self._study = study = optuna.create_study(
+            study_name=name, storage=self._database.storage, direction="maximize", load_if_exists=True
+        )
+        if study.direction is not optuna.study.StudyDirection.MAXIMIZE:  # load_if_exists doesn't check it
             raise StoreError(f"study.name={name}: minimises, so it isn't mnistexp's; give another study.name")
-        self.drivers = Lease(_StudyAttributes(study), self._config.study.lease, local=self._database.local)
-        facts = fingerprint(self._space, self._config, prepared.dataset.fingerprint)
-        begun = study.get_trials(deepcopy=False) or self.drivers.others()
-        if not begun and isinstance(study.user_attrs.get("fingerprint"), dict | None):
-            study.set_user_attr("fingerprint", facts)  # as long as there is no trial, any question may become its own
+        attrs = parse_attr(StudyAttrs, study.user_attrs, f"study.name={name}")
+        self.lease = Lease(study, self._config.study.lease, local=self._database.local)
+        wanted = fingerprint(self._space, self._config, prepared.dataset.fingerprint)
+        if study.get_trials(deepcopy=False) or self.lease.count_others():
+            check_fingerprint(name, attrs, wanted)
         else:
-            _check_same(study, facts)
-        if "id" not in study.user_attrs:
-            study.set_user_attr("id", uuid.uuid4().hex)
-        self._id = str(study.user_attrs["id"])
+            study.set_user_attr("fingerprint", wanted)
+        self.id = attrs.id or uuid.uuid4().hex
+        study.set_user_attr("id", self.id)
         study.set_user_attr("config_dir", str(prepared.request.config_dir or ""))
-        self.drivers.register()
-        # Drivers' numbers differ, so no two draw the same points, nor does a session that goes on.
+        self.lease.register()
+        # Processes have different numbers, so neither two of them nor two sessions draw the same points.
         seed = self._config.seed
-        study.sampler = build_sampler(self._config.study.sampler, trial_seed(seed, self.drivers.number), seed)
+        study.sampler = build_sampler(self._config.study.sampler, trial_seed(seed, self.lease.number), seed)
         study.pruner = build_pruner(self._config.study.pruner, self._config.trainer.epochs)
-        return study
 
-    # ------------------------------------------------------------------------------ in turn
+    @_retried
+    def progress(self) -> Progress:
+        """Return the study's progress now."""
+        return progress_of(self._trials(), self._config.study.trials)
 
-    def _claim(self) -> ClaimedTrial | InvalidTrial | None:
-        self.drivers.heartbeat()  # many workers are filled one after the other, and a sampler may think for long
-        self._reap()
+    # ------------------------------------------------------------------------------- one trial
+
+    @_locked
+    def claim(self) -> ClaimedTrial | InvalidTrial | None:
+        """Claim the next trial; None if all that remain are finished or run by other processes."""
+        self.lease.heartbeat()  # a slow sampler that fills many workers may take longer than the lease
+        self._recover()
         trials = self._trials()
-        under_way = sum(trial.state is TrialState.RUNNING for trial in trials)
-        if progress(trials, 0).done + under_way >= self._config.study.trials:
+        taken = sum(trial.state.is_finished() or trial.state is TrialState.RUNNING for trial in trials)
+        if taken >= self._config.study.trials:
             return None
         self._enqueue(trials)
-        self._database.check_lock()  # or two drivers would go over the budget
+        self._database.check_lock()  # or two processes could exceed the budget
         trial = self._study.ask()
-        self._set(trial._trial_id, DRIVER, self.drivers.number)
+        self._set(trial._trial_id, PROCESS, self.lease.number)
         try:
-            draw = self._draw(trial)
-            check_fit(draw.config, self._session.prepared.dataset)
+            suggestion = self._suggest(trial)
+            check_fit(suggestion.config, self._context.prepared.dataset)
         except ConfigError as error:
             self._set(trial._trial_id, REASON, str(error))
             self._study.tell(trial.number, state=TrialState.FAIL)
             return InvalidTrial(trial.number, str(error))
-        config = run_config(draw.config)
-        known = {"overrides": draw.overrides, "seed": config.seed, "config": config.model_dump_json()}
-        self._set(trial._trial_id, ATTRIBUTE, known)
-        self._mine.add(trial.number)
+        config = run_config(suggestion.config)
+        claim = Claim(overrides=suggestion.overrides, seed=config.seed, config=config.model_dump_json())
+        self._set(trial._trial_id, CLAIM, claim.model_dump(mode="json"))
+        self._claimed.add(trial.number)
         reported = frozenset(trial._cached_frozen_trial.intermediate_values)
-        return ClaimedTrial(trial.number, draw, config, trial, reported)
+        return ClaimedTrial(trial.number, suggestion, config, trial, reported)
 
     def _enqueue(self, trials: Sequence[FrozenTrial]) -> None:
-        """What comes before the sampler: the composed config itself, then a grid's points."""
+        """Enqueue what precedes the sampler: the composed config as trial 0, then a grid's points."""
         if not trials:
             self._study.enqueue_trial(dict(self._space.baseline()[1]), user_attrs={BASELINE: True})
         elif self._config.study.sampler.name == "grid" and all(t.state is not TrialState.WAITING for t in trials):
@@ -379,94 +209,162 @@ class SharedStudy:
             if point is not None:
                 self._study.enqueue_trial(dict(point))
 
-    def _draw(self, trial: optuna.Trial) -> Suggestion:
-        """A trial's point; for one that is run again Optuna gives the values that it had."""
+    def _suggest(self, trial: optuna.Trial) -> Suggestion:
+        """Draw a trial's point; for a requeued trial Optuna returns the values that it had."""
         if trial.user_attrs.get(BASELINE):
             return self._space.suggest_baseline(trial)
         return self._space.suggest(trial, trial_seed(self._config.seed, trial.number))
 
-    def _goes_on(self, claim: ClaimedTrial, scores: EpochScores) -> bool:
-        if scores.epoch in claim.reported:  # the same bits as in the attempt that was cut off, and judged there
-            return True  # if it was to stop at the last of them, the next epoch says so again
-        claim.trial.report(scores.val_accuracy, scores.epoch)
-        return scores.epoch == claim.config.trainer.epochs or not claim.trial.should_prune()
+    @_retried
+    def report(self, claim: ClaimedTrial, scores: EpochScores) -> Literal["continue", "prune", "lost"]:
+        """Report an epoch's score and return the pruner's decision; "lost" if another process has the trial."""
+        if scores.epoch in claim.reported:  # an earlier attempt had the same bits and was continued here
+            return "continue"  # if that was its last epoch, the next one decides
+        try:
+            claim.trial.report(scores.val_accuracy, scores.epoch)
+            is_last = scores.epoch == claim.config.trainer.epochs
+            return "continue" if is_last or not claim.trial.should_prune() else "prune"
+        except UpdateFinishedTrialError:
+            return "lost"
 
-    def _finish(self, number: int, plain: Mapping[str, Any], state: TrialState, value: float | None) -> bool:
+    @_locked
+    def finish(self, number: int, record: RunRecord) -> bool:
+        """Store a trial's record and its value. Returns: False if another process has the trial or finished it."""
         trial = self._trials()[number]
-        self._mine.discard(number)
-        if trial.state.is_finished():  # by us, if the answer to an earlier try was lost
-            return bool(trial.user_attrs.get(RECORD) == plain)
-        if trial.state is not TrialState.RUNNING or _whole(trial, DRIVER) != self.drivers.number:
+        self._claimed.discard(number)
+        attrs, plain = attrs_of(trial), _plain(record)
+        if trial.state.is_finished():  # by this process, if the database's answer to an earlier try was lost
+            return attrs.record == plain
+        if trial.state is not TrialState.RUNNING or attrs.process != self.lease.number:
             return False
-        self._set(trial._trial_id, RECORD, plain)
-        self._tell(trial, plain, state, value)
-        return True
-
-    def _tell(self, trial: FrozenTrial, plain: Mapping[str, Any], state: TrialState, value: float | None) -> None:
-        if plain["reason"]:
-            self._set(trial._trial_id, REASON, plain["reason"])
-        self._study.tell(trial.number, value, state=state)
-
-    def _reap(self) -> None:
-        for trial in self._trials(TrialState.RUNNING):
-            owner = _whole(trial, DRIVER)
-            if owner == self.drivers.number and trial.number not in self._mine:
-                self._again(trial)  # a claim of ours that the database cut off
-            elif owner is None or not self.drivers.alive(owner):
-                self._found = True
-                self._settle(trial)
-        self.drivers.mark_dead()
-
-    def _settle(self, trial: FrozenTrial) -> None:
-        """A trial whose driver is dead: told if it was finished, else run again, but not for ever."""
-        plain = trial.user_attrs.get(RECORD)
-        known = _known(trial) if ATTRIBUTE in trial.user_attrs else None
-        owner, retries = _whole(trial, DRIVER), self._config.executor.retries
-        times = self._count_death(trial.number, "") if plain is None and known and owner is not None else 0
-        if known and times > retries:
-            plain = self._failed(trial, known, f"its worker or driver died {times} times (executor.retries={retries})")
+        with suppress(UpdateFinishedTrialError):  # this process was suspended until the server released its lock
             self._set(trial._trial_id, RECORD, plain)
-        if plain is None:
-            self._again(trial)
-            return
-        record = records.from_json(plain)
-        value = record.result.fit.best.val_accuracy if record.result and record.state == "COMPLETE" else None
-        self._tell(trial, plain, TELL[record.state], value)
+            self._tell(trial, record)
+            return True
+        return False
 
-    def _failed(self, trial: FrozenTrial, known: TrialRecord, reason: str) -> dict[str, Any]:
-        """The record of a trial that failed for good although nobody is left who saw it."""
-        assert trial.datetime_start is not None
-        config, overrides = recorded_config(known.config), known.overrides
-        tags = {**self.tags, "driver": str(self.drivers.number)}
-        started = trial.datetime_start.timestamp()
-        record = self._session.trial(trial.number, config, overrides, started, "FAILED", tags, reason=reason)
-        return dict(json.loads(json.dumps(records.to_json(record))))
+    @_retried
+    def count_death(self, number: int) -> int:
+        """Record that a worker died with this trial. Returns: how many workers and processes have."""
+        self._worker_deaths += 1
+        return self._count_death(self._trials()[number], f" worker {self._worker_deaths}")
 
-    def _again(self, trial: FrozenTrial) -> None:
-        """First nobody's, then waiting: a process that is killed in between leaves one that nobody claims."""
-        self._set(trial._trial_id, DRIVER, None)
+    @_locked
+    def requeue(self, number: int) -> None:
+        """Put a trial back so that it is run again."""
+        trial = self._trials()[number]
+        self._claimed.discard(number)
+        if trial.state is TrialState.RUNNING and attrs_of(trial).process == self.lease.number:
+            self._requeue(trial)
+
+    def _requeue(self, trial: FrozenTrial) -> None:
+        # In this order: a RUNNING trial without a process is recovered, a WAITING one of a dead process is not.
+        self._set(trial._trial_id, PROCESS, None)
         self._database.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
-    def _give_back(self, number: int) -> None:
-        trial = self._trials()[number]
-        self._mine.discard(number)
-        if trial.state is TrialState.RUNNING and _whole(trial, DRIVER) == self.drivers.number:
-            self._again(trial)
+    def _tell(self, trial: FrozenTrial, record: RunRecord) -> None:
+        """Store a record's reason, value and state, which finishes the trial."""
+        if record.reason:
+            self._set(trial._trial_id, REASON, record.reason)
+        scored = record.state == "COMPLETE" and record.result is not None
+        value = objective_value(record.result.fit) if scored and record.result else None
+        self._study.tell(trial.number, value, state=STATES[record.state])
 
-    def _leave(self) -> bool:
-        self.drivers.end()
-        return self.drivers.others() == 0
-
-    def _count_death(self, number: int, worker: str) -> int:
-        trial = self._trials()[number]
-        before = trial.user_attrs.get(DEATHS) or []
-        if not isinstance(before, list) or not all(isinstance(each, str) for each in before):
-            raise StoreError(
-                f"trial {number} of this study was not written by mnistexp ({DEATHS}); give another study.name"
-            )
-        deaths = sorted({*before, f"driver {_whole(trial, DRIVER)} {worker}".strip()})
+    def _count_death(self, trial: FrozenTrial, worker: str = "") -> int:
+        attrs = attrs_of(trial)
+        deaths = sorted({*attrs.deaths, f"process {attrs.process}{worker}"})
         self._set(trial._trial_id, DEATHS, deaths)
         return len(deaths)
+
+    # ------------------------------------------------------------------------------- all processes
+
+    @_locked
+    def recover_stale_trials(self) -> bool:
+        """Finish or requeue the trials of dead processes. Returns: whether any was found since the last call."""
+        self._recover()
+        found, self._recovered = self._recovered, False
+        return found
+
+    def _recover(self) -> None:
+        for trial in self._trials(TrialState.RUNNING):
+            process = attrs_of(trial).process
+            if process == self.lease.number and trial.number not in self._claimed:
+                self._requeue(trial)  # this process's own claim, which the database cut off
+            elif process is None or not self.lease.is_alive(process):
+                self._recovered = True
+                self._resolve(trial)
+        self.lease.mark_dead()
+
+    def _resolve(self, trial: FrozenTrial) -> None:
+        """Finish a dead process's trial if it has a record or died too often; else requeue it."""
+        attrs, retries = attrs_of(trial), self._config.executor.retries
+        if attrs.record is not None:
+            self._tell(trial, records.from_json(attrs.record))
+            return
+        if attrs.claim is not None and attrs.process is not None:
+            deaths = self._count_death(trial)
+            if deaths > retries:
+                reason = f"its worker or sweep process died {deaths} times (executor.retries={retries})"
+                record = self._failed_record(trial, attrs.claim, reason)
+                self._set(trial._trial_id, RECORD, _plain(record))
+                self._tell(trial, record)
+                return
+        self._requeue(trial)
+
+    def _failed_record(self, trial: FrozenTrial, claim: Claim, reason: str) -> RunRecord:
+        assert trial.datetime_start is not None
+        config, started = recorded_config(claim.config), trial.datetime_start.timestamp()
+        return self.record(trial.number, config, claim.overrides, started, "FAILED", reason=reason)
+
+    def finished_records(self, known: Container[int]) -> Iterator[RunRecord]:
+        """Yield the records of finished trials that are not `known` and that no living process is about to log."""
+        alive: dict[int | None, bool] = {None: False}
+        for trial in self._database.retry(self._trials):
+            attrs = attrs_of(trial)
+            if not trial.state.is_finished() or attrs.record is None or trial.number in known:
+                continue
+            if attrs.process not in alive:
+                alive[attrs.process] = self.is_alive(str(attrs.process))
+            if not alive[attrs.process]:
+                yield records.from_json(attrs.record)
+
+    def record(
+        self,
+        number: int,
+        config: RunConfig,
+        overrides: tuple[str, ...],
+        started: float,
+        state: State,
+        **more: Any,
+    ) -> RunRecord:
+        """Return the record of a trial that ends now."""
+        tags = {**self.tags, "process": str(self.lease.number)}
+        return self._context.trial(number, config, overrides, started, state, tags, **more)
+
+    @_retried
+    def is_alive(self, process: str) -> bool:
+        """Return whether a process, by the number in a run's tag, may still work on its trials."""
+        return process.isdecimal() and self.lease.is_alive(int(process))
+
+    @_retried
+    def count_others(self) -> int:
+        """Return how many other processes work on this study."""
+        return self.lease.count_others()
+
+    def heartbeat(self) -> None:
+        """Renew the lease; if the database is away, the next call tries again."""
+        with suppress(*AWAY):
+            self.lease.heartbeat()
+
+    def try_upload_lock(self, work: Callable[[], object]) -> bool:
+        """Do work in MLflow unless another process does so now; return whether it was done."""
+        return self._database.try_upload_lock(work)
+
+    @_locked
+    def release(self) -> bool:
+        """Record that this process has no trials any more. Returns: whether no other process is left."""
+        self.lease.release()
+        return self.lease.count_others() == 0
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         """The study's trials, in the order of their numbers."""
@@ -474,3 +372,8 @@ class SharedStudy:
 
     def _set(self, trial_id: int, key: str, value: object) -> None:
         self._database.storage.set_trial_user_attr(trial_id, key, value)
+
+
+def _plain(record: RunRecord) -> dict[str, object]:
+    """A record as the database returns it."""
+    return dict(json.loads(json.dumps(records.to_json(record))))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from mnistexp.config.schema import RunConfig
 from mnistexp.errors import ConfigError
-from mnistexp.study.study import Progress
+from mnistexp.study.progress import Progress
 from mnistexp.study.sweep import SweepCallbacks
 from mnistexp.terminal.console import epoch_line, note, say
 from mnistexp.tracking.records import RunRecord
@@ -107,12 +107,12 @@ def is_live(terminal: bool, environment: Mapping[str, str]) -> bool:
     return terminal and not dumb and environment.get("CI", "").lower() in ("", "0", "false")
 
 
-def run(sweep: Sweep, executor: Executor, display: Quiet) -> Summary:
+def run(sweep: Sweep, executor: Executor | None, display: Quiet) -> Summary:
     """Run a sweep with a display. Raises: what Sweep.run raises."""
     from mnistexp.workers.start import wait_until_ready
 
     with display:
-        if sweep.progress.done < sweep.progress.total:  # else no worker is needed
+        if executor is not None and sweep.progress.done < sweep.progress.total:  # else no worker is needed
             display.begin(sweep.name, sweep.progress, executor.size)
             display.ready(wait_until_ready(executor).get("device", ""))
         return sweep.run(executor)

@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mnistexp.config.schema import RunConfig
-from mnistexp.study.study import Best, Progress
+from mnistexp.study.progress import Best, Progress
 from mnistexp.study.sweep import SweepCallbacks
 from mnistexp.terminal.console import note
 from mnistexp.terminal.display import Quiet

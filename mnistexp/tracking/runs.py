@@ -74,7 +74,7 @@ class Tracker:
 
         Args:
             ending: the status for parent runs; None leaves them open, because another process may use them.
-            is_alive: whether the sweep process with this number (the tag `driver`) may still be working.
+            is_alive: whether the sweep process with this number (the tag `process`) may still be working.
         """
 
 
@@ -227,7 +227,7 @@ class MlflowTracker(Tracker):
                 if run.data.tags.get("kind") == "sweep":
                     if ending is not None:
                         self._client.set_terminated(run.info.run_id, ending)
-                elif not is_alive(run.data.tags.get("driver", "")):
+                elif not is_alive(run.data.tags.get("process", "")):
                     self._close_or_delete(run)
 
     def _get(self, run_id: str) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from mnistexp.config import user_code
 from mnistexp.config.overrides import value_text
 from mnistexp.config.schema import StudyConfig
-from mnistexp.study.study import Best, Progress
+from mnistexp.study.progress import Best, Progress
 from mnistexp.tracking.records import LoggedRun
 
 WIDTH = 60  # letters of a command's line

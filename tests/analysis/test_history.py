@@ -116,6 +116,6 @@ def test_sealed_trials_have_not_looked(database: Database) -> None:
     session, space = parts(RATES, "study.trials=2")
     listener = SweepCallbacks(lambda record, progress: None)
 
-    Sweep(database, session, space, RecordingTracker(), listener, sealed=True).run(FakeExecutor(by_rate))
+    Sweep(database, session, space, RecordingTracker(), listener, evaluate_test=False).run(FakeExecutor(by_rate))
 
     assert history.load(database.storage, "digits").test_evaluations == 0

@@ -29,7 +29,8 @@ from mnistexp.errors import StoreError
 from mnistexp.storage.urls import sqlite_path
 from mnistexp.study.database import reading
 from mnistexp.study.lease import PREFIX
-from mnistexp.study.study import DRIVER, trial_seed
+from mnistexp.study.study import trial_seed
+from mnistexp.study.trial_attrs import PROCESS
 
 HERE = Path(__file__).resolve().parent
 PATIENCE = 240.0  # seconds for anything to happen: a start takes 10 on an idle machine, and this one may be busy
@@ -204,7 +205,7 @@ class Place(Folder):
 
     def owner(self, number: int) -> int:
         """The number of the driver that a trial belongs to."""
-        return int(self.trials(self.study)[number].user_attrs[DRIVER])
+        return int(self.trials(self.study)[number].user_attrs[PROCESS])
 
     def processes(self) -> list[psutil.Process]:
         """Living processes that this test's commands started, and their descendants, wherever they went."""

@@ -14,7 +14,7 @@ import pytest
 from harness import PATIENCE, Place, Running
 from services import wait_until
 
-from mnistexp.study.study import DEATHS, RECORD
+from mnistexp.study.trial_attrs import DEATHS, RECORD
 
 pytest_plugins = ["fault_fixtures"]
 pytestmark = [

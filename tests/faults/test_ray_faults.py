@@ -12,7 +12,7 @@ import pytest
 from harness import Place, Running
 from services import wait_until
 
-from mnistexp.study.study import DEATHS
+from mnistexp.study.trial_attrs import DEATHS
 
 pytest_plugins = ["fault_fixtures"]
 pytestmark = [

@@ -7,7 +7,8 @@ import sys
 import pytest
 from harness import Place
 
-from mnistexp.study.study import DEATHS, trial_seed
+from mnistexp.study.study import trial_seed
+from mnistexp.study.trial_attrs import DEATHS
 
 pytest_plugins = ["fault_fixtures"]
 pytestmark = [

@@ -83,7 +83,7 @@ def test_a_waiting_driver_can_be_stopped(tmp_path: Path, fresh: Path) -> None:
     """Ctrl-C ends the wait for a turn that another keeps."""
     path = shutil.copy(fresh, tmp_path / "optuna.db")
     one, two = open_for_sweep(f"sqlite:///{path}"), open_for_sweep(f"sqlite:///{path}")
-    two.give_up = lambda: True
+    two.should_abort = lambda: True
 
     with pytest.raises(KeyboardInterrupt):
         one.locked(lambda: two.locked(lambda: None))
@@ -101,7 +101,7 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, fresh: Path, monkeypatc
         notes.append(text)
         holder.execute("ROLLBACK")
 
-    database.on_wait = note
+    database.on_retry = note
     database.retry(lambda: optuna.create_study(study_name="here", storage=database.storage))
     holder.close()
 
@@ -126,7 +126,7 @@ def test_a_reader_tells_of_a_locked_database(tmp_path: Path, fresh: Path, monkey
     """`best` and `doctor` say in a sentence that it is locked, when they open it and when they read it."""
     monkeypatch.setattr(storage, "BUSY_SECONDS", 0.1)
     path = shutil.copy(fresh, tmp_path / "optuna.db")
-    locked = pytest.raises(StoreError, match=r"optuna\.db: Optuna can't use it now: database is locked; try again")
+    locked = pytest.raises(StoreError, match=r"optuna\.db: try again, Optuna can't use it now: database is locked")
     with closing(sqlite3.connect(path, isolation_level=None)) as holder:
         with locked, reading(f"sqlite:///{path}") as database:
             holder.execute("BEGIN EXCLUSIVE")
@@ -185,7 +185,7 @@ def test_a_network_file_system_is_warned_of(tmp_path: Path, monkeypatch: pytest.
 
     warning = network_warning("sqlite:////home/me/optuna.db")
 
-    assert "lies on a network file system (nfs4)" in warning
+    assert "is on a network file system (nfs4)" in warning
     assert "study.storage=postgresql://" in warning
     assert network_warning("sqlite:////var/optuna.db") == ""
     assert network_warning("postgresql://host/db") == ""
@@ -309,7 +309,7 @@ def test_a_server_keeps_studies(postgres: Postgres, opened: Opener) -> None:
     with pytest.raises(StoreError, match="there is no such database; run `python -m mnistexp sweep`"):
         open_to_read(address)
     one, two = opened(address), opened(address)
-    two.give_up = lambda: True
+    two.should_abort = lambda: True
     optuna.create_study(study_name="here", storage=one.storage)
 
     said = check_usable(address)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ ANOTHER = """
 import json, sys, time
 from mnistexp.study.lease import Lease
 class Printed(dict):
-    read = lambda self: self
-    write = dict.__setitem__
+    user_attrs = property(lambda self: self)
+    set_user_attr = dict.__setitem__
 kept = Printed()
 drivers = Lease(kept, 60)
 drivers.register()
@@ -34,10 +33,11 @@ sys.stdin.read()
 class Kept(dict[str, Any]):
     """A study's attributes, in memory."""
 
-    def read(self) -> Mapping[str, Any]:
+    @property
+    def user_attrs(self) -> dict[str, Any]:
         return self
 
-    def write(self, key: str, value: object) -> None:
+    def set_user_attr(self, key: str, value: Any) -> None:
         self[key] = value
 
 
@@ -70,19 +70,19 @@ def closed(process: subprocess.Popen[str]) -> None:
 
 def test_a_killed_process_is_dead_at_once_and_a_stopped_one_is_not(kept: Kept) -> None:
     """On one machine no time has to pass: a driver that sleeps lives, one that was killed doesn't, a zombie neither."""
-    process, drivers = another(kept), Lease(kept, lease=0.0)
+    process, drivers = another(kept), Lease(kept, seconds=0.0)
 
-    running = drivers.alive(0)
+    running = drivers.is_alive(0)
     process.send_signal(signal.SIGSTOP)
-    stopped = drivers.alive(0)
+    stopped = drivers.is_alive(0)
     process.kill()
     while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
         pass
-    zombie = drivers.alive(0)
+    zombie = drivers.is_alive(0)
     process.wait()
     closed(process)
 
-    assert (running, stopped, zombie, drivers.alive(0)) == (True, True, False, False)
+    assert (running, stopped, zombie, drivers.is_alive(0)) == (True, True, False, False)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_what_an_entry_says(kept: Kept, changes: dict[str, object], local: bool,
     process = another(kept)
     kept[f"{PREFIX}0"] |= changes
 
-    found = Lease(kept, lease=60, local=local).alive(0)
+    found = Lease(kept, seconds=60, local=local).is_alive(0)
     process.kill()
     process.wait()
     closed(process)
@@ -116,10 +116,10 @@ def test_an_earlier_session_of_this_process_is_over(kept: Kept) -> None:
     second.register()
 
     assert (first.number, second.number) == (0, 1)
-    assert second.alive(0) is False
-    assert second.alive(1) is True
-    assert second.alive(2) is False
-    assert second.others() == 0
+    assert second.is_alive(0) is False
+    assert second.is_alive(1) is True
+    assert second.is_alive(2) is False
+    assert second.count_others() == 0
 
 
 def test_a_driver_beats_four_times_in_a_lease(kept: Kept) -> None:
@@ -149,8 +149,8 @@ def test_other_machines_are_judged_by_our_clock(kept: Kept) -> None:
 
     for heartbeat, later in ((0.0, 29), (1.0, 29), (1.0, 29), (1.0, 3)):
         kept[f"{PREFIX}0"] |= {"host": "elsewhere", "heartbeat": heartbeat}
-        seen.append(drivers.alive(0))
+        seen.append(drivers.is_alive(0))
         now[0] += later
-    seen.append(drivers.alive(0))
+    seen.append(drivers.is_alive(0))
 
     assert seen == [True, True, True, True, False]

@@ -19,9 +19,9 @@ from sweeps import check_invariants, finish, open_sweep, trials_of
 from mnistexp.analysis import history
 from mnistexp.config.schema import RunConfig
 from mnistexp.errors import MnistexpError
-from mnistexp.study import study
 from mnistexp.study.database import Database, open_for_sweep
 from mnistexp.study.lease import COUNT, PREFIX
+from mnistexp.study.trial_attrs import BASELINE, CLAIM, DEATHS, PROCESS, RECORD
 
 TRIALS = 5
 COMMON: dict[str, Any] = {
@@ -84,7 +84,7 @@ SESSION = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=30, **COMMON)
+@settings(max_examples=15, **COMMON)
 @given(sessions=st.lists(SESSION, min_size=1, max_size=4))
 def test_any_history_of_faults_ends_well(fresh: Path, quick_folder: Path, sessions: list[dict[str, Any]]) -> None:
     """After sessions of lost workers, NaNs, signals, kills and an MLflow that comes and goes: all, once, in both."""
@@ -113,7 +113,7 @@ JUNK = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
     max_leaves=6,
 )
-TRIAL_KEYS = [study.ATTRIBUTE, study.BASELINE, study.DRIVER, study.DEATHS, study.RECORD]
+TRIAL_KEYS = [CLAIM, BASELINE, PROCESS, DEATHS, RECORD]
 STUDY_KEYS = ["fingerprint", "id", COUNT, *(f"{PREFIX}{number}" for number in range(3))]
 
 
@@ -145,7 +145,7 @@ def outcome(call: Callable[[Database], None], database: Database) -> str:
     return ""
 
 
-@settings(max_examples=150, **COMMON)
+@settings(max_examples=60, **COMMON)
 @given(
     number=st.integers(0, 3), key=st.sampled_from(TRIAL_KEYS), path=st.lists(st.integers(0, 9), max_size=4), junk=JUNK
 )
@@ -169,7 +169,7 @@ def test_a_trial_that_something_else_wrote_is_told_in_a_sentence(
     assert said == "" or "study.name" in said
 
 
-@settings(max_examples=100, **COMMON)
+@settings(max_examples=40, **COMMON)
 @given(key=st.sampled_from(STUDY_KEYS), path=st.lists(st.integers(0, 9), max_size=3), junk=JUNK)
 def test_a_study_that_something_else_wrote_is_told_in_a_sentence(
     interrupted: Path, quick_folder: Path, key: str, path: list[int], junk: Any

@@ -17,7 +17,8 @@ from mnistexp.config.compose import compose, parse_request, run_config
 from mnistexp.config.schema import RunConfig
 from mnistexp.errors import ConfigError, StoreError
 from mnistexp.study.database import Database, open_for_sweep
-from mnistexp.study.study import Progress, trial_seed
+from mnistexp.study.progress import Progress
+from mnistexp.study.study import trial_seed
 from mnistexp.study.sweep import Summary, Sweep, SweepCallbacks
 from mnistexp.tracking.records import RunRecord
 from mnistexp.tracking.run_context import PreparedRun

@@ -17,7 +17,7 @@ from sweeps import parts
 from mnistexp.config.compose import run_config
 from mnistexp.config.schema import RunConfig
 from mnistexp.study.database import Database
-from mnistexp.study.study import Progress
+from mnistexp.study.progress import Progress
 from mnistexp.study.sweep import Summary, Sweep
 from mnistexp.terminal import display
 from mnistexp.terminal.live import Live

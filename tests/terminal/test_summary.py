@@ -15,7 +15,7 @@ from sweeps import parts
 from mnistexp.analysis import comparison
 from mnistexp.analysis.history import History, Trial
 from mnistexp.config.compose import run_config
-from mnistexp.study.study import Best, Progress
+from mnistexp.study.progress import Best, Progress
 from mnistexp.study.sweep import Summary
 from mnistexp.terminal.summary import comparison_lines, summary_lines
 

@@ -423,10 +423,10 @@ def left_open(tracker: MlflowTracker, **tags: str) -> str:
 
 def test_what_killed_drivers_left_open_is_settled(tracker: MlflowTracker) -> None:
     """A whole run ends as its scores say, a half one is taken away; a living driver's and other studies' are left."""
-    half = left_open(tracker, study_id="1", driver="0")
-    whole = left_open(tracker, study_id="1", driver="0", state="PRUNED")
-    living = left_open(tracker, study_id="1", driver="1")
-    other = left_open(tracker, study_id="2", driver="0")
+    half = left_open(tracker, study_id="1", process="0")
+    whole = left_open(tracker, study_id="1", process="0", state="PRUNED")
+    living = left_open(tracker, study_id="1", process="1")
+    other = left_open(tracker, study_id="2", process="0")
 
     tracker.close_stale_runs({"study_id": "1"}, None, lambda driver: driver == "1")
 
@@ -437,7 +437,7 @@ def test_what_killed_drivers_left_open_is_settled(tracker: MlflowTracker) -> Non
 
 def test_a_parent_run_is_settled_only_where_nobody_is_at_work(tracker: MlflowTracker) -> None:
     """With no ending a parent run stays open; with one it gets that."""
-    tags = {"study": "s", "study_id": "s", "kind": "sweep", "driver": "0"}
+    tags = {"study": "s", "study_id": "s", "kind": "sweep", "process": "0"}
     parent = tracker.start_parent("sweep", tags, "", {})
 
     tracker.close_stale_runs({"study_id": "s"}, None, lambda _: False)

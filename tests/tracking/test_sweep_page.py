@@ -8,7 +8,7 @@ from pathlib import Path
 from runs import run_config
 from sweeps import parts
 
-from mnistexp.study.study import Best, Progress
+from mnistexp.study.progress import Best, Progress
 from mnistexp.tracking.records import LoggedRun
 from mnistexp.tracking.sweep_page import sweep_page
 
