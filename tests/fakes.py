@@ -11,6 +11,7 @@ from typing import Any
 
 from mnistexp.config.schema import RunConfig
 from mnistexp.errors import StoreError
+from mnistexp.storage.foreign_errors import StoreRefusal
 from mnistexp.tracking.records import LoggedRun, RunRecord
 from mnistexp.tracking.runs import Ending, Tracker
 from mnistexp.training.results import EpochScores, FitResult, RunResult, Stopped
@@ -158,6 +159,7 @@ class RecordingTracker(Tracker):
     def __init__(self, faults: Mapping[int, BaseException] | None = None) -> None:
         self.faults = dict(faults or {})
         self.away = False  # every method raises StoreError
+        self.refused: set[str] = set()  # trials whose runs are refused
         self.records: list[RunRecord] = []
         self.parents: list[str] = []  # of each record
         self.open: set[str] = set()  # parent runs
@@ -172,6 +174,8 @@ class RecordingTracker(Tracker):
         self, record: RunRecord, parent: str = "", files: Mapping[str, str] | None = None, *, may_exist: bool = False
     ) -> str:
         self._answer()
+        if record.tags.get("trial") in self.refused:
+            raise StoreRefusal(f"tracking.uri=…: does not accept the run {record.name}")
         if may_exist:
             for number, kept in enumerate(self.records):
                 if kept.tags == record.tags and kept.state == record.state:

@@ -29,6 +29,7 @@ from mnistexp.errors import ConfigError, StoreError
 from mnistexp.study import study as studies
 from mnistexp.study.database import Database, open_for_sweep
 from mnistexp.study.lease import PREFIX
+from mnistexp.study.progress import trials_left
 from mnistexp.study.study import ClaimedTrial
 
 
@@ -220,9 +221,7 @@ WRITES = 45  # of a session of three trials, from the creation of the study to t
 
 @pytest.mark.parametrize("fatal", range(1, WRITES + 2))
 def test_a_kill_at_any_write_is_recovered(database: Database, fatal: int) -> None:
-    """Killed before write n, for every n: the next session ends with all trials, once, in both stores, and the
-    trials that were finished are not run again. After the last write there is nothing left to kill.
-    """
+    """Killed before write n, for every n: the next session has all trials once, and runs no finished one again."""
     tracker, real, counter = RecordingTracker(), database.storage, [0]
     database.storage = Tapped(real, counter, fatal)  # type: ignore[assignment]
     tapped: Any = Tapped(tracker, counter, fatal)
@@ -551,31 +550,115 @@ def test_a_write_whose_answer_was_lost_is_not_repeated(database: Database) -> No
     check_invariants(database, tracker, 3)
 
 
+def test_a_run_that_mlflow_refuses_blocks_no_other(database: Database) -> None:
+    """It is reported once and counted as not logged, the others are logged at once; the next sweep logs it."""
+    tracker, notes = RecordingTracker(), []
+    tracker.refused = {"1"}
+
+    summary = open_sweep(database, "study.trials=3", tracker=tracker, notes=notes).run(FakeExecutor(by_rate))
+    logged = [record.tags["trial"] for record in tracker.records]
+    tracker.refused = set()
+    executor = finish(database, tracker, 3)
+
+    assert logged == ["0", "2"]
+    assert summary.unlogged == 1
+    assert [note.partition(":")[0] for note in notes] == ["trial 1"]
+    assert executor.jobs == {}
+    check_invariants(database, tracker, 3)
+
+
 def test_weights_wait_with_their_run(database: Database, tmp_path: Path) -> None:
-    """Weights that were asked for are logged with their run; until that can be done they are kept, then deleted."""
-    tracker = RecordingTracker()
+    """Weights are kept until their run can be logged with them; then they and the study's folder are deleted."""
+    tracker, found = RecordingTracker(), []
     words = ("study.trials=1", "tracking.save_weights=true")
 
     def script(job: int, config: RunConfig) -> list[float]:
         tracker.away = True
         return by_rate(job, config)
 
-    open_sweep(database, *words, tracker=tracker).run(FakeExecutor(script))
-    kept = list((tmp_path / "state").rglob("*.h5"))
-    tracker.away = False
-    found: list[bytes] = []
-    log = tracker.log
-
     def reading(record: Any, *args: Any, **more: Any) -> str:
         found.append(record.weights_path.read_bytes())
-        return log(record, *args, **more)
+        return RecordingTracker.log(tracker, record, *args, **more)
 
-    tracker.log = reading  # type: ignore[method-assign]
+    open_sweep(database, *words, tracker=tracker).run(FakeExecutor(script))
+    kept = list((tmp_path / "state").rglob("*.h5"))
+    tracker.away, tracker.log = False, reading  # type: ignore[method-assign]
     open_sweep(database, *words, tracker=tracker).run(FakeExecutor(by_rate))
 
     assert [path.name for path in kept] == ["0.weights.h5"]
     assert found == [b"weights"]
-    assert list((tmp_path / "state").rglob("*.h5")) == []
+    assert list((tmp_path / "state/mnistexp/weights").iterdir()) == []
+
+
+def test_a_weights_folder_that_fails_ends_no_sweep(database: Database, tmp_path: Path) -> None:
+    """If the folder can't be used any more, trials go on without weights, and the user gets one note."""
+    notes: list[str] = []
+
+    def script(job: int, config: RunConfig) -> list[float]:
+        [folder] = (tmp_path / "state/mnistexp/weights").iterdir()
+        if folder.is_dir():
+            shutil.rmtree(folder)
+            folder.touch()
+        return by_rate(job, config)
+
+    sweep = open_sweep(database, "study.trials=3", "tracking.save_weights=true", notes=notes)
+    summary = sweep.run(FakeExecutor(script))
+
+    assert (summary.progress.complete, summary.unlogged) == (3, 0)
+    assert [note for note in notes if "their weights are not kept" in note] == notes[:1]
+
+
+def test_recovery_computes_the_objective_as_the_sweep_does(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial that was killed between its record and its value gets the same objective as every other."""
+    monkeypatch.setattr(studies, "objective_value", lambda fit: 0.125)
+    with monkeypatch.context() as patched:
+        patched.setattr(studies.SharedStudy, "_tell", killed)
+        sweep = open_sweep(database, "study.trials=2")
+        with pytest.raises(Killed):
+            sweep.run(FakeExecutor(by_rate))
+
+    executor = finish(database, RecordingTracker(), 2)
+
+    assert list(executor.jobs) == [1]
+    assert [trial.value for trial in trials_of(database)] == [0.125, 0.125]
+
+
+def killed(*_: object) -> None:
+    """Take the place of a write."""
+    raise Killed
+
+
+# ------------------------------------------------------------------------------------------- nothing to do
+
+
+def test_trials_left(database: Database) -> None:
+    """Workers are started for as many trials as are left: none for a study that is done or reached its target."""
+
+    def left(*overrides: str) -> int:
+        context, searched = parts(*overrides)
+        return trials_left(database, context.prepared, searched)
+
+    assert left("study.trials=5") == 5
+    finish(database, RecordingTracker(), 3)
+    assert [left("study.trials=5"), left("study.trials=3"), left("study.trials=5", "study.target=0.1")] == [2, 0, 0]
+    with pytest.raises(ConfigError, match="was started with another trainer"):
+        left("study.trials=5", "trainer.epochs=4")
+
+
+def test_ctrl_c_ends_the_wait_for_others(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finished study waits for its other processes; a first Ctrl-C ends that in order, without any worker."""
+    tracker = RecordingTracker()
+    finish(database, tracker, 2)
+    open_sweep(database, "study.trials=2", tracker=tracker)
+    foreign(database, 1)
+    waits: list[float] = []
+    sweep = open_sweep(database, "study.trials=2", tracker=tracker)
+    monkeypatch.setattr(time, "sleep", lambda seconds: (waits.append(seconds), signal.raise_signal(signal.SIGINT)))
+
+    summary = sweep.run(None)
+
+    assert len(waits) == 1
+    assert summary.progress.done == 2
 
 
 # ------------------------------------------------------------------------------------------- the parent run
