@@ -127,3 +127,57 @@ class HitsExecutor(FakeExecutor):
         }
         fit = event.result.fit.model_copy(update=update)
         return Finished(event.job, event.result.model_copy(update={"fit": fit}))
+
+
+# -------------------------------------------------------------------- configs with several seeds, for by=KEY
+
+IMAGES = 1000  # of each trial of `seeded`
+SEEDED = {
+    "search.model.activation": json.dumps({"values": ["relu", "tanh", "gelu"]}),
+    "search.optimizer.learning_rate": json.dumps({"values": [0.01, 0.1, 1.0]}),
+    "search.seed": json.dumps({"low": 0, "high": 4, "log": False, "step": 1}),
+}
+RELU, TANH, GELU = (950, 952, 949, 951, 953), (930, 934, 929, 933, 931), (951, 950, 952, 949, 952)
+
+
+def seeded(
+    first: int,
+    activation: str,
+    rate: float,
+    counts: Sequence[int],
+    *,
+    tests: Sequence[float | None] = (),
+    states: Sequence[State] = (),
+    seeds: Sequence[int] = (),
+) -> list[Trial]:
+    """One config with a trial for each of these counts of correct predictions; their numbers begin at `first`."""
+    made = []
+    for place, count in enumerate(counts):
+        seed, plain = seeds[place] if seeds else place, base()
+        model = plain.model.model_copy(update={"activation": activation})
+        optimizer = plain.optimizer.model_copy(update={"learning_rate": rate})
+        made.append(
+            trial(
+                first + place,
+                np.arange(IMAGES) < count,
+                states[place] if states else "COMPLETE",
+                params={"model.activation": activation, "optimizer.learning_rate": rate, "seed": seed},
+                config=plain.model_copy(update={"seed": seed, "model": model, "optimizer": optimizer}),
+                test=tests[place] if tests else 0.5,
+                seconds=1.0 + place,
+                parameters=100 + len(activation),
+            )
+        )
+    return made
+
+
+def three_values() -> History:
+    """relu and tanh with two learning rates each, gelu with one; five seeds; tanh has the highest test accuracy."""
+    return study(
+        *seeded(0, "relu", 0.01, (960, 900, 900, 900, 900)),  # the best single trial, with a low mean
+        *seeded(5, "relu", 0.1, RELU, tests=(0.94, 0.95, 0.93, 0.94, 0.94)),
+        *seeded(10, "tanh", 0.1, TANH, tests=(0.99,) * 5),
+        *seeded(15, "tanh", 1.0, (500,) * 5, tests=(1.0,) * 5),
+        *seeded(20, "gelu", 0.1, GELU),
+        searched=SEEDED,
+    )

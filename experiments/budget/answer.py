@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
-from mnistexp.analysis.statistics import Interval, holm, mean_interval, paired_t, rounding
+from mnistexp.analysis.statistics import Interval, holm, mean_interval, paired_t, rounding_variance
 from mnistexp.report.canvas import accuracy_axis, legend, sheet, styled, to_png, zoom
 
 Floats = NDArray[np.float64]
@@ -109,7 +109,7 @@ def paired(values: Sequence[float] | Floats, step: float) -> Difference:
     found = np.round(np.asarray(values, dtype=float), 12)  # equal accuracies, not bits, are equal
     if len(found) < 2:
         return Difference(tuple(found.tolist()), None, 1.0)
-    floor = 2 * rounding(step)  # of one accuracy each; a mean of several is rounded less
+    floor = 2 * rounding_variance(step)  # of one accuracy each; a mean of several is rounded less
     return Difference(tuple(found.tolist()), mean_interval(found, floor=floor), paired_t(found, floor))
 
 
@@ -144,7 +144,7 @@ def _mean(values: Sequence[float], step: float) -> str:
         return "–"
     if len(values) < 2:
         return f"{100 * values[0]:.2f}"
-    found = mean_interval(values, floor=rounding(step))
+    found = mean_interval(values, floor=rounding_variance(step))
     return f"{100 * found.mean:.2f} ± {100 * (found.high - found.mean):.2f}"
 
 
@@ -326,7 +326,7 @@ def _whiskers(axes: Axes, sweeps: Sweeps, arm: str, aside: float) -> list[float]
     for minutes in sweeps.times():
         scores = sweeps.scores(arm, minutes)
         if len(scores) > 2 and np.all(np.isfinite(scores)):
-            interval = mean_interval(scores, floor=rounding(sweeps.step["val_accuracy"]))
+            interval = mean_interval(scores, floor=rounding_variance(sweeps.step["val_accuracy"]))
             axes.plot([minutes * aside] * 2, [interval.low, interval.high], color=color, linewidth=1.0)
             axes.plot([minutes * aside], [interval.mean], marker="o", markersize=3, color=color)
             found += [interval.low, interval.high]

@@ -19,10 +19,10 @@ from mnistexp.analysis.statistics import (
     Interval,
     NoiseParts,
     crossed,
-    hits_matrix,
     mean_interval,
     proportion_interval,
-    rounding,
+    rounding_variance,
+    unpack_correct,
 )
 from mnistexp.config.schema import RunConfig
 from mnistexp.errors import StoreError
@@ -171,7 +171,7 @@ def _confirmed(contender: Contender, fits: Sequence[FitResult], best: Bools, lev
     """A config's means and intervals, and how far it is behind the best.
 
     Which config is the best was decided by these very runs, so any pair could have been the one compared: `level`
-    is corrected for all of them, as in significance.against_best (by Bonferroni: intervals have no Holm).
+    is corrected for all of them, as in statistics.compare_with_best (by Bonferroni: intervals have no Holm).
     """
     hits, scores = _hits(fits), tuple(fit.best.val_accuracy for fit in fits)
     return ConfirmedConfig(
@@ -180,7 +180,7 @@ def _confirmed(contender: Contender, fits: Sequence[FitResult], best: Bools, lev
         config=contender.config,
         overrides=contender.overrides,
         scores=scores,
-        interval=mean_interval(scores, LEVEL, floor=rounding(1 / images(fits[0]))),
+        interval=mean_interval(scores, LEVEL, floor=rounding_variance(1 / images(fits[0]))),
         noise=crossed(hits, LEVEL),
         difference=crossed(best.astype("int8") - hits.astype("int8"), level),
         hits=tuple(fit.validation_correct for fit in fits),
@@ -208,7 +208,7 @@ def _fit(trial: Trial) -> FitResult:
 
 def _hits(fits: Sequence[FitResult]) -> Bools:
     """Which images each run got right, bool [seeds, images]."""
-    return hits_matrix([fit.validation_correct for fit in fits], images(fits[0]))
+    return unpack_correct([fit.validation_correct for fit in fits], images(fits[0]))
 
 
 def images(fit: FitResult) -> int:

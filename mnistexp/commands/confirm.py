@@ -15,7 +15,7 @@ from pathlib import Path
 from mnistexp.analysis import confirmation, history
 from mnistexp.analysis.confirmation import Confirmation
 from mnistexp.analysis.history import History
-from mnistexp.analysis.statistics import hits_matrix
+from mnistexp.analysis.statistics import unpack_correct
 from mnistexp.commands.args import CommandArgs
 from mnistexp.config import compose as configs
 from mnistexp.config import user_code
@@ -325,7 +325,7 @@ def _enter(asked: Question, tested: Confirmation, logged: LoggedRun) -> str:
         study=asked.study.name,
         study_id=asked.database.retry(lambda: history.load(asked.database.storage, tested.name)).id,
         trial=chosen.number,
-        hits=hits_matrix(chosen.hits, chosen.images),
+        hits=unpack_correct(chosen.hits, chosen.images),
         image_shape=dataset.image_shape,
         classes=dataset.classes,
         test_accuracy=tested.test.accuracy,

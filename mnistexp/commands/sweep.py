@@ -64,13 +64,13 @@ def sweep(request: ParsedOverrides, asked: CommandArgs) -> int:
 
 def _print_summary(summary: Summary, name: str, database: Database, config: Config, stores: Iterable[str]) -> None:
     from mnistexp.analysis import history
-    from mnistexp.analysis.comparison import standing
+    from mnistexp.analysis.comparison import compare_best
     from mnistexp.terminal.summary import summary_lines
 
     found = None
     with suppress(StoreError):  # another program may have written to the study: the summary works without it
         found = database.retry(lambda: history.load(database.storage, name))
-    comparison = standing(found, resamples=1) if found else None  # the selection bias is shown by the report
+    comparison = compare_best(found) if found else None
     where = [*stores, *user_code.cli_args()]
     console.say_lines(summary_lines(summary, name, found, comparison, where, _dashboard(config, stores)))
 

@@ -1,206 +1,161 @@
-"""A document of sections, tables and pictures, and how it becomes HTML and Markdown: the only file that knows Jinja.
+"""A report as Markdown, and the HTML page that is made from this Markdown.
 
-What stands in it may come from anybody's database: everything is escaped, in both.
+The template holds the sentences. Every value in it is escaped, because names and messages may come from a database
+that others can write to.
 """
 
 from __future__ import annotations
 
+import html
+import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import resources
-from typing import ClassVar
+from pathlib import PurePosixPath
+from string import Template
+from typing import Any
 from urllib.parse import quote
 
 import jinja2
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from mnistexp.report import figures
+
+Rows = Sequence[Sequence[str]]
 
 
-@dataclass(frozen=True)
-class Code:
-    """A word as one types it."""
+@dataclass(frozen=True, eq=False)
+class Report:
+    """A template with its values and figures."""
 
-    text: str
-    kind: ClassVar[str] = "code"
+    template: str
+    values: Mapping[str, Any]
+    figures: Mapping[str, Figure] = field(default_factory=dict)  # by the name of the file, without ending
 
+    @cached_property
+    def png(self) -> dict[str, bytes]:
+        """The figures as PNG files."""
+        return {name: figures.to_png(figure, 160) for name, figure in self.figures.items()}
 
-@dataclass(frozen=True)
-class Strong:
-    """A word that matters."""
+    @cached_property
+    def svg(self) -> dict[str, str]:
+        """The figures as SVG elements of an HTML page."""
+        return {name: svg_element(figures.to_svg(figure)) for name, figure in self.figures.items()}
 
-    text: str
-    kind: ClassVar[str] = "strong"
+    def markdown(self, folder: str) -> str:
+        """Return the report as Markdown, which refers to PNG files in `folder`, a relative path."""
+        environment = jinja2.Environment(
+            loader=jinja2.FunctionLoader(_resource),
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+            finalize=lambda value: value if isinstance(value, Markup) else escape(str(value)),  # of every {{ value }}
+        )
+        environment.globals |= {"table": table, "commands": commands, "folder": quote(folder), "figures": self.figures}
+        return re.sub(r"\n{3,}", "\n\n", environment.get_template(self.template).render(self.values))
 
-
-Text = str | Code | Strong
-
-
-@dataclass(frozen=True)
-class Paragraph:
-    """Some sentences."""
-
-    parts: tuple[Text, ...]
-    kind: ClassVar[str] = "paragraph"
-
-
-@dataclass(frozen=True)
-class Note:
-    """What is missing here, and why."""
-
-    text: str
-    kind: ClassVar[str] = "note"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure, once for each way to show it."""
-
-    name: str  # of its file, without ending
-    alt: str  # what one would tell somebody who can't see it
-    caption: str
-    svg: str
-    png: bytes
-    kind: ClassVar[str] = "picture"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under a head."""
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str | Code, ...], ...]
-    align: str = ""  # a letter a column: l, r, or w for one with long texts; l where there is none
-    caption: str = ""
-    marked: int | None = None  # the row that stands out
-    kind: ClassVar[str] = "table"
+    def html(self) -> str:
+        """Return the report as one page that needs no other file and no address."""
+        markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+        markdown.disable(["link", "autolink", "reference"])
+        markdown.add_render_rule("image", _inline_svg)
+        markdown.add_render_rule("table_open", lambda *_: '<div class="table" tabindex="0"><table>\n')
+        markdown.add_render_rule("table_close", lambda *_: "</table></div>\n")
+        tokens = _with_captions(markdown.parse(self.markdown(".")))
+        headings = [i for i, token in enumerate(tokens) if token.type == "heading_open" and token.tag == "h2"]
+        titles = ["".join(child.content for child in tokens[i + 1].children or ()) for i in headings]
+        bounds = itertools.pairwise([0, *headings, len(tokens)])
+        head, *parts = (markdown.renderer.render(tokens[a:b], markdown.options, {"svg": self.svg}) for a, b in bounds)
+        ids = [re.sub(r"\W+", "-", title.lower()).strip("-") for title in titles]
+        links = " ".join(f'<a href="#{i}">{html.escape(title)}</a>' for i, title in zip(ids, titles, strict=True))
+        sections = [f'<section id="{i}">\n{part}</section>\n' for i, part in zip(ids, parts, strict=True)]
+        body = f"<header>\n{head}</header>\n<nav>{links}</nav>\n{''.join(sections)}"
+        return PAGE.substitute(title=html.escape(self.values["title"]), css=_resource("report.css"), body=body)
 
 
-@dataclass(frozen=True)
-class Commands:
-    """Lines to type."""
-
-    lines: tuple[str, ...]
-    kind: ClassVar[str] = "commands"
+# ---------------------------------------------------------------------------------------------------- Markdown
 
 
-Block = Paragraph | Note | Picture | Table | Commands
+def escape(text: str) -> str:
+    """Escape all Markdown and HTML in a text, and write it in one line."""
+    escaped = re.sub(r"([\\`*_\[\]<|&~$])", r"\\\1", re.sub(r"\s+", " ", text))
+    escaped = re.sub(r"^([-+=#>])", r"\\\1", escaped)  # a list, a heading or a quotation
+    escaped = re.sub(r"^(\d+)(?=[.)](?:\s|$))", r"\1\\", escaped)  # a numbered list
+    return escaped.replace("://", ":\\//")  # some readers make links of addresses
 
 
-@dataclass(frozen=True)
-class Section:
-    """One question, and what answers it."""
+def table(rows: Rows, head: Sequence[str] = ("", ""), align: str = "l") -> Markup:
+    """Write a table.
 
-    id: str  # in addresses: letters, digits, hyphens
-    title: str
-    blocks: tuple[Block, ...]
-
-
-@dataclass(frozen=True)
-class Document:
-    """All that is told."""
-
-    title: str
-    subtitle: str
-    answer: tuple[Block, ...]
-    sections: tuple[Section, ...]
-    footer: str
-
-    @property
-    def pictures(self) -> tuple[Picture, ...]:
-        """Every picture, in the order in which they come."""
-        blocks = [*self.answer, *(block for section in self.sections for block in section.blocks)]
-        return tuple(block for block in blocks if isinstance(block, Picture))
+    Args:
+        align: l or r for each column; the last letter is for the rest.
+    """
+    letters = align + align[-1] * len(head)
+    rule = ["---:" if letter == "r" else "---" for letter in letters[: len(head)]]
+    lines = [[escape(cell) for cell in head], rule, *([escape(cell) for cell in row] for row in rows)]
+    return Markup("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
-def paragraph(*parts: Text) -> Paragraph:
-    """A paragraph of these parts, with a blank between none of them."""
-    return Paragraph(parts)
+def commands(*lines: str) -> Markup:
+    """Write a code block, with more backticks around it than any line contains."""
+    runs = re.findall("`+", "".join(lines))
+    fence = "`" * max([3, *(1 + len(run) for run in runs)])
+    return Markup("\n".join([f"{fence}sh", *(" ".join(line.splitlines()) for line in lines), fence]))
 
 
-def to_html(document: Document) -> str:
-    """One page that needs nothing else: no file, no address."""
-    return _render("report.html.jinja", document, autoescape=True)
-
-
-def to_markdown(document: Document, folder: str) -> str:
-    """The same as Markdown; its pictures are PNG files in `folder`, relative to it."""
-    return _render("report.md.jinja", document, autoescape=False, folder=quote(folder))
-
-
-def _render(template: str, document: Document, *, autoescape: bool, **more: str) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template),
-        autoescape=autoescape,
-        undefined=jinja2.StrictUndefined,  # a misspelled name is a fault, not an empty place
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= FILTERS
-    return environment.get_template(template).render(document=document, **more)
-
-
-def _template(name: str) -> str:
-    """From the package: a clone's folder, an editable install's, or a wheel."""
+def _resource(name: str) -> str:
     return resources.files("mnistexp.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-# ---------------------------------------------------------------------------------------------------- filters
+# -------------------------------------------------------------------------------------------------------- HTML
+
+PAGE = Template("""\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<title>$title</title>
+<style>
+$css</style>
+</head>
+<body>
+$body</body>
+</html>
+""")
 
 
-def plain_markdown(text: str) -> str:
-    """A text in which Markdown, and HTML inside of it, finds nothing to interpret; in one line.
+def svg_element(svg: str) -> str:
+    """Return the drawing of an SVG file as an element of an HTML page.
 
-    The blanks at its ends stay: they part it from what comes before and after.
+    HTML needs no namespaces, which look like addresses, and of the ids only those that something refers to.
     """
-    escaped = re.sub(r"([\\`*_\[\]<|&~$])", r"\\\1", re.sub(r"\s+", " ", text))
-    escaped = re.sub(r"^([-+=#>]|\d+(?=[.)](?:\s|$)))", _not_first, escaped)  # a list, a headline, a quotation
-    return escaped.replace("://", ":\\//")  # or some make links of addresses
+    drawing = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)  # a copy of each text
+    drawing = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", drawing)
+    referred = set(re.findall(r'(?:url\(|href=")#([^")]+)', drawing))
+    return re.sub(r'\sid="([^"]*)"', lambda found: found[0] if found[1] in referred else "", drawing)
 
 
-def _not_first(found: re.Match[str]) -> str:
-    """Have a character mean itself at the start of a line; a number is made harmless by its dot."""
-    return f"{found[0]}\\" if found[0].isdecimal() else f"\\{found[0]}"
+def _inline_svg(_: RendererHTML, tokens: Sequence[Token], index: int, __: object, env: MutableMapping[str, Any]) -> str:
+    svg = env["svg"][PurePosixPath(str(tokens[index].attrs["src"])).stem]
+    return f'<div class="drawing" role="img" aria-label="{html.escape(tokens[index].content)}">{svg}</div>'
 
 
-def code_markdown(text: str) -> str:
-    """A text as code, in one line."""
-    line = " ".join(text.split())
-    fence = _fence(line, 1)
-    edge = " " if line.startswith("`") or line.endswith("`") else ""
-    return f"{fence}{edge}{line}{edge}{fence}"
-
-
-def part_markdown(part: Text) -> str:
-    """A part of a paragraph."""
-    if isinstance(part, str):
-        return plain_markdown(part)
-    return code_markdown(part.text) if isinstance(part, Code) else f"**{plain_markdown(part.text)}**"
-
-
-def parts_markdown(parts: Sequence[Text]) -> str:
-    """A paragraph."""
-    return "".join(map(part_markdown, parts))
-
-
-def cell_markdown(part: Text) -> str:
-    """A cell of a table; even in code a bar would end it."""
-    return code_markdown(part.text).replace("|", "\\|") if isinstance(part, Code) else part_markdown(part)
-
-
-def commands_markdown(lines: Sequence[str]) -> str:
-    """Lines to type."""
-    fence = _fence("".join(lines), 3)
-    return "\n".join([f"{fence}sh", *lines, fence])
-
-
-def _fence(text: str, least: int) -> str:
-    """More backticks than the text has in a row itself."""
-    return "`" * max([least, *(1 + len(run) for run in re.findall("`+", text))])
-
-
-FILTERS: Mapping[str, Callable[..., object]] = {
-    "plain": plain_markdown,
-    "parts": parts_markdown,
-    "cell": cell_markdown,
-    "commands": commands_markdown,
-}
+def _with_captions(tokens: list[Token]) -> list[Token]:
+    """Make a figure with a caption of each paragraph that starts with a picture."""
+    for index, token in enumerate(tokens):
+        children = token.children or []
+        if children and children[0].type == "image":
+            tokens[index - 1].tag = tokens[index + 1].tag = "figure"
+            caption = [Token("caption_open", "figcaption", 1), *children[2:], Token("caption_close", "figcaption", -1)]
+            token.children = [children[0], *caption]
+    return tokens

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from mnistexp.analysis import comparison
-from mnistexp.analysis.comparison import By, Cost
+from mnistexp.analysis import progress
 from mnistexp.analysis.history import Trial
+from mnistexp.analysis.progress import By, Cost
 from mnistexp.report import scales
 from mnistexp.report.canvas import (
     BLUE,
@@ -73,7 +73,7 @@ ROWS = 15  # in a figure of rivals or of importances
 @styled
 def best_so_far(trials: Sequence[Trial], by: By = "trials") -> Figure:
     """Each trial in the order of their ends, and the best of those that had ended, as steps."""
-    ended = comparison.ended(trials)
+    ended = progress.ended(trials)
     if not ended:
         return sentence("No trial has ended yet.")
     limits, places = limits_of(ended), _places(ended, by)
@@ -91,13 +91,13 @@ def best_so_far(trials: Sequence[Trial], by: By = "trials") -> Figure:
 @styled
 def best_so_far_compared(studies: Mapping[str, Sequence[Trial]], by: By = "trials") -> Figure:
     """The best so far of several studies, as steps over each other."""
-    ended = {name: comparison.ended(trials) for name, trials in studies.items()}
+    ended = {name: progress.ended(trials) for name, trials in studies.items()}
     led = {name: trials for name, trials in ended.items() if complete(trials)}
     if not led:
         return sentence("No study has a complete trial yet.")
     farthest = max(place for trials in led.values() for place in _places(trials, by))
     divisor, label = _horizontal(farthest, by)
-    limits = zoom([step.val_accuracy for trials in led.values() for step in comparison.best_so_far(trials, by)])
+    limits = zoom([step.val_accuracy for trials in led.values() for step in progress.best_so_far(trials, by)])
     figure, handles = sheet(2.9 + 0.16 * len(studies)), []
     axes = figure.subplots()
     for place, (name, trials) in enumerate(led.items()):
@@ -113,7 +113,7 @@ def best_so_far_compared(studies: Mapping[str, Sequence[Trial]], by: By = "trial
 
 def _steps(axes: Axes, ended: Sequence[Trial], by: By, divisor: float, limits: Zoom, **look: Any) -> list[Line2D]:
     """The running best as a line of steps, to the last trial; its end is a dot, so that one step alone is seen."""
-    steps = comparison.best_so_far(ended, by)
+    steps = progress.best_so_far(ended, by)
     if not steps:
         return []
     x = [step.at / divisor for step in steps]
@@ -124,7 +124,7 @@ def _steps(axes: Axes, ended: Sequence[Trial], by: By, divisor: float, limits: Z
 
 
 def _places(ended: Sequence[Trial], by: By) -> list[float]:
-    return list(map(float, range(1, len(ended) + 1) if by == "trials" else comparison.busy_seconds(ended)))
+    return list(map(float, range(1, len(ended) + 1) if by == "trials" else progress.active_seconds(ended)))
 
 
 def _horizontal(farthest: float, by: By) -> tuple[float, str]:
@@ -189,7 +189,7 @@ def _background(axes: Axes, others: Sequence[Trial], limits: Zoom) -> None:
 
 
 def _foreground(axes: Axes, trial: Trial, color: str, line: str) -> None:
-    y, fit = _curve(trial), comparison.fit_of(trial)
+    y, fit = _curve(trial), trial.fit
     axes.plot(range(1, len(y) + 1), y, color=color, linestyle=line, linewidth=1.6, zorder=4, label=f"#{trial.number}")
     if fit is not None:
         chosen = fit.best_epoch
@@ -269,16 +269,16 @@ def _whole_percent(share: float) -> str:
 @styled
 def pareto(trials: Sequence[Trial], cost: Cost = "seconds") -> Figure:
     """Accuracy over what a training costs, and the trials that none beats at their price."""
-    ranked = [trial for trial in complete(trials) if comparison.cost_of(trial, cost) > 0]
+    ranked = [trial for trial in complete(trials) if progress.cost_of(trial, cost) > 0]
     if not ranked:
         return sentence("No trial is complete yet.")
-    front = comparison.pareto(ranked, cost)
+    front = progress.pareto_front(ranked, cost)
     limits = limits_of(ranked)
     figure = sheet(3.2)
     axes = figure.subplots()
-    x = [comparison.cost_of(trial, cost) for trial in front]
+    x = [progress.cost_of(trial, cost) for trial in front]
     y = [max(limits.low, accuracy(trial) or 0.0) for trial in front]
-    costs = [comparison.cost_of(trial, cost) for trial in ranked]
+    costs = [progress.cost_of(trial, cost) for trial in ranked]
     axes.set_xscale("log")
     axes.set_xlim(min(costs) / 1.35, max(costs) * 1.25)
     axes.plot([*x, axes.get_xlim()[1]], [*y, y[-1]], drawstyle="steps-post", color=INK, linewidth=1.2, label="front")

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from mnistexp.analysis.by_value import Group, Groups, Repeated, Score
-from mnistexp.analysis.comparison import is_number
+from mnistexp.analysis.by_value import Group, Groups, Score, SeededConfig
+from mnistexp.analysis.parameters import is_number
 from mnistexp.report import scales
 from mnistexp.report.canvas import (
     BLUE,
@@ -109,8 +109,8 @@ def _look(place: int, group: Group) -> dict[str, Any]:
     """The best one's own colour; hollow is what can't be told apart from it, or wasn't tested, or is ahead."""
     if place == 0:
         return {"marker": "o", "color": ORANGE, "markersize": 6}
-    verdict = group.behind.verdict if group.behind else None
-    if verdict == "ahead":
+    verdict = group.against_best.verdict if group.against_best else None
+    if verdict == "better":
         return {"marker": "o", "color": ORANGE, "markersize": 6, "markerfacecolor": "white"}
     worse = verdict == "worse"
     return {"marker": "o", "color": BLUE, "markersize": 6, **({} if worse else {"markerfacecolor": "white"})}
@@ -145,14 +145,14 @@ def _settings(axes: Axes, key: str, rows: Sequence[Group]) -> None:
 
 
 def _legend(found: Groups, rows: Sequence[Group]) -> list[Artist]:
-    verdicts = {group.behind.verdict if group.behind else "not tested" for group in rows[1:]}
-    hollow = {"can't tell": "can't be told apart", "not tested": "not tested"}
+    verdicts = {group.against_best.verdict if group.against_best else "not tested" for group in rows[1:]}
+    hollow = {"not significant": "can't be told apart", "not tested": "not tested"}
     unsure = " or ".join(text for verdict, text in hollow.items() if verdict in verdicts)
     entries: list[tuple[bool, str, dict[str, Any]]] = [
         (True, "validation: the best", {"marker": "o", "color": ORANGE}),
         ("worse" in verdicts, "validation: really worse", {"marker": "o", "color": BLUE}),
         (bool(unsure), f"validation: {unsure}", {"marker": "o", "color": BLUE, "mfc": "white"}),
-        ("ahead" in verdicts, "validation: ahead by shared seeds", {"marker": "o", "color": ORANGE, "mfc": "white"}),
+        ("better" in verdicts, "validation: ahead by shared seeds", {"marker": "o", "color": ORANGE, "mfc": "white"}),
         (any(group.best.test for group in rows), "test: the same ones", {"marker": "D", "color": GREEN}),
     ]
     sizes, line = {"o": 6, "D": 4}, "-" if found.repeated else "none"
@@ -202,17 +202,17 @@ def by_number(found: Groups) -> Figure:
     return figure
 
 
-def _line(group: Group, key: str) -> list[tuple[float, Repeated]]:
+def _line(group: Group, key: str) -> list[tuple[float, SeededConfig]]:
     """Its configs by their number, the lowest first."""
     found = [(float(each.settings[key]), each) for each in group.every if is_number(each.settings.get(key))]
     return sorted(found, key=lambda entry: entry[0])
 
 
-def _path(line: Sequence[tuple[float, Repeated]]) -> tuple[list[float], list[float]]:
+def _path(line: Sequence[tuple[float, SeededConfig]]) -> tuple[list[float], list[float]]:
     return [x for x, _ in line], [each.validation.mean for _, each in line]
 
 
-def _panel(axes: Axes, line: Sequence[tuple[float, Repeated]], limits: Zoom, group: Group) -> None:
+def _panel(axes: Axes, line: Sequence[tuple[float, SeededConfig]], limits: Zoom, group: Group) -> None:
     axes.plot(*_path(line), color=BLUE, linewidth=1.3, zorder=3, label="means")
     for x, each in line:
         low, mean, high = _ends(each.validation)
@@ -227,7 +227,7 @@ def _panel(axes: Axes, line: Sequence[tuple[float, Repeated]], limits: Zoom, gro
     axes.set_title(_name(group), fontsize=SMALL, loc="left", pad=3)
 
 
-def _axes(panels: Sequence[Axes], lines: Sequence[Sequence[tuple[float, Repeated]]], limits: Zoom) -> None:
+def _axes(panels: Sequence[Axes], lines: Sequence[Sequence[tuple[float, SeededConfig]]], limits: Zoom) -> None:
     """The same axes for all panels: a logarithmic one where numbers span more than a decade or so."""
     numbers = [x for line in lines for x, _ in line]
     log = min(numbers) > 0 and max(numbers) / min(numbers) >= 20

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from mnistexp.analysis.comparison import Versus
+from mnistexp.analysis.comparison import Rival
 from mnistexp.analysis.confirmation import Confirmation, ConfirmedConfig
 from mnistexp.report.canvas import (
     BLUE,
@@ -36,11 +36,11 @@ NOT_BEHIND: dict[str, Any] = {"marker": "o", "color": GREY, "markerfacecolor": "
 
 
 @styled
-def rivals(versus: Sequence[Versus], best: int | None = None) -> Figure:
+def rivals(versus: Sequence[Rival], best: int | None = None) -> Figure:
     """The best trial against others on the same images: which only it got right, and which only they did.
 
     Args:
-        versus: best first, as in `analysis.Standing.rivals`.
+        versus: best first, as in `BestComparison.rivals`.
         best: the best trial's number.
     """
     if not versus:
@@ -50,8 +50,8 @@ def rivals(versus: Sequence[Versus], best: int | None = None) -> Figure:
     axes = figure.subplots()
     for place, each in enumerate(shown):
         _rival_row(axes, place, each)
-    right = 1.15 * max(max(each.test.better, 1) for each in shown)
-    left = max(0.35 * right, 1.15 * max(each.test.worse for each in shown))
+    right = 1.15 * max(max(each.test.only_best, 1) for each in shown)
+    left = max(0.35 * right, 1.15 * max(each.test.only_this for each in shown))
     axes.set(xlim=(-left, right), ylim=(len(shown) - 0.4, -0.6), xlabel="images that only one of the two got right")
     axes.axvline(0, color=INK, linewidth=0.8)
     name = "the best" if best is None else f"#{best}"
@@ -65,17 +65,17 @@ def rivals(versus: Sequence[Versus], best: int | None = None) -> Figure:
     return figure
 
 
-def _rival_row(axes: Axes, place: int, each: Versus) -> None:
-    better, worse = each.test.better, each.test.worse
-    color = BLUE if each.test.distinguishable else ALIKE
+def _rival_row(axes: Axes, place: int, each: Rival) -> None:
+    better, worse = each.test.only_best, each.test.only_this
+    color = BLUE if each.test.significant else ALIKE
     axes.barh(place, better, height=0.7, color=color, label="only the best")
     axes.barh(place, -worse, height=0.7, color=color, alpha=0.55, label="only the rival")
     axes.text(better, place, f" {better}", va="center", ha="left", fontsize=SMALL - 1)
     axes.text(-worse, place, f"{worse} ", va="center", ha="right", fontsize=SMALL - 1)
 
 
-def _rival_legend(versus: Sequence[Versus], shown: int) -> list[Line2D]:
-    worse = sum(each.test.distinguishable for each in versus)
+def _rival_legend(versus: Sequence[Rival], shown: int) -> list[Line2D]:
+    worse = sum(each.test.significant for each in versus)
     found = [dot(f"{worse} really worse", marker="s", color=BLUE, markersize=6)] if worse else []
     if worse < len(versus):
         found.append(dot(f"{len(versus) - worse} can't be told apart", marker="s", color=ALIKE, markersize=6))

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mnistexp.analysis import comparison
+from mnistexp.analysis import parameters
 from mnistexp.analysis.history import Trial
 from mnistexp.report.canvas import shortened, ticks
 
@@ -77,7 +77,7 @@ def values(trials: Sequence[Trial], name: str) -> list[Any]:
         name: Optuna's, `optimizer.learning_rate@adam|nadam`, for the trials that drew just that; or an override key,
             `optimizer.learning_rate`, for all that have one.
     """
-    settings = [trial.params if "@" in name else comparison.settings(trial, [name]) for trial in trials]
+    settings = [trial.params if "@" in name else parameters.values_of(trial, [name]) for trial in trials]
     found = [values.get(name) for values in settings]
     found = [None if isinstance(value, float) and not math.isfinite(value) else value for value in found]
     if scale(found).kind != "category":
@@ -128,7 +128,7 @@ def scale(found: Iterable[Any], log: bool | None = None) -> Scale:
     """
     there = [value for value in found if value is not None]
     different = {shown(value): _plain(value) for value in there}
-    if len(different) < 2 or not all(map(comparison.is_number, there)) or len(different) <= min(FEW, len(there) // 2):
+    if len(different) < 2 or not all(map(parameters.is_number, there)) or len(different) <= min(FEW, len(there) // 2):
         ordered = sorted(different, key=lambda text: _order(different[text], text))
         return Scale("category", categories=tuple(ordered))
     whole = all(float(value).is_integer() for value in there)
@@ -139,14 +139,14 @@ def scale(found: Iterable[Any], log: bool | None = None) -> Scale:
 
 def logarithmic(name: str, log: Collection[str] | None) -> bool | None:
     """Whether a parameter, or one of those that share a key, is among the logarithmic ones; None: nobody said."""
-    return None if log is None else any(name in (each, comparison.key_of(each)) for each in log)
+    return None if log is None else any(name in (each, parameters.key_of(each)) for each in log)
 
 
 def _order(value: Any, text: str) -> tuple[int, list[float], str]:
     """Numbers by size, then lists by length and sizes, then words by alphabet."""
-    if comparison.is_number(value):
+    if parameters.is_number(value):
         return 0, [float(value)], text
-    if isinstance(value, list) and all(map(comparison.is_number, value)):
+    if isinstance(value, list) and all(map(parameters.is_number, value)):
         return 1, [float(len(value)), *map(float, value)], text
     return 2, [], text
 

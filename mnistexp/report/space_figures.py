@@ -18,7 +18,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from mnistexp.analysis import comparison
+from mnistexp.analysis import parameters
 from mnistexp.analysis.history import Trial
 from mnistexp.report import scales
 from mnistexp.report.canvas import (
@@ -165,7 +165,7 @@ def parallel(trials: Sequence[Trial], params: Sequence[str], log: Collection[str
         log: which of them were searched logarithmically; None: judged by their values.
     """
     scored = [trial for trial in trials if accuracy(trial) is not None]
-    found = _parameters(scored, list(dict.fromkeys(map(comparison.key_of, params))), log)
+    found = _parameters(scored, list(dict.fromkeys(map(parameters.key_of, params))), log)
     if not found:
         return sentence("No trial has a hyperparameter and an accuracy yet.")
     limits = limits_of(complete(scored) or scored)

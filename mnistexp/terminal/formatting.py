@@ -49,3 +49,8 @@ def trials(numbers: Sequence[int], at_most: int = 12) -> str:
     names = [f"#{number}" for number in numbers[:at_most]]
     more = len(numbers) - len(names)
     return f"{', '.join(names)} and {more} more" if more else listed(names)
+
+
+def interval(low: float, high: float) -> str:
+    """Format a 95 % interval of accuracies: '95 % interval 0.9192 to 0.9695'."""
+    return f"95 % interval {accuracy(low)} to {accuracy(high)}"

@@ -57,13 +57,13 @@ def summary_lines(
 
 
 def _scores_and_comparison(history: History, comparison: BestComparison | None) -> Iterator[str]:
-    from mnistexp.analysis.comparison import repeats_one_config
+    from mnistexp.analysis.parameters import searches_only_seeds
 
     best, *others = history.ranked
     test = _test_accuracy(best)
     if test is not None:
         yield f"  test accuracy        {accuracy(test)}  (no choice depends on it)"
-    if others and repeats_one_config(history):
+    if others and searches_only_seeds(history):
         yield from _mean_lines(history.ranked)
     elif others:
         yield ""
@@ -99,13 +99,13 @@ def comparison_lines(history: History, comparison: BestComparison | None) -> Ite
         trial = next(trial for trial in others if trial.number == number)
         row = f"  trial {number:<4} {name:<35}  {(best.val_accuracy or 0) - (trial.val_accuracy or 0):+.4f}"
         if test := tests.get(number):
-            row += f"     {test.better - test.worse:>7}     {p_number(test.adjusted)}"
+            row += f"     {test.only_best - test.only_this:>7}     {p_number(test.adjusted)}"
         yield row
     if best.number == 0:
         yield "  The first trial, the config as it is, is the best: no other trial exceeds it."
     if comparison:
         yield from wrap(
-            f"No significant difference to {len(comparison.alike)} of {len(others)} other configs (Holm-corrected "
+            f"No significant difference to {len(comparison.tied)} of {len(others)} other configs (Holm-corrected "
             f"McNemar test, alpha = 0.05, {comparison.images:,} images); `confirm` trains the best with fresh seeds.",
             "  ",
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mnistexp.analysis.statistics import Bools, crossed, hits_matrix
+from mnistexp.analysis.statistics import Bools, crossed, unpack_correct
 from mnistexp.config.schema import RunConfig, TrackingConfig, recorded_config
 from mnistexp.errors import StoreError
 from mnistexp.storage.foreign_errors import reason
@@ -250,7 +250,7 @@ def hits_of(config: TrackingConfig, version: Version, images: int) -> Bools | No
     runs = sorted(tracker.find(whose), key=lambda run: int(run.tags["repeat"]))
     packed = [base64.b64decode(run.tags.get(HITS, "")) for run in runs]
     try:
-        return hits_matrix(packed, images) if packed else None
+        return unpack_correct(packed, images) if packed else None
     except ValueError:  # of another number of images, or more than a tag holds
         return None
 

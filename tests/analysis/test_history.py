@@ -15,7 +15,7 @@ RATES = "optimizer.learning_rate=tag(log, interval(1e-3, 1e-1))"
 
 
 def test_a_history_is_what_the_sweep_did(database: Database) -> None:
-    """Each finished trial with its state, its record and why it failed; the first one is the config as it stands."""
+    """Each finished trial has its state, its record and its reason; the first one is the composed config."""
 
     def script(job: int, config: RunConfig) -> list[Step]:
         return ["its loss is NaN"] if job == 2 else list(by_rate(job, config))
@@ -52,7 +52,7 @@ def test_the_best_is_the_first_of_equals(database: Database) -> None:
 
 
 def test_only_a_study_of_ours_is_read(database: Database) -> None:
-    """A study that isn't there, or that something else made, is named in a sentence; confirmations are not offered."""
+    """A missing study, and one that something else made, give a message; confirmations are not listed in it."""
     optuna.create_study(study_name="theirs", storage=database.storage)
     optuna.create_study(study_name="theirs.confirm.1234", storage=database.storage)
 
@@ -67,7 +67,8 @@ def test_only_a_study_of_ours_is_read(database: Database) -> None:
 
 
 def studied(count: int, *values: float) -> optuna.Study:
-    """A study whose score is decided by `much`, and hardly by `little`; `rare` has a value in every second trial."""
+    """A study in which `much` decides the score and `little` hardly does; half of the trials have a value of `rare`."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=1))
     for n in range(count):
         trial = study.ask()
@@ -78,19 +79,11 @@ def studied(count: int, *values: float) -> optuna.Study:
     return study
 
 
-@pytest.fixture
-def quiet() -> None:
-    """Optuna says each trial otherwise."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-
-@pytest.mark.usefixtures("quiet")
-def test_what_decides_the_score_is_important() -> None:
-    """Shares add up to 1, what matters comes first, what only some trials have takes part, and all come again."""
+def test_a_parameter_that_decides_the_score_is_important() -> None:
+    """Shares add up to 1 with the largest first, include conditional parameters, and are reproducible."""
     study = studied(100)
 
-    first = history.importances(study._storage, study.study_name)
-    again = history.importances(study._storage, study.study_name)
+    first, again = (history.importances(study._storage, study.study_name) for _ in range(2))
 
     assert next(iter(first.shares)) == "much"
     assert first.shares["much"] > 0.5
@@ -100,19 +93,19 @@ def test_what_decides_the_score_is_important() -> None:
     assert first.top == 10
 
 
-@pytest.mark.usefixtures("quiet")
-def test_too_little_to_go_by_is_said() -> None:
-    """Few trials, or trials that score alike, give no importances but a reason."""
-    few, alike = studied(9), studied(20, *[0.5] * 20)
+@pytest.mark.parametrize(("count", "reason"), [(9, "10 complete trials are needed"), (20, "the same score")])
+def test_too_few_or_equal_trials_have_no_importances(count: int, reason: str) -> None:
+    """The result has the reason."""
+    study = studied(count, *[0.5] * count)
 
-    assert history.importances(few._storage, few.study_name).why_not == ("it takes 10 complete trials, and there are 9")
-    assert history.importances(alike._storage, alike.study_name) == history.Importances(
-        {}, 0, "all trials that matter score alike"
-    )
+    found = history.importances(study._storage, study.study_name)
+
+    assert found.shares == {}
+    assert reason in found.why_not
 
 
-def test_sealed_trials_have_not_looked(database: Database) -> None:
-    """A study whose test split stayed sealed counts no look at it."""
+def test_trials_without_a_test_are_not_counted(database: Database) -> None:
+    """A study with `sealed` trials has no evaluation on the test split."""
     session, space = parts(RATES, "study.trials=2")
     listener = SweepCallbacks(lambda record, progress: None)
 

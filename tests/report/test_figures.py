@@ -24,10 +24,10 @@ from runs import run_config
 from trials import trial
 
 from mnistexp.analysis import confirmation
-from mnistexp.analysis.comparison import Versus
+from mnistexp.analysis.comparison import Rival
 from mnistexp.analysis.confirmation import Confirmation, ConfirmedConfig
 from mnistexp.analysis.history import Trial
-from mnistexp.analysis.statistics import against_best, crossed, mean_interval, proportion_interval
+from mnistexp.analysis.statistics import compare_with_best, crossed, mean_interval, proportion_interval
 from mnistexp.report import canvas, figures, scales
 from mnistexp.tracking.records import State
 
@@ -469,14 +469,14 @@ def confirm(*accuracies: float, test: confirmation.TestScore | None = None) -> C
 def test_rivals_are_weighed_by_the_images_that_tell_them_apart() -> None:
     """To the right what only the best got right, to the left what only the rival did; the rest can't be told apart."""
     matrix = np.concatenate([each[:1] for each in hits(0.95, 0.94, 0.6)])
-    tests = against_best(matrix, 0)
-    versus = [Versus(trial(test.index), test) for test in tests]
+    tests = compare_with_best(matrix)
+    versus = [Rival(trial(test.index), test) for test in tests]
 
     figure = figures.rivals(versus, 7)
 
     axes = axes_of(figure)
     bars = [bar.get_width() for bar in axes.patches]
-    assert bars == [value for test in tests for value in (test.better, -test.worse)]
+    assert bars == [value for test in tests for value in (test.only_best, -test.only_this)]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["#1", "#2"]
     assert {"1 really worse", "1 can't be told apart", "only #7 →"} <= set(words(figure))
 

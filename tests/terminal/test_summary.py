@@ -47,7 +47,7 @@ def wrong(*which: int | range) -> npt.NDArray[np.bool_]:
 def rows(*correct: npt.NDArray[np.bool_]) -> list[str]:
     """The lines of the comparison, as one text per line."""
     study = history(correct)
-    return list(comparison_lines(study, comparison.standing(study, resamples=1)))
+    return list(comparison_lines(study, comparison.compare_best(study)))
 
 
 def test_the_difference_is_shown_with_images_and_p() -> None:
@@ -85,7 +85,7 @@ def ended(study: History | None, **more: object) -> str:
     config = run_config(parts()[0].prepared.config)
     progress = Progress(2, 0, 1, 3, Best(1, 0.95, ("optimizer=adam",), config))
     summary = Summary(progress=progress, trials=3, seconds=6.0, stopped="done", parent_cpu_seconds=1.0, **more)  # type: ignore[arg-type]
-    compared = comparison.standing(study, resamples=1) if study else None
+    compared = comparison.compare_best(study) if study else None
     return "\n".join(summary_lines(summary, "my study", study, compared, ["tracking.uri=a b"], "mnistexp ui"))
 
 
