@@ -1,8 +1,9 @@
-"""What this machine and this installation are: devices, versions, source code. Imports no heavy library."""
+"""Find out cores, GPUs, versions and the git commit. Imports no heavy library."""
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import platform
@@ -17,13 +18,13 @@ from mnistexp import __version__
 from mnistexp.errors import WorkerError
 
 PACKAGES = ("tensorflow", "keras", "numpy", "optuna", "mlflow", "hydra-core")
-"""Whose versions a run records: what computes, and what decides what is computed."""
+"""Packages whose versions a run records."""
 
 
 def visible_gpus() -> list[str]:
-    """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES entries.
+    """Return the CUDA devices that this process may use, as entries of CUDA_VISIBLE_DEVICES.
 
-    Asks the driver itself, as TensorFlow will, at a thousandth of the time that importing TensorFlow takes.
+    Asks the driver, as TensorFlow does, in a thousandth of the time that importing TensorFlow takes.
     """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -47,7 +48,7 @@ def require_device(device: Literal["auto", "cpu", "gpu"]) -> None:
 
 
 def cpu_model() -> str:
-    """The processor's name with its instruction sets: what compiled code, and so the last bits, depend on."""
+    """Return the processor's name and a hash of its instruction sets: compiled code, and so the last bits, differ."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -60,12 +61,12 @@ def cpu_model() -> str:
 
 
 def cores() -> int:
-    """CPU cores that this process may use. joblib counts them, since it knows of affinity and containers' quotas."""
+    """Return the number of CPU cores that this process may use, by its affinity and its container's quota."""
     return int(joblib.cpu_count())
 
 
 def versions() -> dict[str, str]:
-    """Python's and the packages' versions; "missing" where one isn't installed."""
+    """Return the versions of Python and of the packages; "missing" if one is not installed."""
     found = {"python": platform.python_version()}
     for package in ("mnistexp", *PACKAGES):
         try:
@@ -75,23 +76,36 @@ def versions() -> dict[str, str]:
     return found
 
 
-def worker_versions() -> dict[str, str]:
-    """What decides a training's bits beside its config and its processor: alike on every machine of one study.
+WORKER_SOURCES = ("training", "data", "config/schema.py", "config/user_code.py", "errors.py", "machine.py", "paths.py")
+"""Files and folders of this package that a worker runs."""
 
-    mnistexp's own has a hash of its source files, since a checkout's version says little.
+
+@functools.cache
+def worker_versions() -> dict[str, str]:
+    """Return the versions that decide a training's bits. They must be the same on all machines of one study.
+
+    mnistexp's own includes a hash of the files that a worker runs, because a checkout's version seldom changes.
     """
-    source = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        source.update(path.read_bytes().replace(b"\r\n", b"\n"))
     libraries = {name: version(name) for name in ("numpy", "tensorflow", "keras")}
-    own = f"{__version__} (source {source.hexdigest()[:8]})"
+    own = f"{__version__} (source {source_hash(Path(__file__).parent)})"
     return {"python": platform.python_version(), **libraries, "mnistexp": own}
 
 
-def source_state(folder: Path) -> dict[str, Any]:
-    """The git commit of the code in `folder`, and what differs from it.
+def source_hash(package: Path) -> str:
+    """Hash names and contents of WORKER_SOURCES, independent of the folder and of line ends."""
+    digest = hashlib.sha256()
+    for name in WORKER_SOURCES:
+        path = package / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(f"{file.relative_to(package).as_posix()}\n".encode())
+            digest.update(file.read_bytes().replace(b"\r\n", b"\n"))
+    return digest.hexdigest()[:8]
 
-    Returns: {"commit", "dirty", "patch"}, or {} where that is no git checkout (an installed wheel).
+
+def source_state(folder: Path) -> dict[str, Any]:
+    """Read the git commit of the code in `folder` and the difference from it.
+
+    Returns: {"commit", "dirty", "patch"}, or {} if the folder is no git checkout (an installed wheel).
     """
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit or not _git(folder, "ls-files", "--", "mnistexp"):

@@ -18,7 +18,7 @@ from mnistexp.config.schema import RunConfig
 from mnistexp.study.database import Database
 from mnistexp.tracking.run_context import PreparedRun, RunContext
 from mnistexp.training.results import FitResult
-from mnistexp.workers.pool import Event, Executor, Finished
+from mnistexp.workers.pool import Event, Finished, WorkerPool
 
 IMAGES = 400
 RATES = ("optimizer.learning_rate=interval(0.01, 0.4)",)
@@ -78,7 +78,7 @@ class Person:
         session, own = RunContext(prepared, {}, {}), CommandArgs(flags={"-q": True})
         return confirm.answer(Question(study, space, prepared, session, self.database, self.tracker, own, self._start))
 
-    def _start(self, prepared: PreparedRun, at_most: int) -> Executor:
+    def _start(self, prepared: PreparedRun, at_most: int) -> WorkerPool:
         self.executors.append(Networks(self.script, self.workers))
         return self.executors[-1]
 

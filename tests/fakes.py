@@ -80,7 +80,7 @@ class _Playing:
 
 
 class FakeExecutor:
-    """Plays scripts on imagined workers; jobs take turns by epoch. See mnistexp.executor.Executor.
+    """Plays scripts on imagined workers; jobs take turns by epoch. See WorkerPool.
 
     Args:
         script: what happens to each job.
@@ -99,7 +99,7 @@ class FakeExecutor:
         self.waits = 0  # times that somebody asked for an event when none was to come
 
     @property
-    def facts(self) -> Mapping[str, Any]:
+    def worker_info(self) -> Mapping[str, Any]:
         return {"device": "CPU (fake)", "flags": {"threads": "1"}}
 
     @property

@@ -11,10 +11,11 @@ from typing import Any
 
 import psutil
 
-from mnistexp.config.schema import RunConfig
+from mnistexp.config.schema import RunConfig, UserCode
+from mnistexp.training.messages import Setup
 from mnistexp.training.results import RunResult
-from mnistexp.workers.local import LocalExecutor
-from mnistexp.workers.pool import EpochEnded, Event, Executor
+from mnistexp.workers.pool import EpochEnded, Event, WorkerPool
+from mnistexp.workers.process import LocalPool
 
 MODEL = {
     "name": "mlp",
@@ -99,20 +100,24 @@ SCRIPTED = {"MNISTEXP_SCRIPTED": "1", "PYTHONPATH": os.pathsep.join([str(PLANT),
 """Environment of worker processes that train without TensorFlow: see plant/scripted_trainer.py."""
 
 
-def start_local(workers: int, **more: Any) -> LocalExecutor:
+def start_local(workers: int, code: UserCode | None = None, **more: Any) -> LocalPool:
     """Worker processes that have the digits in memory."""
-    config = run_config(data=DIGITS).data
-    return LocalExecutor(config, threads=1, device="cpu", workers=workers, at_most=workers, **more)
+    return LocalPool(setup(code=code), workers=workers, **{"at_most": workers, **more})
 
 
-def wait_idle(executor: Executor, workers: int) -> None:
+def setup(data: dict[str, Any] = DIGITS, **more: Any) -> Setup:
+    """What workers on the CPU load."""
+    return Setup(data=run_config(data=data).data, threads=1, device="cpu", **more)
+
+
+def wait_idle(executor: WorkerPool, workers: int) -> None:
     """Wait until so many workers are idle, with no event on the way."""
     while executor.idle() < workers:
         assert executor.next_event(60) is None
 
 
 def until_done(
-    executor: Executor, jobs: Mapping[int, RunConfig], go: Callable[[EpochEnded], bool] = lambda event: True
+    executor: WorkerPool, jobs: Mapping[int, RunConfig], go: Callable[[EpochEnded], bool] = lambda event: True
 ) -> list[Event]:
     """Every event of these jobs, which are submitted as workers get free."""
     events: list[Event] = []
@@ -149,7 +154,10 @@ def alive(process: psutil.Process) -> bool:
 
 def gone(pid: int) -> bool:
     """Whether there is no such process any more, or only its entry in the table."""
-    return not psutil.pid_exists(pid) or not alive(psutil.Process(pid))
+    try:
+        return not alive(psutil.Process(pid))
+    except psutil.NoSuchProcess:
+        return True
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 60) -> bool:

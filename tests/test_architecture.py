@@ -29,7 +29,7 @@ MAY_IMPORT = {  # package or top-level module: the packages and modules of ours 
     "data": "config errors paths",
     "search": "config errors",
     "training": "config data errors machine",
-    "workers": "config data errors machine training.results",
+    "workers": "config data errors machine training.messages training.results",
     "storage": "errors paths",
     "tracking": "config data errors machine storage training.results",
     "study": "config data errors search storage tracking training.results workers",

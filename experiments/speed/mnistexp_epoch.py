@@ -15,8 +15,9 @@ from pathlib import Path
 
 from mnistexp.config.compose import compose, parse_request
 from mnistexp.config.schema import RunConfig
-from mnistexp.workers.local import LocalExecutor
+from mnistexp.training.messages import Setup
 from mnistexp.workers.pool import EpochEnded, Failed, Finished, Lost
+from mnistexp.workers.process import LocalPool
 
 
 def run_config(folder: Path, threads: int, epochs: int) -> RunConfig:
@@ -37,7 +38,7 @@ def run_config(folder: Path, threads: int, epochs: int) -> RunConfig:
 def epoch_seconds(config: RunConfig) -> list[float]:
     """Seconds of each epoch of one training."""
     threads = config.trainer.threads
-    executor = LocalExecutor(config.data, threads=threads, device="cpu", workers=1, at_most=1)
+    executor = LocalPool(Setup(data=config.data, threads=threads, device="cpu"), workers=1, at_most=1)
     try:
         while not executor.idle():
             executor.next_event(timeout=60)

@@ -15,7 +15,7 @@ from mnistexp.config.schema import Config, RunConfig, UserModel
 from mnistexp.data.dataset import Dataset
 from mnistexp.tracking.run_context import PreparedRun
 from mnistexp.training.results import EpochScores
-from mnistexp.workers.pool import Executor
+from mnistexp.workers.pool import WorkerPool
 from mnistexp.workers.start import run_training, start_workers, wait_until_ready
 
 EPOCHS = 3  # of each timed training; the first contains the compilation
@@ -75,7 +75,7 @@ def time_networks(prepared: PreparedRun, configs: Sequence[RunConfig]) -> Timing
     return Timing(tuple(networks), start, planned_workers(prepared.config, device), device)
 
 
-def _time_network(executor: Executor, config: RunConfig, cost: float) -> TimedNetwork:
+def _time_network(executor: WorkerPool, config: RunConfig, cost: float) -> TimedNetwork:
     optimizer = config.optimizer.model_copy(update={"learning_rate": HARMLESS_RATE})
     trainer = config.trainer.model_copy(update={"epochs": EPOCHS, "max_steps": None, "patience": None})
     epochs: list[EpochScores] = []

@@ -38,13 +38,13 @@ from mnistexp.tracking.records import LoggedRun, RunRecord
 from mnistexp.tracking.run_context import PreparedRun, RunContext
 from mnistexp.tracking.runs import Ending, Tracker, open_tracker
 from mnistexp.tracking.store import resolved_uri
-from mnistexp.workers import child, start
-from mnistexp.workers.pool import Executor
+from mnistexp.workers import process, start
+from mnistexp.workers.pool import WorkerPool
 
-Start = Callable[[PreparedRun, int], Executor]
+Start = Callable[[PreparedRun, int], WorkerPool]
 
 
-def start_workers(prepared: PreparedRun, at_most: int) -> Executor:
+def start_workers(prepared: PreparedRun, at_most: int) -> WorkerPool:
     """Start workers on a study's data."""
     dataset = prepared.dataset
     return start.start_workers(prepared.config, at_most=at_most, dataset=dataset, fingerprint=dataset.fingerprint)
@@ -359,7 +359,7 @@ def _export(dataset: Dataset, logged: LoggedRun, weights: Path, folder: Path, mo
         "run_id": logged.run_id,
         "model_id": model_id,
     }
-    answer = child.ask("mnistexp.training.export", order)
+    answer = process.ask("mnistexp.training.export", order)
     if "error" in answer:
         raise StoreError(str(answer["error"]))
 

@@ -76,7 +76,7 @@ def _training(config: Config) -> str:
     executor = start_workers(small, at_most=1)
     try:
         result = run_training(executor, configs.run_config(small), lambda _: None)
-        devices = ", ".join(executor.facts["devices"])
+        devices = ", ".join(executor.worker_info["devices"])
     finally:
         executor.close()
     return f"{result.device}; TensorFlow sees {devices}; one epoch of digits ran"

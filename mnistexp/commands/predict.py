@@ -22,7 +22,7 @@ from mnistexp.terminal import console
 from mnistexp.tracking import registry
 from mnistexp.tracking.runs import open_tracker
 from mnistexp.tracking.store import resolved_uri
-from mnistexp.workers import child
+from mnistexp.workers import process
 
 SURE = 0.8
 """A lower top probability is marked. Networks are too sure of themselves, so what they doubt is doubtful."""
@@ -98,7 +98,7 @@ def probabilities(network: Network, images: Sequence[Sequence[float]]) -> list[l
         "classes": network.classes,
         "images": images,
     }
-    answer = child.ask("mnistexp.training.inference", question)
+    answer = process.ask("mnistexp.training.inference", question)
     if "error" in answer:
         raise StoreError(f"{network.title}: {answer['error']}")
     return list(answer["probabilities"])

@@ -18,7 +18,7 @@ from mnistexp.tracking.records import RunRecord
 from mnistexp.tracking.run_context import PreparedRun
 from mnistexp.tracking.runs import Tracker, open_tracker
 from mnistexp.training.results import EpochScores, RunResult
-from mnistexp.workers.pool import Executor
+from mnistexp.workers.pool import WorkerPool
 from mnistexp.workers.start import run_training, start_workers
 
 
@@ -44,7 +44,7 @@ def train(request: ParsedOverrides, _: CommandArgs) -> int:
 
 
 def _trained(
-    prepared: PreparedRun, executor: Executor, tracker: Tracker, weights: Path
+    prepared: PreparedRun, executor: WorkerPool, tracker: Tracker, weights: Path
 ) -> tuple[RunRecord, dict[str, str]]:
     """Train. Returns: the record and its files. Raises: TrainingError, after the failed run is logged."""
     config, overrides = configs.run_config(prepared.config), prepared.request.run_overrides

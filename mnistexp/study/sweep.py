@@ -37,7 +37,7 @@ from mnistexp.tracking.records import LoggedRun, RunRecord, State
 from mnistexp.tracking.run_context import RunContext
 from mnistexp.tracking.runs import Ending, Tracker
 from mnistexp.training.results import EpochScores
-from mnistexp.workers.pool import EpochEnded, Event, Executor, Failed, Finished, Lost
+from mnistexp.workers.pool import EpochEnded, Event, WorkerPool, Failed, Finished, Lost
 from mnistexp.workers.start import POLL_SECONDS, wait_until_ready
 
 CHECK_SECONDS = 2.0  # between two checks of what other processes did
@@ -144,7 +144,7 @@ class Sweep:
         """Open the sweep's own run. Returns: its id."""
         return self._parent.open(self.progress, self._worker_info)
 
-    def run(self, executor: Executor | None) -> Summary:
+    def run(self, executor: WorkerPool | None) -> Summary:
         """Run trials until there is a reason to stop.
 
         Args:
@@ -164,7 +164,7 @@ class Sweep:
             ending: Ending = "KILLED" if stopped == "interrupted" else "FINISHED"
             return self._shut_down(executor, ending, stopped, started, cpu)
 
-    def _run_trials(self, executor: Executor, started: float) -> str:
+    def _run_trials(self, executor: WorkerPool, started: float) -> str:
         self._uploads.open_parent_run()
         try:
             return self._loop(executor, started)
@@ -176,7 +176,7 @@ class Sweep:
 
     # ------------------------------------------------------------------------------------ the loop
 
-    def _loop(self, executor: Executor, started: float) -> str:
+    def _loop(self, executor: WorkerPool, started: float) -> str:
         while True:
             self._study.heartbeat()
             self._uploads.flush()
@@ -214,7 +214,7 @@ class Sweep:
             self._uploads.catch_up()
         self.progress = self._study.progress()
 
-    def _start_trials(self, executor: Executor) -> None:
+    def _start_trials(self, executor: WorkerPool) -> None:
         """Give each idle worker a trial, as long as there are any."""
         while executor.idle() and not self._stop.asked and self._stop_reason(0) is None:
             if self._todo:
@@ -237,7 +237,7 @@ class Sweep:
                 case ClaimedTrial() as claim:
                     self._todo.append(claim)
 
-    def _submit(self, executor: Executor, claim: ClaimedTrial) -> None:
+    def _submit(self, executor: WorkerPool, claim: ClaimedTrial) -> None:
         self._jobs[claim.number] = _Job(claim, time.time())
         weights = self._uploads.weights_path(claim.number) if self._config.tracking.save_weights else None
         executor.submit(claim.number, claim.config, weights, test=self._evaluate_test)
@@ -245,7 +245,7 @@ class Sweep:
 
     # ------------------------------------------------------------------------------------ one trial
 
-    def _handle(self, event: Event | None, executor: Executor) -> None:
+    def _handle(self, event: Event | None, executor: WorkerPool) -> None:
         match event:
             case EpochEnded(number, scores):
                 self._continue_or_prune(self._jobs[number], scores, executor)
@@ -257,7 +257,7 @@ class Sweep:
             case Lost(number, reason):
                 self._retry_or_fail(self._jobs.pop(number), reason)
 
-    def _continue_or_prune(self, job: _Job, scores: EpochScores, executor: Executor) -> None:
+    def _continue_or_prune(self, job: _Job, scores: EpochScores, executor: WorkerPool) -> None:
         """Report an epoch and answer its worker; after Ctrl-C the worker gets no answer."""
         job.claim.epochs.append(scores)
         self._callbacks.on_epoch(job.claim.number, scores)
@@ -329,7 +329,7 @@ class Sweep:
     # ------------------------------------------------------------------------------------ the end
 
     def _shut_down(
-        self, executor: Executor | None, ending: Ending, stopped: str, started: float, cpu: float
+        self, executor: WorkerPool | None, ending: Ending, stopped: str, started: float, cpu: float
     ) -> Summary:
         """Requeue running trials, stop the workers, upload what waits, release the lease, close the parent run."""
         for claim in [*(job.claim for job in self._jobs.values()), *self._todo]:

@@ -24,7 +24,7 @@ from mnistexp.training.results import EpochScores
 
 if TYPE_CHECKING:
     from mnistexp.study.sweep import Summary, Sweep
-    from mnistexp.workers.pool import Executor
+    from mnistexp.workers.pool import WorkerPool
 
 
 class Quiet:
@@ -107,7 +107,7 @@ def is_live(terminal: bool, environment: Mapping[str, str]) -> bool:
     return terminal and not dumb and environment.get("CI", "").lower() in ("", "0", "false")
 
 
-def run(sweep: Sweep, executor: Executor | None, display: Quiet) -> Summary:
+def run(sweep: Sweep, executor: WorkerPool | None, display: Quiet) -> Summary:
     """Run a sweep with a display. Raises: what Sweep.run raises."""
     from mnistexp.workers.start import wait_until_ready
 

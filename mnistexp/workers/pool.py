@@ -1,9 +1,8 @@
-"""Where trainings run: the events that they send, and the supervision of the workers that send them.
+"""The worker pool: start, watch and replace workers, give them trainings, and return what happens as events.
 
-Each worker is a process of its own, started by name (a fork after TensorFlow ran hangs), watched one by
-one (a pool loses or fails all its tasks when one process is killed), and told what to do in lines of JSON.
-All state is in the parent: killing a worker loses at most the one training it had. How a worker is started and
-reached is a `Link`'s business: local_executor.py and ray_executor.py; what follows from what it says is told here.
+Each worker is a process of its own, started by name (a fork hangs after TensorFlow ran) and watched one by one (a
+process pool fails all its tasks when one process is killed). All state is in the parent: a killed worker costs at most
+the training that it had. The subclasses start workers: LocalPool in process.py and RayPool in ray.py.
 """
 
 from __future__ import annotations
@@ -20,27 +19,35 @@ from typing import Any, Literal, Protocol
 from mnistexp import errors
 from mnistexp.config.schema import RunConfig
 from mnistexp.machine import cores
+from mnistexp.training.messages import Answer, Broken, EpochEnd, Job, JobFailed, JobResult, Message, Ready
 from mnistexp.training.results import EpochScores, RunResult
 
 MAX_STARTS = 3
-"""Deaths in a row in one place before any worker was ready: a broken installation, not bad luck."""
+"""A slot whose workers die so many times in a row before one is ready: the installation is broken."""
 
 MIN_JOBS = 8
-"""Trainings that a worker gets before it may be replaced for its size: a network may simply be large."""
+"""A worker is not replaced for its size before so many trainings: a network may simply be large."""
 
 START_SECONDS = 300.0
-"""A worker that isn't ready by then hangs. 4-6 s are usual, a minute on a network file system."""
+"""A worker that is not ready after this time hangs. 4-6 s are usual, a minute on a network file system."""
 
 SLICE_SECONDS = 0.5
-"""How long one look at the queue waits; after each, the workers' clocks are read."""
+"""The longest wait for one message. After it the workers' clocks are advanced."""
 
 GAP_SECONDS = 5.0
-"""A longer time between two looks isn't counted: this process was stopped, or its caller was busy elsewhere."""
+"""A longer time between two looks is not counted: this process was stopped, or its caller was busy."""
+
+GPU_SHARE = 4
+"""Workers per GPU. One alone leaves the GPU idle while it compiles, which is most of a short trial.
+With 1, 4 and 8 the default sweep took 102, 34 and 32 s (experiments/speed, on a GPU)."""
+
+
+# --------------------------------------------------------------------------------------------- events
 
 
 @dataclass(frozen=True)
 class EpochEnded:
-    """A training finished an epoch and waits for a word: `answer(job, go)`."""
+    """A training ended an epoch and waits for `WorkerPool.answer`."""
 
     job: int
     scores: EpochScores
@@ -48,7 +55,7 @@ class EpochEnded:
 
 @dataclass(frozen=True)
 class Finished:
-    """A training came to its end, by itself or because it was told to stop."""
+    """A training ended, by itself or because the answer was to stop."""
 
     job: int
     result: RunResult
@@ -56,125 +63,95 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """A training failed by its own fault: it would do so again. The reason is one line."""
+    """A training failed by its own fault, so it would fail again."""
 
     job: int
-    reason: str
+    reason: str  # one line
 
 
 @dataclass(frozen=True)
 class Lost:
-    """A training's worker was taken from it (killed, preempted, its node lost): run it again. The reason: one line."""
+    """A training lost its worker (killed, preempted, its node lost): run it again."""
 
     job: int
-    reason: str
+    reason: str  # one line
 
 
 Event = EpochEnded | Finished | Failed | Lost
 
 
-class Executor(Protocol):
-    """Runs trainings and streams their events. Jobs are numbered by the caller."""
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """What the first ready worker said of itself: device, flags, versions; {} before one is ready."""
-
-    @property
-    def size(self) -> int:
-        """How many workers there are, ready or not."""
-
-    def idle(self) -> int:
-        """How many trainings can be submitted now."""
-
-    def submit(self, job: int, config: RunConfig, weights_path: Path | None = None, *, test: bool = True) -> None:
-        """Start one training on an idle worker.
-
-        Args:
-            weights_path: where its kept weights go, if that is given.
-            test: whether the test split is looked at in the end.
-        """
-
-    def next_event(self, timeout: float) -> Event | None:
-        """The next event, or None when `timeout` seconds went by or a worker started, got ready or was replaced.
-
-        A training that ends no epoch for its `trainer.timeout` has failed; only time counts in which this is called.
-
-        Raises: MnistexpError if the workers can't start, or what they load is damaged.
-        """
-
-    def answer(self, job: int, *, go: bool) -> None:
-        """Let a training that ended an epoch go on, or make that epoch its last."""
-
-    def close(self) -> None:
-        """Stop all workers and wait until they are gone."""
+# ---------------------------------------------------------------------------------------- connections
 
 
-# ------------------------------------------------------------------------------------ one worker, from outside
+@dataclass(frozen=True)
+class Starting:
+    """A worker process was started. A Ray actor may wait for room before that."""
 
 
 @dataclass(frozen=True)
 class WorkerExit:
-    """How a worker came to its end; the last thing that is heard of it."""
+    """A worker's process ended. The last message of each connection."""
 
     how: str  # "signal SIGSEGV"
-    lost: bool  # through no fault of what it trained
-    log_tail: str  # the end of its log
+    lost: bool  # not by the fault of the training
+    log_tail: str
 
 
-Message = dict[str, Any] | WorkerExit
-"""What comes from a worker: an event of worker.py's protocol, {"event": "starting"} before the first, or its death."""
-
-Deliver = Callable[[Message], None]
+Received = Starting | Ready | Broken | EpochEnd | JobResult | JobFailed | WorkerExit
+Deliver = Callable[[Received], None]
 
 
 class Connection(Protocol):
-    """The way to one worker. What it says is delivered by a thread that ends with a Death."""
+    """A connection to one worker. A thread delivers what it receives."""
 
-    def send(self, message: Mapping[str, Any]) -> None:
-        """Send one line; that a worker has just died shows in its Death, not here."""
+    def send(self, message: Message) -> None:
+        """Send a message. A worker that has just died is reported by its WorkerExit, not here."""
 
     def close_stdin(self) -> None:
-        """Close its input, at whose end an idle worker leaves."""
+        """Close the worker's input; an idle worker then ends."""
 
     def kill(self) -> None:
-        """End it, whatever it does. Twice is no fault."""
+        """Kill the worker. May be called twice."""
 
     def wait(self) -> None:
-        """Wait until a killed or dead one is gone, and free what it held here. Twice is no fault."""
+        """Wait until a killed or dead worker is gone and free its resources. May be called twice."""
 
 
 @dataclass(eq=False)
 class Worker:
-    """One worker and what is known of it."""
+    """The state of one worker."""
 
-    place: int  # which of the executor's devices it has
-    starts: int = 1  # of workers in this place since one was ready
-    link: Connection = field(init=False)
-    ready: bool = False
+    slot: int  # decides which device it gets
+    starts: int = 1  # workers started in this slot since one was ready
+    connection: Connection = field(init=False)
+    info: Ready | None = None  # None: not ready yet
     job: int | None = None
-    timeout: float | None = None  # of the job: seconds for an epoch
+    epoch_timeout: float | None = None  # of its job, in seconds
     jobs_done: int = 0
-    facts: dict[str, Any] = field(default_factory=dict)
-    limit: float | None = None  # seconds that it may be silent; None: nobody waits for it
-    silent: float = 0.0  # seconds that it was
-    hung: str = ""  # why it was killed while it started
+    time_limit: float | None = None  # seconds until its next message is overdue; None: no message is expected
+    idle_seconds: float = 0.0  # since its last message
+    hung: str = ""  # why it was killed before it was ready
 
-    def expect(self, limit: float | None) -> None:
-        """Start its clock anew, or stop it (None)."""
-        self.limit, self.silent = limit, 0.0
+    @property
+    def idle(self) -> bool:
+        """Whether it can take a training."""
+        return self.info is not None and self.job is None
+
+    def expect(self, time_limit: float | None) -> None:
+        """Reset its clock."""
+        self.time_limit, self.idle_seconds = time_limit, 0.0
 
 
-# ------------------------------------------------------------------------------------------- supervision
+# ----------------------------------------------------------------------------------------------- pool
 
 
 class WorkerPool(ABC):
-    """What every executor does with its workers; see Executor for the contract.
+    """Runs trainings on workers and returns their events. The caller numbers the trainings.
 
     Args:
-        at_most: more workers than this would never be used.
-        fingerprint: the data set's; a worker that finds another one is an error. Empty: any will do.
-        max_memory: bytes; a worker that holds more after a training is replaced by a new one.
+        at_most: the largest number of workers that have work. 0 starts none.
+        fingerprint: of the data set; a worker that loads another one is an error. Empty: not checked.
+        max_memory: bytes; a worker that holds more after a training is replaced.
         clock: seconds, monotonic.
     """
 
@@ -188,188 +165,199 @@ class WorkerPool(ABC):
     ) -> None:
         self._clock = clock
         self._at_most, self._fingerprint, self._max_memory = at_most, fingerprint, max_memory
-        self._messages: queue.Queue[tuple[Worker, Message]] = queue.Queue()
+        self._messages: queue.Queue[tuple[Worker, Received]] = queue.Queue()
         self._workers: list[Worker] = []
-        self._leaving: list[Worker] = []
-        self._looked = clock()
+        self._leaving: list[Worker] = []  # replaced, and not gone yet
+        self._last_look = clock()
 
     @abstractmethod
     def _count(self) -> int:
-        """How many workers the devices carry, or the user asked for."""
+        """Return how many workers the devices can run, or the number that the user set."""
 
     @abstractmethod
-    def _open(self, place: int, deliver: Deliver) -> Connection:
-        """Start a worker process with all that it needs to get ready."""
+    def _open(self, slot: int, deliver: Deliver) -> Connection:
+        """Start a worker."""
 
-    def _look_at(self, facts: Mapping[str, Any]) -> None:
-        """Compare what a ready worker found with what was expected. Raises: MnistexpError."""
-        if self._fingerprint and facts["fingerprint"] != self._fingerprint:
+    def _check(self, info: Ready) -> None:
+        """Compare a ready worker with what is expected. Raises: MnistexpError."""
+        if self._fingerprint and info.fingerprint != self._fingerprint:
             raise errors.DataError(
                 f"the data changed while this command ran (their fingerprint was {self._fingerprint} and is "
-                f"{facts['fingerprint']}); run it again, with another study.name if it is a sweep"
+                f"{info.fingerprint}); run it again, with another study.name if it is a sweep"
             )
 
     @property
-    def facts(self) -> Mapping[str, Any]:
-        return next((worker.facts for worker in self._workers if worker.ready), {})
+    def worker_info(self) -> Mapping[str, Any]:
+        """The device, flags and versions of the first ready worker; {} before one is ready."""
+        infos = [worker.info for worker in self._workers if worker.info]
+        return infos[0].model_dump(exclude={"event"}) if infos else {}
 
     @property
     def size(self) -> int:
+        """The number of workers, ready or not."""
         return len(self._workers)
 
     def idle(self) -> int:
-        return sum(worker.ready and worker.job is None for worker in self._workers)
+        """Return how many trainings can be submitted now."""
+        return sum(worker.idle for worker in self._workers)
 
     def submit(self, job: int, config: RunConfig, weights_path: Path | None = None, *, test: bool = True) -> None:
-        worker = next(worker for worker in self._workers if worker.ready and worker.job is None)
-        worker.job, worker.timeout = job, config.trainer.timeout
-        worker.expect(worker.timeout)
-        weights = str(weights_path) if weights_path else None
-        worker.link.send({"config": config.model_dump(mode="json"), "weights_path": weights, "test": test})
+        """Start a training on an idle worker.
+
+        Args:
+            weights_path: where to save the kept weights.
+            test: evaluate the test split after training.
+        """
+        worker = next(worker for worker in self._workers if worker.idle)
+        worker.job, worker.epoch_timeout = job, config.trainer.timeout
+        worker.expect(worker.epoch_timeout)
+        path = str(weights_path) if weights_path else None
+        worker.connection.send(Job(config=config, weights_path=path, test=test))
 
     def answer(self, job: int, *, go: bool) -> None:
+        """Let a training that ended an epoch train another one, or stop it."""
         worker = next((worker for worker in self._workers if worker.job == job), None)
-        if worker is not None:  # else it died since: that is an event of its own
-            worker.expect(worker.timeout)
-            worker.link.send({"go": go})
+        if worker is not None:  # else it died in the meantime, which is an event
+            worker.expect(worker.epoch_timeout)
+            worker.connection.send(Answer(go=go))
 
     def next_event(self, timeout: float) -> Event | None:
+        """Wait for the next event.
+
+        Returns: None after `timeout` seconds, or when a worker started, became ready or was replaced.
+
+        A training that ends no epoch within its `trainer.timeout` fails. Only time during calls of this counts.
+
+        Raises: MnistexpError if workers cannot start or their data are damaged.
+        """
         deadline = self._clock() + timeout
         while True:
             left = deadline - self._clock()
             try:
                 worker, message = self._messages.get(timeout=min(max(left, 0.0), SLICE_SECONDS))
-            except queue.Empty:  # so nothing that a worker said is still to be read
-                slept = self._tick()
-                if not slept and (event := self._end_silence()):
+            except queue.Empty:  # every message was read, so the clocks are right
+                if self._advance_clocks() and (event := self._kill_overdue()):
                     return event
                 if left <= SLICE_SECONDS:
                     return None
             else:
-                self._tick()
-                return self._died(worker, message) if isinstance(message, WorkerExit) else self._heard(worker, message)
+                self._advance_clocks()
+                return self._handle(worker, message)
 
     def close(self) -> None:
-        everybody = [*self._workers, *self._leaving]
-        for worker in everybody:  # killed: they hold nothing, and TensorFlow takes a second to leave by itself
-            worker.link.kill()
-        for worker in everybody:
-            worker.link.wait()
+        """Stop all workers and wait until they are gone. May be called twice."""
+        workers = [*self._workers, *self._leaving]
+        for worker in workers:  # killed, because TensorFlow takes a second to end by itself
+            worker.connection.kill()
+        for worker in workers:
+            worker.connection.wait()
 
     def _fill(self) -> None:
-        """Start what is missing of the number that was asked for."""
-        count = max(1, min(self._at_most, self._count()))
-        self._workers += [self._start(place) for place in range(len(self._workers), count)]
+        """Start the missing workers."""
+        count = min(self._at_most, max(1, self._count()))
+        self._workers += [self._start(slot) for slot in range(len(self._workers), count)]
 
-    def _start(self, place: int, starts: int = 1) -> Worker:
-        worker = Worker(place, starts)
-        worker.link = self._open(place, lambda message: self._messages.put((worker, message)))
+    def _start(self, slot: int, starts: int = 1) -> Worker:
+        worker = Worker(slot, starts)
+        worker.connection = self._open(slot, lambda message: self._messages.put((worker, message)))
         return worker
 
     def _replace(self, worker: Worker) -> None:
-        """Put a new worker into another's place."""
-        starts = 1 if worker.ready else worker.starts + 1
-        self._workers[self._workers.index(worker)] = self._start(worker.place, starts)
+        starts = 1 if worker.info else worker.starts + 1
+        self._workers[self._workers.index(worker)] = self._start(worker.slot, starts)
 
-    def _tick(self) -> bool:
-        """Let the workers' clocks run on; True where the time since the last look doesn't count."""
+    def _advance_clocks(self) -> bool:
+        """Add the time since the last look to the workers' clocks. Returns: False if it does not count."""
         now = self._clock()
-        gap, self._looked = now - self._looked, now
+        gap, self._last_look = now - self._last_look, now
         if gap > GAP_SECONDS:
-            return True
+            return False
         for worker in self._workers:
-            worker.silent += gap
-        return False
+            worker.idle_seconds += gap
+        return True
 
-    def _end_silence(self) -> Event | None:
-        """Kill a worker that has been silent for too long."""
-        worker = next((one for one in self._workers if one.limit is not None and one.silent > one.limit), None)
-        if worker is None:
-            return None
-        limit = worker.limit
-        worker.expect(None)
-        worker.link.kill()
-        if not worker.ready or worker.job is None:  # an early death like any other, which comes with its last words
-            worker.hung = f"not ready within {limit:g} s"
-            return None
-        self._leaving.append(worker)
-        self._replace(worker)
-        return Failed(
-            worker.job,
-            f"no epoch ended within trainer.timeout={limit:g} s, so its worker was killed; "
-            "give trainer.timeout more seconds if an epoch takes that long here, or null for no limit",
-        )
+    def _kill_overdue(self) -> Event | None:
+        """Kill a worker whose next message is overdue."""
+        for worker in self._workers:
+            limit = worker.time_limit
+            if limit is not None and worker.idle_seconds > limit:
+                worker.expect(None)
+                worker.connection.kill()
+                if worker.job is None:  # it was starting; its WorkerExit will bring the end of its log
+                    worker.hung = f"not ready within {limit:g} s"
+                    return None
+                self._leaving.append(worker)
+                self._replace(worker)
+                return Failed(
+                    worker.job,
+                    f"no epoch ended within trainer.timeout={limit:g} s, so its worker was killed; "
+                    "give trainer.timeout more seconds if an epoch takes that long here, or null for no limit",
+                )
+        return None
 
-    def _heard(self, worker: Worker, message: dict[str, Any]) -> Event | None:
-        kind = message.pop("event")
-        if worker not in self._workers:  # it was killed for its silence just before it spoke
+    def _handle(self, worker: Worker, message: Received) -> Event | None:
+        if worker not in self._workers:  # it was replaced
+            if isinstance(message, WorkerExit):
+                worker.connection.wait()
+                self._leaving.remove(worker)
             return None
-        worker.expect(START_SECONDS if kind == "starting" else None)
-        if kind == "starting":
-            return None
-        if kind == "ready":
-            worker.ready, worker.facts = True, message
-            for other in self._workers:
-                other.starts = 1
-            self._look_at(message)
-            return None
-        if kind == "broken":
-            raise getattr(errors, message["error"], errors.WorkerError)(message["message"])
-        assert worker.job is not None, f"a worker without a job sent {kind}"
-        if kind == "epoch":
-            return EpochEnded(worker.job, EpochScores(**message["scores"]))
-        return self._ended(worker, worker.job, kind, message)
+        worker.expect(START_SECONDS if isinstance(message, Starting) else None)
+        match message:
+            case Starting():
+                return None
+            case Ready():
+                worker.info = message
+                for other in self._workers:
+                    other.starts = 1
+                self._check(message)
+                return None
+            case Broken():
+                raise getattr(errors, message.error, errors.WorkerError)(message.message)
+            case WorkerExit():
+                return self._exited(worker, message)
+        assert worker.job is not None, f"a worker without a job sent {message.event}"
+        if isinstance(message, EpochEnd):
+            return EpochEnded(worker.job, message.scores)
+        return self._ended(worker, worker.job, message)
 
-    def _ended(self, worker: Worker, job: int, kind: str, message: Mapping[str, Any]) -> Event:
-        """A training's end; its worker is idle again, or makes room for a new one if it has grown large."""
+    def _ended(self, worker: Worker, job: int, message: JobResult | JobFailed) -> Event:
+        """Make the worker idle, or replace it if it has grown too large."""
         worker.job, worker.jobs_done = None, worker.jobs_done + 1
-        if message["memory"] > self._max_memory and worker.jobs_done >= MIN_JOBS:
-            worker.link.close_stdin()
+        if message.memory > self._max_memory and worker.jobs_done >= MIN_JOBS:
+            worker.connection.close_stdin()
             self._leaving.append(worker)
             self._replace(worker)
-        if kind == "result":
-            return Finished(job, RunResult.model_validate(message["result"]))
-        return Failed(job, message["reason"])
+        return Finished(job, message.result) if isinstance(message, JobResult) else Failed(job, message.reason)
 
-    def _died(self, worker: Worker, death: WorkerExit) -> Event | None:
-        """Replace a dead worker, unless none ever starts."""
-        worker.link.wait()
-        if worker not in self._workers:  # it was replaced for its size or its silence
-            self._leaving.remove(worker)
-            return None
-        if not worker.ready and worker.starts >= MAX_STARTS:
-            raise errors.WorkerError(_never_ready(worker, death))
+    def _exited(self, worker: Worker, ended: WorkerExit) -> Event | None:
+        """Replace a dead worker. Raises: WorkerError if too many died before one was ready."""
+        worker.connection.wait()
+        if worker.info is None and worker.starts >= MAX_STARTS:
+            raise errors.WorkerError(_never_ready(worker, ended))
         self._replace(worker)
         if worker.job is None:
             return None
-        how = "was lost" if death.lost else "died"
-        reason = f"its worker {how} ({death.how}): {death.log_tail}"
-        return Lost(worker.job, reason) if death.lost else Failed(worker.job, reason)
+        if ended.lost:
+            return Lost(worker.job, f"its worker was lost ({ended.how}): {ended.log_tail}")
+        return Failed(worker.job, f"its worker died ({ended.how}): {ended.log_tail}")
 
 
-def _never_ready(worker: Worker, death: WorkerExit) -> str:
-    if death.lost and not worker.hung:
+def _never_ready(worker: Worker, ended: WorkerExit) -> str:
+    if ended.lost and not worker.hung:
         return (
-            f"workers are lost before they are ready ({death.how}); "
-            f"give fewer of them if memory is short: executor.workers=1. Last words: {death.log_tail}"
+            f"workers are lost before they are ready ({ended.how}); "
+            f"give fewer of them if memory is short: executor.workers=1. End of the log: {ended.log_tail}"
         )
-    how = worker.hung or death.how
+    how = worker.hung or ended.how
     return (
-        f"workers die before they are ready ({how}), so this installation of TensorFlow doesn't work; "
-        f"`mnistexp doctor` says more. Last words: {death.log_tail}"
+        f"workers die before they are ready ({how}), so this installation of TensorFlow does not work; "
+        f"run `mnistexp doctor`. End of the log: {ended.log_tail}"
     )
 
 
-# --------------------------------------------------------------------------------------------- devices
-
-GPU_SHARE = 4
-"""Workers that share a GPU: one alone leaves it idle while it compiles, and a trial here is mostly that.
-With 1, 4 and 8 the default sweep took 102, 34 and 32 s (experiments/speed, on a GPU)."""
-
-
 def worker_count(workers: int | Literal["auto"], threads: int, gpus: int) -> int:
-    """How many workers to start: as asked; else four per GPU while the cores carry them; else what the cores carry."""
+    """Return the number of workers that the user set, or else what the cores can run: at most GPU_SHARE per GPU."""
     if workers != "auto":
         return workers
-    carried = max(1, cores() // threads)
-    return gpus * max(1, min(GPU_SHARE, carried // gpus)) if gpus else carried
+    by_cores = max(1, cores() // threads)
+    return gpus * max(1, min(GPU_SHARE, by_cores // gpus)) if gpus else by_cores

@@ -1,36 +1,42 @@
-"""One worker process: started with its environment, spoken to in lines, its end understood.
+"""One worker process, the pool of such processes on this machine, and `ask`, a single request to a child process.
 
-The local executor starts it on this machine, a Ray actor on its node;
-either way it is `python -m mnistexp.training.worker`.
-A process of its own on Ray too, not a thread in the actor: Ray tells a segfault from a kill by nothing at all, and
-TensorFlow needs its environment before the interpreter's first import.
+A Ray actor starts the same process on its node. It is a process of its own there too, because Ray does not tell a
+segmentation fault from a kill, and TensorFlow's variables must be set before the interpreter's first import.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import platformdirs
 
-from mnistexp.machine import cpu_model
-from mnistexp.workers.pool import Deliver, WorkerExit
+from mnistexp.errors import WorkerError
+from mnistexp.machine import cpu_model, visible_gpus
+from mnistexp.training.messages import Message, Ready, Setup, parse_worker_message
+from mnistexp.workers.pool import Connection, Deliver, Starting, WorkerExit, WorkerPool, worker_count
 
-CHATTER = re.compile(r"[IWE]\d{4} |WARNING: All log messages before absl")
+TENSORFLOW_LOG = re.compile(r"[IWE]\d{4} |WARNING: All log messages before absl")
 
 OWN_FAULTS = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGSYS")
-"""Signals that code brings upon itself. Any other comes from outside, and the same training may end well next time."""
+"""Signals that a process causes by itself. Any other comes from outside, so the same training may succeed next time."""
+
+ASK_SECONDS = 300.0
+"""How long `ask` waits: importing TensorFlow takes 4 to 13 s, and the rest less than one."""
 
 
 class WorkerProcess:
@@ -38,106 +44,190 @@ class WorkerProcess:
 
     Args:
         environment: all of its variables.
-        hello: the first line that it is sent; see worker.Setup.
-        inherited: open files that it may read, by their numbers.
+        setup: the first message that it gets.
+        inherited: numbers of open files that it may read.
     """
 
-    def __init__(self, environment: Mapping[str, str], hello: Mapping[str, Any], inherited: Iterable[int] = ()) -> None:
+    def __init__(self, environment: Mapping[str, str], setup: Setup, inherited: Iterable[int] = ()) -> None:
+        self._setup = setup
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by wait
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mnistexp.training.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            encoding="utf-8",
-            env=environment,
-            pass_fds=tuple(inherited),
-        )
-        self.send(hello)
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mnistexp.training.worker", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                env=environment,
+                pass_fds=(theirs.fileno(), *inherited),
+            )
 
     @property
     def pid(self) -> int:
-        """The process's id."""
+        """The id of the process."""
         return self._process.pid
 
     def listen(self, deliver: Deliver) -> None:
-        """Deliver what it says until it is gone, then its Death. Blocks: pipes can't be polled portably."""
-        assert self._process.stdout is not None
-        deliver({"event": "starting"})
-        with self._process.stdout as lines:
-            for line in lines:
-                if line.endswith("\n"):  # else it was killed in mid-sentence
-                    deliver(json.loads(line))
-        deliver(death(self._process.wait(), self._last_words()))
+        """Deliver its messages until it has ended, then its WorkerExit. Blocks.
 
-    def send(self, message: Mapping[str, Any]) -> None:
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError, ValueError):
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
+        The setup is sent here, and not by the caller's thread, because it may be larger than the socket's buffer and
+        the worker reads it only after its imports.
+        """
+        deliver(Starting())
+        try:
+            self.send(self._setup)
+            with self._socket.makefile("r", encoding="utf-8") as lines, suppress(ConnectionError):
+                for line in lines:
+                    if line.endswith("\n"):  # else it was killed while it wrote
+                        deliver(parse_worker_message(line))
+            ended = worker_exit(self._process.wait(), self._log_tail())
+        except Exception as error:  # noqa: BLE001 - without a WorkerExit the caller would wait without end
+            self.kill()
+            how = f"its messages cannot be read: {type(error).__name__}"
+            ended = WorkerExit(how, True, " ".join(str(error).split())[:500])
+        deliver(ended)
+
+    def send(self, message: Message) -> None:
+        with suppress(OSError):
+            self._socket.sendall(message.model_dump_json().encode() + b"\n")
 
     def close_stdin(self) -> None:
-        assert self._process.stdin is not None
-        with suppress(OSError):  # a line that it was sent after its death can't be delivered any more
-            self._process.stdin.close()
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
 
     def kill(self) -> None:
         self._process.kill()
 
     def wait(self) -> None:
         self._process.wait()
-        self.close_stdin()
+        self._socket.close()
         self._log.close()
 
-    def _last_words(self) -> str:
-        """The end of its log, for a message; TensorFlow's own chatter, of which every worker has some, left out."""
+    def _log_tail(self) -> str:
         try:
             self._log.seek(0)
-            text = self._log.read()
-        except ValueError:  # closed: the executor was, and nobody reads a message
-            text = ""
-        lines = [line.strip() for line in text.splitlines() if line.strip() and not CHATTER.match(line)]
-        return " | ".join(lines[-5:])[-1000:] or "it wrote nothing"
+            return log_tail(self._log.read(), 5)
+        except ValueError:  # closed, because the pool was
+            return ""
 
 
-def death(code: int, log_tail: str) -> WorkerExit:
-    """What an exit status means: a training's own fault, or something done to it."""
+def log_tail(text: str, lines: int) -> str:
+    """Return the last lines of a log in one line, without the messages that every TensorFlow process prints."""
+    kept = [line.strip() for line in text.splitlines() if line.strip() and not TENSORFLOW_LOG.match(line)]
+    return " | ".join(kept[-lines:])[-1000:] or "the log is empty"
+
+
+def worker_exit(code: int, tail: str) -> WorkerExit:
+    """Interpret an exit status: an own fault of the training, or something from outside."""
     if code >= 0:
-        return WorkerExit(f"exit code {code}", False, log_tail)
+        return WorkerExit(f"exit code {code}", False, tail)
     try:
         name = signal.Signals(-code).name
     except ValueError:  # a real-time signal
         name = str(-code)
     killer = ", which the system's out-of-memory killer sends as well" if name == "SIGKILL" else ""
-    return WorkerExit(f"signal {name}{killer}", name not in OWN_FAULTS, log_tail)
+    return WorkerExit(f"signal {name}{killer}", name not in OWN_FAULTS, tail)
 
 
-def worker_environment(threads: int, gpus: list[str], index: int, more: Mapping[str, str]) -> dict[str, str]:
-    """What a worker's libraries read before its first line of Python runs."""
+# ------------------------------------------------------------------------------------ workers on this machine
+
+
+class LocalPool(WorkerPool):
+    """executor=local: worker processes on this machine, one per core, or a few per GPU.
+
+    Args:
+        setup: what every worker loads. Its data set is resolved: never `auto`.
+        workers: how many, or auto.
+        at_most, fingerprint, max_memory: see WorkerPool.
+        environment: variables that replace the user's (recorded flags of a rerun).
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        workers: int | Literal["auto"],
+        at_most: int,
+        fingerprint: str = "",
+        max_memory: float = math.inf,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(at_most=at_most, fingerprint=fingerprint, max_memory=max_memory)
+        self._setup, self._wanted = setup, workers
+        self._gpus = visible_gpus() if setup.device != "cpu" else []
+        self._usable_gpus = len(self._gpus)
+        self._environment = environment or {}
+        self._fill()
+
+    def _count(self) -> int:
+        return worker_count(self._wanted, self._setup.threads, self._usable_gpus)
+
+    def _open(self, slot: int, deliver: Deliver) -> Connection:
+        environment = worker_environment(self._setup.threads, self._gpus, slot, self._environment)
+        process = WorkerProcess(environment, self._setup)
+        threading.Thread(target=process.listen, args=(deliver,), daemon=True).start()
+        return process
+
+    def _check(self, info: Ready) -> None:
+        super()._check(info)
+        if self._usable_gpus and info.device.startswith("CPU"):
+            # There is a GPU, but this TensorFlow has no CUDA: run one worker per core. They keep the environment of a
+            # GPU, because XLA_FLAGS is recorded and must be the same in all workers.
+            self._usable_gpus = 0
+            self._fill()
+
+
+def worker_environment(threads: int, gpus: list[str], slot: int, replacing: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that a worker's libraries read before its first line of Python runs."""
     environment = dict(os.environ)
     environment |= {"TF_CPP_MIN_LOG_LEVEL": "2", "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
-    )
+    root = str(Path(__file__).parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     environment["TF_XLA_FLAGS"] = " ".join(filter(None, [os.environ.get("TF_XLA_FLAGS"), _xla_cache_flag()]))
     if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
-        environment["XLA_FLAGS"] = " ".join(
-            filter(None, [os.environ.get("XLA_FLAGS"), "--xla_gpu_deterministic_ops=true"])
-        )
-    return environment | dict(more)
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+        flags = [os.environ.get("XLA_FLAGS"), "--xla_gpu_deterministic_ops=true"]
+        environment["XLA_FLAGS"] = " ".join(filter(None, flags))
+    return environment | dict(replacing)
 
 
 def _xla_cache_flag() -> str:
     """Keep compiled epochs across processes: it takes a first epoch from 1.4 s to 0.8 s.
 
-    The folder is per TensorFlow version and processor, since compiled code fits only its own.
+    The folder is per TensorFlow version and processor, because compiled code fits only its own.
     """
     key = hashlib.sha256(f"{version('tensorflow')} {cpu_model()}".encode()).hexdigest()[:16]
     folder = Path(platformdirs.user_cache_dir("mnistexp")) / "xla" / key
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a home that can't be written to costs half a second a shape, not the run
+    except OSError:  # a read-only home costs half a second per compilation, not the run
         return ""
     return f"--tf_xla_persistent_cache_directory={folder}" if " " not in str(folder) else ""
+
+
+# --------------------------------------------------------------------------------------- a single request
+
+
+def ask(module: str, request: Mapping[str, Any], timeout: float = ASK_SECONDS) -> dict[str, Any]:
+    """Run `python -m MODULE` with the request as JSON on its stdin, on the CPU and in one thread.
+
+    Returns: the last JSON object that it wrote to its stdout. Raises: WorkerError with the end of its log.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", module],
+            input=json.dumps(request),
+            env=worker_environment(1, [], 0, {"CUDA_VISIBLE_DEVICES": "-1"}),
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise WorkerError(f"{module}: gave no answer in {timeout:.0f} s; is the machine out of memory?") from None
+    answers = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not answers:
+        raise WorkerError(f"{module}: ended with exit code {done.returncode}: {log_tail(done.stderr, 3)}")
+    return dict(json.loads(answers[-1]))

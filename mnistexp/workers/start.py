@@ -7,14 +7,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mnistexp.config import user_code
 from mnistexp.config.schema import Config, RayExecutorConfig, RunConfig
 from mnistexp.data import dataset as data
 from mnistexp.data.dataset import Dataset
 from mnistexp.errors import TrainingError
+from mnistexp.training.messages import Setup
 from mnistexp.training.results import EpochScores, RunResult
-from mnistexp.workers.local import LocalExecutor
-from mnistexp.workers.pool import EpochEnded, Executor, Failed, Finished, Lost
-from mnistexp.workers.ray import RayExecutor
+from mnistexp.workers.pool import EpochEnded, Failed, Finished, Lost, WorkerPool
+from mnistexp.workers.process import LocalPool
+from mnistexp.workers.ray import RayPool
 
 POLL_SECONDS = 1.0
 """How long one wait for workers lasts, because on some platforms a wait blocks the handler of Ctrl-C."""
@@ -27,37 +29,39 @@ def start_workers(
     dataset: Dataset | None = None,
     fingerprint: str = "",
     environment: Mapping[str, str] | None = None,
-) -> Executor:
-    """Start the executor that a config asks for; its workers get ready while the caller goes on.
+) -> WorkerPool:
+    """Start the workers that a config asks for. They get ready while the caller goes on.
 
     Args:
-        dataset: what `config.data` loads, where the caller has it: Ray sends it to its nodes.
-        fingerprint: the data set's, which every worker must find as well.
+        at_most: the number of trainings that are left. With 0 no worker and no Ray is started.
+        dataset: what `config.data` loads, if the caller has it: Ray sends it to its nodes.
+        fingerprint: of the data set; every worker must load the same.
+        environment: variables for the workers (recorded flags of a rerun).
 
-    Raises: WorkerError if there is no Ray that the config asks for.
+    Raises: WorkerError if there is no Ray where the config asks for it.
     """
+    trainer = config.trainer
+    setup = Setup(data=config.data, threads=trainer.threads, device=trainer.device, code=user_code.code())
     common: dict[str, Any] = {
-        "fingerprint": fingerprint,
-        "threads": config.trainer.threads,
-        "device": config.trainer.device,
         "at_most": at_most,
+        "fingerprint": fingerprint,
         "max_memory": config.executor.max_worker_memory * 1e9,
         "environment": environment,
     }
     if isinstance(config.executor, RayExecutorConfig):
-        return RayExecutor(config.executor, config.data, dataset or data.load(config.data), **common)
-    return LocalExecutor(config.data, workers=config.executor.workers, **common)
+        return RayPool(setup, config.executor, dataset or data.load(config.data), **common)
+    return LocalPool(setup, workers=config.executor.workers, **common)
 
 
-def wait_until_ready(executor: Executor) -> Mapping[str, Any]:
-    """Wait for a first worker. Returns: what it says of itself. Raises: WorkerError if none ever starts."""
-    while not executor.idle():
-        executor.next_event(POLL_SECONDS)
-    return executor.facts
+def wait_until_ready(pool: WorkerPool) -> Mapping[str, Any]:
+    """Wait for the first worker. Returns: its device, flags and versions. Raises: WorkerError if none starts."""
+    while not pool.idle():
+        pool.next_event(POLL_SECONDS)
+    return pool.worker_info
 
 
 def run_training(
-    executor: Executor,
+    pool: WorkerPool,
     config: RunConfig,
     on_epoch: Callable[[EpochScores], None],
     weights_path: Path | None = None,
@@ -65,17 +69,17 @@ def run_training(
     *,
     test: bool = True,
 ) -> RunResult:
-    """Run one training to its end, or (as a pruned one that is run again) to the end of epoch `stop_after`.
+    """Run one training to its end, or to the end of epoch `stop_after` (the rerun of a pruned run).
 
     Raises: TrainingError with the reason if it fails.
     """
-    wait_until_ready(executor)
-    executor.submit(0, config, weights_path, test=test)
+    wait_until_ready(pool)
+    pool.submit(0, config, weights_path, test=test)
     while True:
-        match executor.next_event(POLL_SECONDS):
+        match pool.next_event(POLL_SECONDS):
             case EpochEnded(job, scores):
                 on_epoch(scores)
-                executor.answer(job, go=scores.epoch < stop_after)
+                pool.answer(job, go=scores.epoch < stop_after)
             case Finished(_, result):
                 return result
             case Failed(_, reason) | Lost(_, reason):

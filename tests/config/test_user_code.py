@@ -175,20 +175,20 @@ def write_picture(path: Path) -> None:
 @pytest.mark.slow
 def test_an_edit_in_between_changes_nothing_that_runs(folder: Path) -> None:
     """A worker has the text that the command read, whatever stands in the file when the worker starts."""
-    from mnistexp.workers.local import LocalExecutor
+    from mnistexp.training.messages import Setup
+    from mnistexp.workers.process import LocalPool
 
     user_code.use(user_code.read(Path("functions.py")))
     config = composed("data=squares")
     dataset = data.load(config.data)
     Path("functions.py").write_text("def squares():\n    raise ValueError\n")
 
-    executor = LocalExecutor(
-        config.data, threads=1, device="cpu", workers=1, at_most=1, fingerprint=dataset.fingerprint
-    )
+    setup = Setup(data=config.data, threads=1, device="cpu", code=user_code.code())
+    executor = LocalPool(setup, workers=1, at_most=1, fingerprint=dataset.fingerprint)
     try:
         while not executor.idle():
             executor.next_event(60)
-        assert executor.facts["fingerprint"] == dataset.fingerprint
+        assert executor.worker_info["fingerprint"] == dataset.fingerprint
     finally:
         executor.close()
 

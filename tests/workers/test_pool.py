@@ -1,40 +1,39 @@
+"""The pool's rules, with connections that a test scripts and a clock that it sets: no processes."""
+
 from __future__ import annotations
 
-import ctypes
-import math
-import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 import runs
+from fakes import run_result
 
-from mnistexp import machine
 from mnistexp.config.schema import RunConfig
-from mnistexp.errors import WorkerError
-from mnistexp.workers import pool as executors
-from mnistexp.workers import process
-from mnistexp.workers.local import LocalExecutor
+from mnistexp.errors import DataError, WorkerError
+from mnistexp.training.messages import Broken, EpochEnd, JobFailed, JobResult, Message, Ready
+from mnistexp.workers import pool as pools
 from mnistexp.workers.pool import (
     GAP_SECONDS,
+    MIN_JOBS,
     START_SECONDS,
     Connection,
     Deliver,
     EpochEnded,
     Failed,
+    Finished,
     Lost,
-    Message,
+    Received,
+    Starting,
     WorkerExit,
     WorkerPool,
     worker_count,
 )
-from mnistexp.workers.process import death, worker_environment
 
-KILL = WorkerExit("signal SIGKILL", True, "no last words")
-SEGFAULT = WorkerExit("signal SIGSEGV", False, "no last words")
-EPOCH = {"epoch": 1, "steps": 1, "learning_rate": 0.1, "loss": 1.0, "accuracy": 0.5, "val_loss": 1.0,
-         "val_accuracy": 0.5, "seconds": 0.1}  # fmt: skip
+KILL = WorkerExit("signal SIGKILL", True, "end of the log")
+SEGFAULT = WorkerExit("signal SIGSEGV", False, "end of the log")
+RESULT = run_result([0.5])
+EPOCH = EpochEnd(scores=RESULT.fit.epochs[0])
+READY = Ready(device="CPU", devices=(), flags={}, fingerprint="f", versions={})
 
 
 def config(timeout: float | None = 100.0) -> RunConfig:
@@ -42,22 +41,19 @@ def config(timeout: float | None = 100.0) -> RunConfig:
     return runs.run_config(data=runs.DIGITS, timeout=timeout)
 
 
-# -------------------------------------------------------------------------------- supervision, without processes
-
-
-class ScriptedLink:
-    """A worker that does nothing by itself: the test says what comes from it."""
+class FakeConnection:
+    """A worker that does nothing by itself."""
 
     def __init__(self, deliver: Deliver) -> None:
         self.deliver = deliver
-        self.sent: list[Mapping[str, Any]] = []
-        self.killed = False
+        self.sent: list[Message] = []
+        self.killed = self.closed = False
 
-    def send(self, message: Mapping[str, Any]) -> None:
+    def send(self, message: Message) -> None:
         self.sent.append(message)
 
     def close_stdin(self) -> None:
-        self.killed = True
+        self.closed = True
 
     def kill(self) -> None:
         self.killed = True
@@ -66,35 +62,35 @@ class ScriptedLink:
         pass
 
 
-class Scripted(WorkerPool):
-    """A supervisor of such workers, with a clock that a test sets."""
+class FakePool(WorkerPool):
+    """A pool of such workers."""
 
-    def __init__(self, workers: int = 1) -> None:
+    def __init__(self, workers: int = 1, **more: Any) -> None:
         self.now = 1000.0
-        self.asked = workers
-        self.links: list[ScriptedLink] = []
-        super().__init__(at_most=workers, clock=lambda: self.now)
+        self.wanted = workers
+        self.connections: list[FakeConnection] = []
+        super().__init__(**{"at_most": workers, "clock": lambda: self.now, **more})
         self._fill()
 
     def _count(self) -> int:
-        return self.asked
+        return self.wanted
 
-    def _open(self, place: int, deliver: Deliver) -> Connection:
-        self.links.append(ScriptedLink(deliver))
-        return self.links[-1]
+    def _open(self, slot: int, deliver: Deliver) -> Connection:
+        self.connections.append(FakeConnection(deliver))
+        return self.connections[-1]
 
-    def hear(self, link: ScriptedLink, message: Message) -> Any:
-        """Have a worker say something; the event that it makes."""
-        link.deliver(dict(message) if isinstance(message, dict) else message)
+    def receive(self, message: Received, connection: int = -1) -> Any:
+        """Have a worker send a message. Returns: the event that the pool makes of it."""
+        self.connections[connection].deliver(message)
         return self.next_event(0)
 
     def make_ready(self) -> None:
         """Have the newest worker start and get ready."""
-        self.hear(self.links[-1], {"event": "starting"})
-        self.hear(self.links[-1], {"event": "ready", "fingerprint": ""})
+        self.receive(Starting())
+        self.receive(READY)
 
     def let_pass(self, seconds: float) -> list[Any]:
-        """Time goes by while somebody asks for events, each second."""
+        """Let time pass while the caller asks for events each second. Returns: the events."""
         events = []
         for _ in range(int(seconds)):
             self.now += 1.0
@@ -102,297 +98,175 @@ class Scripted(WorkerPool):
         return [event for event in events if event]
 
 
+def ready_pool(timeout: float | None = 100.0, **more: Any) -> FakePool:
+    """One worker that just got job 1; an epoch may take `timeout` seconds."""
+    pool = FakePool(**more)
+    pool.make_ready()
+    pool.submit(1, config(timeout))
+    return pool
+
+
 @pytest.fixture
-def busy() -> Scripted:
-    """One worker, which has had job 1 for no time yet; an epoch may take 100 s."""
-    started = Scripted()
-    started.make_ready()
-    started.submit(1, config())
-    return started
+def busy() -> FakePool:
+    """A pool whose only worker just got job 1."""
+    return ready_pool()
 
 
-def test_silence_is_a_failure_in_the_end(busy: Scripted) -> None:
-    """A training that ends no epoch for its timeout is killed and failed, once; a new worker takes its place."""
+# --------------------------------------------------------------------------------------------- timeouts
+
+
+def test_a_training_without_an_epoch_fails_after_its_timeout(busy: FakePool) -> None:
+    """Its worker is killed and replaced, and what the killed one still sends makes no event."""
     before = busy.let_pass(100)
     [failed] = busy.let_pass(50)
+    late = [busy.receive(EPOCH, 0), busy.receive(KILL, 0)]
+    busy.make_ready()
 
     assert before == []
     assert isinstance(failed, Failed)
-    assert failed.job == 1
-    assert "trainer.timeout=100 s" in failed.reason
-    assert [link.killed for link in busy.links] == [True, False]
-    assert busy.idle() == 0  # the new one isn't ready yet
+    assert (failed.job, "trainer.timeout=100 s" in failed.reason) == (1, True)
+    assert [each.killed for each in busy.connections] == [True, False]
+    assert late == [None, None]
+    assert (busy.idle(), busy.size) == (1, 1)
 
 
-def test_what_a_killed_worker_still_says_counts_no_more(busy: Scripted) -> None:
-    """Neither a last epoch nor its death make another event of a hung training."""
-    busy.let_pass(101)
-    first = busy.links[0]
-
-    said = busy.hear(first, {"event": "epoch", "scores": EPOCH})
-    died = busy.hear(first, KILL)
-    busy.make_ready()
-
-    assert (said, died) == (None, None)
-    assert (busy.idle(), busy.size, len(busy.links)) == (1, 1, 2)
-
-
-def test_each_epoch_starts_the_clock_anew(busy: Scripted) -> None:
-    """Ninety seconds an epoch are no hang, however many there are."""
+def test_each_epoch_resets_the_clock(busy: FakePool) -> None:
+    """Ninety seconds per epoch are within a timeout of 100, however many epochs there are."""
     for _ in range(5):
         assert busy.let_pass(90) == []
-        assert isinstance(busy.hear(busy.links[0], {"event": "epoch", "scores": EPOCH}), EpochEnded)
+        assert busy.receive(EPOCH) == EpochEnded(1, EPOCH.scores)
         busy.answer(1, go=True)
 
 
-def test_a_worker_that_waits_for_our_word_is_not_hung(busy: Scripted) -> None:
-    """While the parent owes the answer, the clock stands still."""
-    busy.hear(busy.links[0], {"event": "epoch", "scores": EPOCH})
+def test_time_without_an_expected_message_does_not_count(busy: FakePool) -> None:
+    """An idle worker, one that waits for our answer, one without a timeout, one that waits for room."""
+    waits_for_answer, idle, no_timeout, no_room = busy, ready_pool(), ready_pool(timeout=None), FakePool()
+    waits_for_answer.receive(EPOCH)
+    idle.receive(JobFailed(reason="", traceback="", memory=0))
 
-    assert busy.let_pass(1000) == []
-    assert not busy.links[0].killed
+    for pool in (waits_for_answer, idle, no_timeout, no_room):
+        assert pool.let_pass(4 * START_SECONDS) == []
+        assert not pool.connections[0].killed
 
 
-def test_a_parent_that_slept_judges_nobody(busy: Scripted) -> None:
-    """After a closed laptop lid the hours before don't count, only those in which somebody asked."""
+def test_time_in_which_the_caller_slept_does_not_count(busy: FakePool) -> None:
+    """A laptop's closed lid fails no training."""
     busy.let_pass(60)
     for _ in range(20):
         busy.now += GAP_SECONDS + 3600
         assert busy.next_event(0) is None
 
     assert busy.let_pass(40) == []
-    assert not busy.links[0].killed
     assert len(busy.let_pass(2)) == 1
 
 
-def test_what_was_said_is_read_before_anybody_is_judged(busy: Scripted) -> None:
-    """An epoch that ended in time but lies unread in the queue is no hang."""
+def test_unread_messages_come_before_a_timeout(busy: FakePool) -> None:
+    """An epoch that ended in time but was not read yet is no hang."""
     busy.let_pass(99)
-    busy.links[0].deliver({"event": "epoch", "scores": dict(EPOCH)})
+    busy.connections[0].deliver(EPOCH)
     busy.now += 4.0
 
     assert isinstance(busy.next_event(0), EpochEnded)
-    assert not busy.links[0].killed
+    assert not busy.connections[0].killed
 
 
-def test_without_a_timeout_there_is_no_hang() -> None:
-    """trainer.timeout=null waits for ever."""
-    patient = Scripted()
-    patient.make_ready()
-    patient.submit(1, config(timeout=None))
-
-    assert patient.let_pass(5000) == []
-
-
-def test_an_idle_worker_may_be_silent() -> None:
-    """Nothing is expected of a worker without a job."""
-    idle = Scripted()
-    idle.make_ready()
-
-    assert idle.let_pass(5000) == []
-    assert not idle.links[0].killed
-
-
-def test_a_worker_that_hangs_at_its_start_is_an_early_death() -> None:
-    """Three in a row that never get ready end the wait, with what hung and the last words."""
-    stuck = Scripted()
-    for _ in range(2):
-        stuck.hear(stuck.links[-1], {"event": "starting"})
-        stuck.let_pass(START_SECONDS + 1)
-        assert stuck.links[-1].killed
-        stuck.hear(stuck.links[-1], KILL)
-    stuck.hear(stuck.links[-1], {"event": "starting"})
-    stuck.let_pass(START_SECONDS + 1)
-
-    with pytest.raises(WorkerError, match=r"not ready within 300 s.*installation.*Last words: no last words"):
-        stuck.hear(stuck.links[-1], KILL)
-
-
-def test_a_worker_that_waits_for_room_is_not_starting() -> None:
-    """An actor that no node has room for is no fault, however long it takes."""
-    waiting = Scripted()
-
-    assert waiting.let_pass(20 * START_SECONDS) == []
-    assert not waiting.links[0].killed
-
-
-def test_lost_at_the_start_says_so() -> None:
-    """Workers that are killed before they are ready point at memory, not at TensorFlow."""
-    short = Scripted()
-    for _ in range(2):
-        short.hear(short.links[-1], KILL)
-
-    with pytest.raises(WorkerError, match=r"lost before they are ready \(signal SIGKILL\).*executor\.workers=1"):
-        short.hear(short.links[-1], KILL)
-
-
-def test_a_node_that_takes_all_its_starting_workers_along_is_one_bad_start() -> None:
-    """Deaths count by place: eight at once are one for each, and a ready worker forgives all."""
-    cluster = Scripted(workers=8)
-    for _ in range(2):
-        for link in cluster.links[-8:]:
-            cluster.hear(link, KILL)
-    cluster.make_ready()
-    for link in cluster.links[-8:-1]:
-        cluster.hear(link, KILL)
-
-    assert (cluster.size, cluster.idle()) == (8, 1)
+# --------------------------------------------------------------------------------------- the end of a worker
 
 
 @pytest.mark.parametrize(("how", "kind"), [(KILL, Lost), (SEGFAULT, Failed)])
-def test_a_death_is_the_trainings_fault_or_not(busy: Scripted, how: WorkerExit, kind: type[Lost | Failed]) -> None:
-    """What took the worker decides whether its training may be run again; a new worker comes either way."""
-    event = busy.hear(busy.links[0], how)
+def test_a_dead_worker_is_replaced(busy: FakePool, how: WorkerExit, kind: type[Lost | Failed]) -> None:
+    """Whether its training can be run again depends on how it died; a late answer is ignored."""
+    event = busy.receive(how)
+    busy.answer(1, go=True)
 
     assert type(event) is kind
     assert event.job == 1
     assert how.how in event.reason
-    assert (busy.size, len(busy.links)) == (1, 2)
+    assert (busy.size, len(busy.connections)) == (1, 2)
 
 
-@pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM", "SIGHUP", "SIGINT", "SIGXCPU"])
-def test_signals_from_outside_lose_a_worker(signal: str) -> None:
-    """A kill, a shutdown, a lost terminal or a batch system's limit say nothing about the training."""
-    dead = death(-getattr(process.signal, signal), "")
+def test_a_large_worker_is_replaced_between_trainings() -> None:
+    """A worker above max_memory is replaced after MIN_JOBS trainings, without losing one."""
+    pool = ready_pool(max_memory=100)
 
-    assert dead.lost
-    assert signal in dead.how
-    assert ("out-of-memory killer" in dead.how) == (signal == "SIGKILL")
+    for job in range(1, MIN_JOBS + 1):
+        assert len(pool.connections) == 1
+        assert pool.receive(JobResult(result=RESULT, memory=101)) == Finished(job, RESULT)
+        if pool.idle():
+            pool.submit(job + 1, config())
+    pool.receive(WorkerExit("exit code 0", False, ""), 0)
 
-
-@pytest.mark.parametrize("signal", ["SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE"])
-def test_signals_of_its_own_are_its_fault(signal: str) -> None:
-    """What code does to itself it does again."""
-    assert death(-getattr(process.signal, signal), "") == WorkerExit(f"signal {signal}", False, "")
-
-
-@pytest.mark.parametrize("code", [0, 1, 7])
-def test_an_exit_is_its_own_fault(code: int) -> None:
-    """A worker that leaves in mid-training was told to by its own code."""
-    assert death(code, "words") == WorkerExit(f"exit code {code}", False, "words")
+    assert [(each.closed, each.killed) for each in pool.connections] == [(True, False), (False, False)]
+    assert pool.size == 1
 
 
-# ------------------------------------------------------------------------------ devices and environment
+def test_workers_that_hang_at_their_start_end_the_command() -> None:
+    """Three in a row that never get ready raise an error with the end of their log."""
+    pool = FakePool()
+    for _ in range(3):
+        pool.receive(Starting())
+        pool.let_pass(START_SECONDS + 1)
+        assert pool.connections[-1].killed
+        if len(pool.connections) < 3:
+            pool.receive(KILL)
+
+    with pytest.raises(WorkerError, match=r"not ready within 300 s.*installation.*end of the log"):
+        pool.receive(KILL)
 
 
-def test_a_gpu_that_is_not_there_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """device=gpu without a GPU is refused by name; the other two are content with what there is."""
-    monkeypatch.setattr(machine, "visible_gpus", list)
+def test_workers_that_are_killed_at_their_start_end_the_command() -> None:
+    """The error suggests fewer workers, because memory may be short."""
+    pool = FakePool()
+    for _ in range(2):
+        pool.receive(KILL)
 
-    with pytest.raises(WorkerError, match=r"trainer\.device=gpu: no NVIDIA GPU is visible here; give"):
-        machine.require_device("gpu")
-    machine.require_device("auto")
-    machine.require_device("cpu")
-
-
-def test_how_many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as asked for; else four per GPU while there are cores for them; else one per core, and always one."""
-    monkeypatch.setattr(executors, "cores", lambda: 8)
-
-    assert worker_count(3, threads=1, gpus=0) == 3
-    assert worker_count(5, threads=4, gpus=2) == 5
-    assert worker_count("auto", threads=1, gpus=1) == 4
-    assert worker_count("auto", threads=1, gpus=2) == 8
-    assert worker_count("auto", threads=2, gpus=2) == 4
-    assert worker_count("auto", threads=1, gpus=16) == 16
-    assert worker_count("auto", threads=1, gpus=0) == 8
-    assert worker_count("auto", threads=3, gpus=0) == 2
-    assert worker_count("auto", threads=16, gpus=0) == 1
+    with pytest.raises(WorkerError, match=r"lost before they are ready \(signal SIGKILL\).*executor\.workers=1"):
+        pool.receive(KILL)
 
 
-def test_no_more_workers_than_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A study of two trials starts two workers, whatever the cores."""
-    monkeypatch.setattr(LocalExecutor, "_start", lambda self, place: place)
+def test_early_deaths_count_by_slot() -> None:
+    """Eight deaths at once are one per slot, and a ready worker resets all counts."""
+    pool = FakePool(workers=8)
+    for _ in range(2):
+        for index in range(len(pool.connections) - 8, len(pool.connections)):
+            pool.receive(KILL, index)
+    pool.make_ready()
+    for index in range(len(pool.connections) - 8, len(pool.connections) - 1):
+        pool.receive(KILL, index)
 
-    executor = LocalExecutor(config().data, threads=1, device="cpu", workers=64, at_most=2)
-
-    assert executor.size == 2
-
-
-class FakeDriver:
-    """libcuda with `devices` GPUs."""
-
-    def __init__(self, devices: int, status: int = 0) -> None:
-        self._devices, self._status = devices, status
-
-    def cuInit(self, flags: int) -> int:
-        return self._status
-
-    def cuDeviceGetCount(self, count: Any) -> int:
-        count._obj.value = self._devices
-        return 0
+    assert (pool.size, pool.idle()) == (8, 1)
 
 
-def no_driver(name: str) -> object:
-    """What loading libcuda does where there is none."""
-    raise OSError(f"{name}: cannot open shared object file")
+def test_errors_that_every_worker_would_have_are_raised() -> None:
+    """A broken data set, and one that has changed in the meantime."""
+    with pytest.raises(DataError, match=r"mine\.npz"):
+        FakePool().receive(Broken(error="DataError", message="mine.npz is damaged"))
+    with pytest.raises(DataError, match="the data changed while this command ran"):
+        FakePool(fingerprint="another").receive(READY)
 
 
-@pytest.mark.parametrize(
-    ("driver", "listed", "expected"),
-    [
-        (no_driver, None, []),
-        (lambda _: FakeDriver(2, status=100), None, []),
-        (lambda _: FakeDriver(0), "", []),
-        (lambda _: FakeDriver(2), None, ["0", "1"]),
-        (lambda _: FakeDriver(2), "3,5", ["3", "5"]),
-        (lambda _: FakeDriver(1), "3,99", ["3"]),
-        (lambda _: FakeDriver(1), "GPU-abc", ["GPU-abc"]),
-    ],
-)
-def test_visible_gpus(
-    monkeypatch: pytest.MonkeyPatch, driver: Callable[[str], object], listed: str | None, expected: list[str]
-) -> None:
-    """What the driver counts, named as CUDA_VISIBLE_DEVICES names them; none without a driver that works."""
-    monkeypatch.setattr(ctypes, "CDLL", driver)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if listed is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
-
-    assert machine.visible_gpus() == expected
+# ------------------------------------------------------------------------------------------ number of workers
 
 
-def test_each_gpu_has_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers are dealt to the GPUs in turn; the user's XLA flags stay, beside ours."""
-    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/tmp/x")
-
-    environments = [worker_environment(1, ["3", "GPU-b"], index, {}) for index in range(3)]
-
-    assert [each["CUDA_VISIBLE_DEVICES"] for each in environments] == ["3", "GPU-b", "3"]
-    assert environments[0]["XLA_FLAGS"] == "--xla_dump_to=/tmp/x --xla_gpu_deterministic_ops=true"
+@pytest.mark.parametrize(("wanted", "at_most", "started"), [(64, 2, 2), (2, 64, 2), (64, 0, 0)])
+def test_no_more_workers_than_trainings(wanted: int, at_most: int, started: int) -> None:
+    """A study with two trials left starts two workers, and a finished one starts none."""
+    assert FakePool(wanted, at_most=at_most).size == started
 
 
-def test_a_cpu_worker_keeps_the_users_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads are set, the package is found from any folder, the user's variables stay, recorded ones win."""
-    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/tmp/x")
-    monkeypatch.setenv("PYTHONPATH", "/home/me/lib")
-    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
+def test_worker_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's number; else four per GPU while there are cores for them; else one per core, and at least one."""
+    monkeypatch.setattr(pools, "cores", lambda: 8)
+    expected = {
+        (3, 1, 0): 3,
+        (5, 4, 2): 5,
+        ("auto", 1, 1): 4,
+        ("auto", 1, 2): 8,
+        ("auto", 2, 2): 4,
+        ("auto", 1, 16): 16,
+        ("auto", 1, 0): 8,
+        ("auto", 3, 0): 2,
+        ("auto", 16, 0): 1,
+    }
 
-    environment = worker_environment(4, [], 0, {"TF_ENABLE_ONEDNN_OPTS": "0"})
-
-    root = str(Path(process.__file__).parents[2])
-    assert environment["PYTHONPATH"] == f"{root}{os.pathsep}/home/me/lib"
-    assert environment["OMP_NUM_THREADS"] == "4"
-    assert environment["XLA_FLAGS"] == "--xla_dump_to=/tmp/x"
-    assert environment["TF_ENABLE_ONEDNN_OPTS"] == "0"
-    assert environment.get("CUDA_VISIBLE_DEVICES") == os.environ.get("CUDA_VISIBLE_DEVICES")
-
-
-@pytest.mark.parametrize(("cache", "used"), [("cache", True), ("my cache", False), ("file/cache", False)])
-def test_compiled_epochs_are_kept_where_they_can_be(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: str, used: bool
-) -> None:
-    """XLA's cache lies in the user's cache folder; one that its flag can't name, or can't be made, costs nothing."""
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(process.platformdirs, "user_cache_dir", lambda name: str(tmp_path / cache / name))
-    monkeypatch.setenv("TF_XLA_FLAGS", "--mine")
-
-    flags = worker_environment(1, [], 0, {})["TF_XLA_FLAGS"].split()
-
-    assert flags[0] == "--mine"
-    assert [flag.partition("=")[0] for flag in flags[1:]] == ["--tf_xla_persistent_cache_directory"] * used
-
-
-def test_the_memory_limit_is_off_by_default() -> None:
-    """An executor that isn't told a limit replaces no worker for its size."""
-    assert LocalExecutor.__init__.__kwdefaults__["max_memory"] == math.inf
+    assert {case: worker_count(*case) for case in expected} == expected  # type: ignore[arg-type]

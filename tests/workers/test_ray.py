@@ -1,4 +1,4 @@
-"""What is Ray's alone: where its processes listen, what is left of them, lost nodes, and how it is reached."""
+"""What only Ray has: where its processes listen, what remains of them, lost nodes, and how it is joined."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import runs
@@ -22,11 +20,11 @@ from runs import gone, until_done, wait_idle, wait_until
 
 from mnistexp.config.schema import RayExecutorConfig, RunConfig
 from mnistexp.data import dataset as data
-from mnistexp.data.dataset import read, write
 from mnistexp.errors import WorkerError
+from mnistexp.training.messages import Broken
 from mnistexp.workers import ray
 from mnistexp.workers.pool import EpochEnded, Finished, Lost, WorkerExit
-from mnistexp.workers.ray import Cluster, RayExecutor
+from mnistexp.workers.ray import Cluster, RayPool
 
 ROOT = Path(ray.__file__).parents[2]
 needs_ray = pytest.mark.skipif(
@@ -40,17 +38,16 @@ def config(epochs: int = 2) -> RunConfig:
     return runs.run_config(data=runs.DIGITS, epochs=epochs, batch_size=64, device="cpu", timeout=60.0)
 
 
-def settings(**more: Any) -> RayExecutorConfig:
-    """One worker on a Ray of our own."""
+def settings(address: str | None = "local", **more: Any) -> RayExecutorConfig:
+    """One worker."""
     plain = {"workers": 1, "max_worker_memory": 1.0, "retries": 0, "cpus_per_trial": 1.0, "gpus_per_trial": 0.0}
-    return RayExecutorConfig.model_validate({"name": "ray", "address": "local", **plain, **more})
+    return RayExecutorConfig.model_validate({"name": "ray", "address": address, **plain, **more})
 
 
-def start(address: str = "local", **more: Any) -> RayExecutor:
-    """Actors that get the digits."""
-    loaded = data.load(config().data)
-    ours = settings(address=address, **more)
-    return RayExecutor(ours, config().data, loaded, threads=1, device="cpu", at_most=9)
+def start(address: str = "local", environment: Mapping[str, str] = runs.SCRIPTED, **more: Any) -> RayPool:
+    """One actor, with a scripted trainer, on a Ray of our own."""
+    loaded = data.load(runs.setup().data)
+    return RayPool(runs.setup(), settings(address, **more), loaded, at_most=9, environment=environment)
 
 
 def family() -> list[psutil.Process]:
@@ -59,9 +56,9 @@ def family() -> list[psutil.Process]:
 
 
 @pytest.fixture
-def executor() -> Iterator[RayExecutor]:
-    """A Ray of its own with one ready worker."""
-    started = start()
+def pool() -> Iterator[RayPool]:
+    """A Ray of its own with one ready worker, which trains with TensorFlow."""
+    started = start(environment={})
     wait_idle(started, 1)
     yield started
     started.close()
@@ -71,45 +68,54 @@ def executor() -> Iterator[RayExecutor]:
 
 
 @needs_ray
-def test_our_ray_listens_on_this_machine_alone_and_leaves_nothing(executor: RayExecutor) -> None:
-    """All of its sockets are on 127.0.0.1, its folder is ours, SIGTERM stays ours, and close takes all of it away."""
+def test_our_ray_listens_on_this_machine_alone_and_leaves_nothing(pool: RayPool) -> None:
+    """All sockets are on 127.0.0.1, its folder is private, and after close no process and no file is left.
+
+    A training has the same bits as on a local worker. A killed actor loses its training and is replaced.
+    """
+    local = runs.start_local(1)
+    results = [until_done(each, {1: config()})[-1] for each in (local, pool)]
+    local.close()
+    cluster = pool._cluster
+    assert cluster is not None
+    assert cluster._folder is not None
     sockets = [found for process in family() for found in process.net_connections("inet")]
     listening = {found.laddr.ip for found in sockets if found.status == psutil.CONN_LISTEN}
-    folder = executor._cluster._folder
-    assert folder is not None
-    mode = stat.S_IMODE(folder.stat().st_mode)
-    rays = psutil.Process().children(recursive=True)
+    mode = stat.S_IMODE(cluster._folder.stat().st_mode)
 
-    executor.close()
-
-    executor.close()  # twice is no fault, and starts no other Ray
-
-    assert listening == {"127.0.0.1", "::ffff:127.0.0.1"}
-    assert mode == 0o700
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert len(rays) > 5
-    assert not executor._ray.is_initialized()
-    assert wait_until(lambda: all(gone(process.pid) for process in rays))
-    assert not folder.exists()
-
-
-@needs_ray
-def test_a_killed_actor_loses_its_training(executor: RayExecutor) -> None:
-    """The actor's death is its worker's, and no fault of the training; the next training has another."""
-    executor.submit(1, config(epochs=100_000))
-    assert isinstance(executor.next_event(60), EpochEnded)
+    pool.submit(1, config(epochs=100_000))
+    assert isinstance(pool.next_event(60), EpochEnded)
     [worker] = [each for each in family() if runs.alive(each) and "mnistexp.training.worker" in each.cmdline()]
     actor = worker.parent()
     assert actor is not None
-
     actor.kill()
-    event = executor.next_event(60)
-    *_, last = until_done(executor, {2: config()})
+    lost = pool.next_event(60)
+    *_, last = until_done(pool, {2: config()})
+    rays = psutil.Process().children(recursive=True)
+    pool.close()
+    pool.close()  # starts no other Ray
 
-    assert isinstance(event, Lost)
-    assert event.reason.startswith("its worker was lost (its Ray actor or its node was lost: ActorDiedError): ")
-    assert isinstance(last, Finished)
-    assert wait_until(lambda: gone(worker.pid))
+    assert all(isinstance(event, Finished) for event in (*results, last))
+    assert runs.bits(results[0].result) == runs.bits(results[1].result)
+    assert listening == {"127.0.0.1", "::ffff:127.0.0.1"}
+    assert mode == 0o700
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert isinstance(lost, Lost)
+    assert lost.reason.startswith("its worker was lost (its Ray actor or its node was lost: ActorDiedError): ")
+    assert len(rays) > 5
+    assert not cluster.ray.is_initialized()
+    assert wait_until(lambda: all(gone(process.pid) for process in [worker, *rays]))
+    assert not cluster._folder.exists()
+
+
+def test_a_finished_study_starts_no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no training left the pool is empty, and Ray is not even imported."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+
+    pool = RayPool(runs.setup(), settings(None), data.load(runs.setup().data), at_most=0)
+    pool.close()
+
+    assert pool.size == 0
 
 
 DRIVER = """
@@ -118,13 +124,13 @@ sys.path.insert(0, {tests!r})
 import psutil, runs
 sys.path.append(r"{tests}/workers"); import test_ray as t
 
-executor = t.start()
-runs.wait_idle(executor, 1)
-executor.submit(1, t.config(epochs=100_000))
+pool = t.start()
+runs.wait_idle(pool, 1)
+pool.submit(1, t.config(epochs=100_000))
 print(json.dumps([child.pid for child in psutil.Process().children(recursive=True)]), flush=True)
 while True:
-    if event := executor.next_event(60):
-        executor.answer(1, go=True)
+    if event := pool.next_event(60):
+        pool.answer(1, go=True)
 """
 
 
@@ -204,24 +210,20 @@ def test_nothing_outlives_a_killed_driver(orphans: list[psutil.Process]) -> None
     assert wait_until(lambda: not any(map(runs.alive, orphans)), seconds=200)
 
 
-def test_a_node_without_mnistexp_is_named() -> None:
-    """What Ray makes of a missing package becomes one sentence with what to do."""
-    error = RuntimeError("The actor died because of an error\nModuleNotFoundError: No module named 'mnistexp'")
+def test_a_lost_actor_is_interpreted() -> None:
+    """A node without mnistexp is an error with advice; a preempted node, and any other error, is a lost worker."""
+    missing = RuntimeError("The actor died because of an error\nModuleNotFoundError: No module named 'mnistexp'")
+    preempted = RuntimeError("gone")
+    preempted.preempted = True  # type: ignore[attr-defined]  # as ray.exceptions.ActorDiedError has it
 
-    said = ray._lost(error)
+    broken = ray.lost_actor(missing)
 
-    assert isinstance(said, dict)
-    assert said["event"] == "broken"
-    assert "a Ray node can't import mnistexp" in said["message"]
-    assert "install this version of it on every node" in said["message"]
-
-
-def test_a_preempted_node_is_named() -> None:
-    """Where Ray knows that a node was taken back, the reason says so."""
-    error = RuntimeError("gone")
-    error.preempted = True  # type: ignore[attr-defined]  # as ray.exceptions.ActorDiedError has it
-
-    assert ray._lost(error) == WorkerExit("its node was preempted: RuntimeError", True, "gone")
+    assert isinstance(broken, Broken)
+    assert "a Ray node cannot import mnistexp" in broken.message
+    assert ray.lost_actor(preempted) == WorkerExit("its node was preempted: RuntimeError", True, "gone")
+    assert ray.lost_actor(ValueError()) == WorkerExit(
+        "its Ray actor or its node was lost: ValueError", True, "ValueError"
+    )
 
 
 # -------------------------------------------------------------------------------------- what can be mistyped
@@ -252,8 +254,10 @@ def test_more_cpus_than_there_are_is_refused() -> None:
 
 def test_a_gpu_has_to_be_asked_for() -> None:
     """trainer.device=gpu without a share of one would wait for a GPU that Ray never gives."""
+    setup = runs.setup().model_copy(update={"device": "gpu"})
+
     with pytest.raises(WorkerError, match=r"trainer\.device=gpu: give executor\.gpus_per_trial=1"):
-        RayExecutor(settings(), config().data, data.load(config().data), threads=1, device="gpu", at_most=1)
+        RayPool(setup, settings(), data.load(setup.data), at_most=1)
 
 
 class Rooms:
@@ -284,26 +288,3 @@ def test_auto_is_what_the_cluster_has_room_for(there: dict[str, float], cpus: fl
     cluster.ray = Rooms(**there)
 
     assert cluster.room(cpus, gpus) == count
-
-
-# ------------------------------------------------------------------------------------------- the data's way
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_a_data_set_survives_its_file(tmp_path: Path, dtype: type[Any]) -> None:
-    """Every array, with its type, and every fact come out of the file as they went in."""
-    loaded = data.load(config().data)
-    train = replace(loaded.train, images=loaded.train.images.astype(dtype))
-    dataset = replace(loaded, train=train)
-    with (tmp_path / "file").open("w+b") as file:
-        write(dataset, file)
-        file.seek(0)
-        back = read(file)
-
-    for role in ("train", "validation", "test"):
-        for part in ("images", "labels"):
-            before, after = (getattr(getattr(each, role), part) for each in (dataset, back))
-            assert before.dtype == after.dtype
-            assert np.array_equal(before, after)
-    facts = ("name", "classes", "image_shape", "scale", "fingerprint", "source")
-    assert [getattr(back, name) for name in facts] == [getattr(dataset, name) for name in facts]

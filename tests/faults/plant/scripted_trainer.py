@@ -59,9 +59,18 @@ class Fit(Iterator[EpochScores]):
         epoch = len(self._epochs) + 1
         accuracy = self.quality * (1 - 0.5**epoch)
         loss = 2.0 - accuracy
-        rate = self._config.optimizer.learning_rate
-        self._epochs.append(EpochScores(epoch, 10 * epoch, rate, loss, accuracy, loss, accuracy, seconds=0.01))
-        return self._epochs[-1]
+        scores = EpochScores(
+            epoch=epoch,
+            steps=10 * epoch,
+            learning_rate=self._config.optimizer.learning_rate,
+            loss=loss,
+            accuracy=accuracy,
+            val_loss=loss,
+            val_accuracy=accuracy,
+            seconds=0.01,
+        )
+        self._epochs.append(scores)
+        return scores
 
     def result(self, pruned: bool = False) -> FitResult:
         """The training so far."""

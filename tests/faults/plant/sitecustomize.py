@@ -5,6 +5,7 @@ in `python -m mnistexp.training.worker`, as these variables say:
 
     MNISTEXP_SCRIPTED    1: the worker imports no TensorFlow, and scripted_trainer.py stands in for the trainer. It is
                          ready in half a second instead of four. tests/runs.py has SCRIPTED, the variables to set.
+    MNISTEXP_NOISE       1: the worker prints when Python starts, when a module is imported, and at its end
     MNISTEXP_PLANT       FAULT[@epochN][#SEED], several with commas: "segfault@epoch2#12,hang". The epoch is the one
                          that is not reported any more, 1 if none is given; with a seed only that training is struck.
     MNISTEXP_PLANT_ONCE  a path: the first fault that strikes makes this file, and none strikes once it is there.
@@ -15,18 +16,20 @@ in `python -m mnistexp.training.worker`, as these variables say:
     wait                   sleeps until there is a file of this name: $MNISTEXP_PLANT_GATES/SEED
     oom                    allocates until there is a MemoryError, 256 MB above what is held
     kill-at-start          SIGKILL before the worker is ready
+    stop-at-start          SIGSTOP before the worker reads anything
     kill-mid-epoch         SIGKILL when the epoch is trained and not yet told
     kill-between-epochs    SIGKILL when the epoch is told, before the next begins
+    garbage                sends a line that is no message instead of an epoch
     kill-half-sent-result  SIGKILL in the middle of the result's line
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import importlib.abc
 import importlib.machinery
 import importlib.util
-import json
 import os
 import re
 import resource
@@ -118,14 +121,18 @@ def plant(trainer: ModuleType, plan: Plan) -> None:
             die()
         return scores
 
-    def planted_send(channel: Any, event: str, **fields: Any) -> None:
+    def planted_send(channel: Any, message: Any) -> None:
+        event = getattr(message, "event", "")
         if event == "result" and plan.strikes(("kill-half-sent-result",), None, seeds[-1]):
-            line = json.dumps({"event": event, **fields})
-            channel._sink.write(line[: len(line) // 2])
-            channel._sink.flush()
+            line = message.model_dump_json()
+            channel._stream.write(line[: len(line) // 2])
+            channel._stream.flush()
             die()
-        send(channel, event, **fields)
-        if event == "epoch" and plan.strikes(("kill-between-epochs",), fields["scores"]["epoch"], seeds[-1]):
+        if event == "epoch" and plan.strikes(("garbage",), message.scores.epoch, seeds[-1]):
+            channel._stream.write("garbage\n")
+            channel._stream.flush()
+        send(channel, message)
+        if event == "epoch" and plan.strikes(("kill-between-epochs",), message.scores.epoch, seeds[-1]):
             die()
 
     trainer.Fit.__next__ = planted_train  # type: ignore[attr-defined]
@@ -191,13 +198,16 @@ class Hook(importlib.abc.MetaPathFinder):
 class ScriptedTrainer(importlib.abc.MetaPathFinder):
     """Has scripted_trainer.py imported as the trainer's module, and modules without content as TensorFlow and Keras."""
 
+    _busy = False
+
     def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         """The spec of a replaced module, or None."""
-        if name == DATASET:
-            sys.meta_path.remove(self)  # else the spec is looked for here again
-            spec = importlib.util.find_spec(name)
-            sys.meta_path.insert(0, self)
-            return after_import(spec, cache_digits)
+        if name == DATASET and not self._busy:
+            self._busy = True  # the spec is looked for here too
+            try:
+                return after_import(importlib.util.find_spec(name), cache_digits)
+            finally:
+                self._busy = False
         if name == TRAINER:
             file = os.path.join(os.path.dirname(__file__), "scripted_trainer.py")  # noqa: PTH118, PTH120
             return importlib.util.spec_from_file_location(name, file)
@@ -214,11 +224,23 @@ class ScriptedTrainer(importlib.abc.MetaPathFinder):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """There is nothing to run."""
+        """Print, if there shall be noise."""
+        noise()
+
+
+def noise() -> None:
+    """Print from Python and from another process."""
+    if os.environ.get("MNISTEXP_NOISE"):
+        print("noise", flush=True)
+        os.system("echo noise")
 
 
 if "mnistexp.training.worker" in sys.orig_argv:
+    noise()
+    atexit.register(noise)
     if os.environ.get("MNISTEXP_SCRIPTED"):
         sys.meta_path.insert(0, ScriptedTrainer())
+    if os.environ.get("MNISTEXP_PLANT") == "stop-at-start":
+        os.kill(os.getpid(), signal.SIGSTOP)
     if os.environ.get("MNISTEXP_PLANT"):
         sys.meta_path.insert(0, Hook(Plan(os.environ["MNISTEXP_PLANT"])))
