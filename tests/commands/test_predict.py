@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from command_line import mistake_here, run
 from PIL import Image
-from test_messages import mistake_here, run
 
 from mnistexp.commands import predict
 from mnistexp.commands.predict import Network

@@ -25,7 +25,7 @@ scalars = st.one_of(
 @settings(deadline=None)
 @given(st.one_of(scalars, st.lists(st.one_of(scalars, st.lists(scalars, max_size=2)), max_size=3)))
 def test_an_overrides_text_reads_back_exactly(value: Any) -> None:
-    """Hydra's own parser gives back every value: floats to the last bit, and texts that look like something else."""
+    """Hydra's parser returns every value exactly: floats to the last bit, and texts that look like numbers."""
     override = OverridesParser.create().parse_override(override_text("model.key", value))
 
     assert override.key_or_group == "model.key"
@@ -45,5 +45,5 @@ def test_an_overrides_text_reads_back_exactly(value: Any) -> None:
     ],
 )
 def test_an_overrides_text_is_short(value: object, text: str) -> None:
-    """A person reads and types these: only what needs quotes gets them."""
+    """Only what needs quotes has them."""
     assert override_text("k", value) == text
