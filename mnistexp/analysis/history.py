@@ -17,8 +17,7 @@ from mnistexp.errors import StoreError
 from mnistexp.study.progress import Best
 from mnistexp.study.study import VERDICT
 from mnistexp.study.trial_attrs import BASELINE, REASON, RECORD
-from mnistexp.tracking import records
-from mnistexp.tracking.records import RunRecord, State
+from mnistexp.tracking.records import RunRecord, State, parse_record
 from mnistexp.training.results import FitResult
 
 Storage = BaseStorage  # Optuna's connection to a database
@@ -135,7 +134,7 @@ def study_names(storage: Storage, prefix: str = "") -> list[str]:
 
 def _trial(trial: FrozenTrial) -> Trial:
     plain = trial.user_attrs.get(RECORD)
-    record = records.from_json(plain) if plain else None
+    record = parse_record(plain) if plain else None
     reason, baseline = str(trial.user_attrs.get(REASON, "")), bool(trial.user_attrs.get(BASELINE))
     return Trial(trial.number, STATES[trial.state], dict(trial.params), record, reason, baseline)
 

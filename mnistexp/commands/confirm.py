@@ -86,7 +86,7 @@ def confirm(request: ParsedOverrides, words: CommandArgs) -> int:
     database = storage.open_for_sweep(config.study.storage)
     try:
         tracker = open_tracker(prepared.config.tracking, prepared.experiment)
-        return answer(Question(study, space, prepared, run_context.session(prepared), database, tracker, words))
+        return answer(Question(study, space, prepared, run_context.create_context(prepared), database, tracker, words))
     finally:
         database.close()
 
@@ -104,8 +104,7 @@ def prepare(
     if not found:
         raise StoreError(f"study.name={study.name}: no trial of it completed; run `python -m mnistexp sweep` first")
     user_code.require_for(*(each.config for each in found))
-    device = config.trainer.device if "trainer.device" in request.fixed_keys else None
-    prepared = run_context.prepare_recorded(config, run_context.here(found[0].config, config.data.root, device))
+    prepared = run_context.prepare_recorded(request, config, found[0].config)
     _check_data(study, prepared)
     fresh = repeats.seeds_of(study, found, seeds)
     base = _own_study(prepared.config, study, repeats.study_name(study, found), len(found) * seeds)

@@ -52,7 +52,7 @@ def sweep(request: ParsedOverrides, asked: CommandArgs) -> int:
         for sentence in warnings.likely_mistakes(space, prepared.config, len(prepared.dataset.train.labels)):
             console.note(f"warning: {sentence}")
         tracker = open_tracker(config.tracking, prepared.experiment)
-        study = Sweep(database, run_context.session(prepared), space, tracker, view.callbacks)
+        study = Sweep(database, run_context.create_context(prepared), space, tracker, view.callbacks)
         summary = display.run(study, executor, view)
         _print_summary(summary, study.name, database, config, storage_overrides(request.overrides))
     finally:

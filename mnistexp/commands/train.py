@@ -48,7 +48,7 @@ def _trained(
 ) -> tuple[RunRecord, dict[str, str]]:
     """Train. Returns: the record and its files. Raises: TrainingError, after the failed run is logged."""
     config, overrides = configs.run_config(prepared.config), prepared.request.run_overrides
-    session, started = run_context.session(prepared), time.time()
+    session, started = run_context.create_context(prepared), time.time()
     weights_path = weights if prepared.config.tracking.save_weights else None
     epochs: list[EpochScores] = []
     try:

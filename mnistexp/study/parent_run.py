@@ -15,8 +15,7 @@ from mnistexp.study.study import SharedStudy
 from mnistexp.tracking.records import LoggedRun
 from mnistexp.tracking.run_context import RunContext
 from mnistexp.tracking.runs import Ending, Tracker
-from mnistexp.tracking.sweep_page import sweep_page
-from mnistexp.tracking.ui_pages import SEARCHED, fitting
+from mnistexp.tracking.ui_pages import SEARCHED, BestTrial, fitting, sweep_description
 
 
 class ParentRun:
@@ -46,7 +45,7 @@ class ParentRun:
         process = {"device": str(worker_info.get("device", "")), "process": str(self._study.lease.number)}
         tags = {**self._study.tags, "kind": "sweep", **process, **searched, **self._context.tags()}
         # A folder for each session: the next one may run other code, and must not overwrite this session's files.
-        folder, kept = f"sessions/{self._context.stamp}", self._context.files(worker_info)
+        folder, kept = f"sessions/{self._context.session_id}", self._context.files(worker_info)
         files = {f"{folder}/{name}": text for name, text in kept.items()}
         page = self._description(progress)
         return self._database.locked(lambda: self._tracker.start_parent(self._title, tags, page, files))
@@ -81,13 +80,17 @@ class ParentRun:
         if self._page is not None:
             return self._page(progress)
         prepared = self._context.prepared
-        return sweep_page(
+        found, best = progress.best, None
+        if found is not None:
+            run = self.best_run(progress)
+            test = run.metrics.get("test_accuracy") if run else None
+            best = BestTrial(found.number, found.val_accuracy, test, found.config, found.overrides)
+        return sweep_description(
             self._study.name,
             prepared.dataset.name,
             prepared.config.study,
             self._space.descriptions(),
-            progress,
-            self.best_run(progress),
+            {"complete": progress.complete, "pruned": progress.pruned, "failed": progress.failed},
+            best,
             storage_overrides(prepared.request.overrides),
-            prepared.request.config_dir,
         )

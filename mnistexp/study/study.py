@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import uuid
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import suppress
@@ -46,8 +45,7 @@ from mnistexp.study.trial_attrs import (
     attrs_of,
     parse_attr,
 )
-from mnistexp.tracking import records
-from mnistexp.tracking.records import RunRecord, State
+from mnistexp.tracking.records import RunRecord, State, parse_record
 from mnistexp.tracking.run_context import RunContext, check_fit
 from mnistexp.training.results import EpochScores, objective_value
 
@@ -232,7 +230,7 @@ class SharedStudy:
         """Store a trial's record and its value. Returns: False if another process has the trial or finished it."""
         trial = self._trials()[number]
         self._claimed.discard(number)
-        attrs, plain = attrs_of(trial), _plain(record)
+        attrs, plain = attrs_of(trial), record.model_dump(mode="json")
         if trial.state.is_finished():  # by this process, if the database's answer to an earlier try was lost
             return attrs.record == plain
         if trial.state is not TrialState.RUNNING or attrs.process != self.lease.number:
@@ -299,14 +297,14 @@ class SharedStudy:
         """Finish a dead process's trial if it has a record or died too often; else requeue it."""
         attrs, retries = attrs_of(trial), self._config.executor.retries
         if attrs.record is not None:
-            self._tell(trial, records.from_json(attrs.record))
+            self._tell(trial, parse_record(attrs.record))
             return
         if attrs.claim is not None and attrs.process is not None:
             deaths = self._count_death(trial)
             if deaths > retries:
                 reason = f"its worker or sweep process died {deaths} times (executor.retries={retries})"
                 record = self._failed_record(trial, attrs.claim, reason)
-                self._set(trial._trial_id, RECORD, _plain(record))
+                self._set(trial._trial_id, RECORD, record.model_dump(mode="json"))
                 self._tell(trial, record)
                 return
         self._requeue(trial)
@@ -326,7 +324,7 @@ class SharedStudy:
             if attrs.process not in alive:
                 alive[attrs.process] = self.is_alive(str(attrs.process))
             if not alive[attrs.process]:
-                yield records.from_json(attrs.record)
+                yield parse_record(attrs.record)
 
     def record(
         self,
@@ -372,8 +370,3 @@ class SharedStudy:
 
     def _set(self, trial_id: int, key: str, value: object) -> None:
         self._database.storage.set_trial_user_attr(trial_id, key, value)
-
-
-def _plain(record: RunRecord) -> dict[str, object]:
-    """A record as the database returns it."""
-    return dict(json.loads(json.dumps(records.to_json(record))))

@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -180,7 +179,7 @@ class UploadQueue:
     def _with_weights(self, number: int, record: RunRecord) -> RunRecord:
         path = self.weights_folder / f"{number}.weights.h5"
         with suppress(OSError):  # a folder without permission
-            return replace(record, weights_path=path) if path.exists() else record
+            return record.model_copy(update={"weights_path": path}) if path.exists() else record
         return record
 
     def discard_weights(self, number: int) -> None:

@@ -6,12 +6,8 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from mnistexp.training.results import EpochScores
-
-if TYPE_CHECKING:
-    from mnistexp.tracking.run_context import Comparison
 
 WIDTH = 78  # columns of wrapped text
 
@@ -72,24 +68,3 @@ def warn_not_mnist(reason: str) -> None:
         note(f"{frame}\nTHIS IS NOT MNIST. These runs use scikit-learn's 1,797 bundled 8x8 digits: their scores")
         note("can't be compared with MNIST's. Their study is called 'digits' unless you name it.")
         note(f"Why: {reason}\n{frame}")
-
-
-def comparison_lines(comparison: Comparison) -> Iterable[str]:
-    """What came out alike in a rerun, and what may explain the rest."""
-    for outcome in comparison.outcomes:
-        if outcome.before == outcome.now:
-            yield f"  {outcome.what:<20} {_short(outcome.now)}  identical"
-        else:
-            yield f"  {outcome.what:<20} {_short(outcome.before)}  now {_short(outcome.now)}  DIFFERENT"
-    if comparison.identical:
-        yield "\nbit-identical: the scores and every weight came out as before"
-        return
-    yield "\nnot bit-identical"
-    if not comparison.causes:
-        yield "Nothing that is recorded differs (data, versions, device, flags, code): please report this."
-    for cause in comparison.causes:
-        yield f"  differs: {cause.what}: was {cause.before}, is {cause.now}"
-
-
-def _short(text: str) -> str:
-    return f"{text[:16]}…" if len(text) > 24 else text

@@ -1,26 +1,28 @@
-"""What is kept of a run, as one value: what MLflow gets, and what a study's database holds until it has got it."""
+"""The record of a run: what MLflow logs, and what a study's database holds until MLflow has it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from mnistexp.config.schema import RunConfig, recorded_config
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
+
+from mnistexp.config.schema import RunConfig
 from mnistexp.errors import StoreError
 from mnistexp.training.results import EpochScores, RunResult
 
 State = Literal["COMPLETE", "PRUNED", "FAILED", "INTERRUPTED"]
-"""How a run ended. An interrupted one will be run again; it is logged for its curves, and counts nowhere."""
+"""How a run ended. An interrupted trial runs again: its run is logged for the curves and is not counted."""
 
 Kind = Literal["train", "trial", "rerun"]
 
 
-@dataclass(frozen=True)
-class RunRecord:
-    """All that is kept of one run."""
+class RunRecord(BaseModel):
+    """Everything that is stored of one run. `model_dump(mode="json")` gives JSON types, `parse_record` reads them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     name: str
     kind: Kind
@@ -35,65 +37,56 @@ class RunRecord:
     state: State
     result: RunResult | None = None  # None for a failed run
     reason: str = ""  # of a failure
-    epochs: tuple[EpochScores, ...] = ()  # of a failed run too
-    tags: Mapping[str, str] = field(default_factory=dict)  # study, trial, rerun_of …
-    weights_path: Path | None = None
+    epochs: tuple[EpochScores, ...] = ()  # a failed run has them too
+    tags: Mapping[str, str] = Field(default_factory=dict)  # study, trial, rerun_of …
+    weights_path: Path | None = Field(default=None, exclude=True)  # not stored: other machines read the database too
+
+    @model_validator(mode="after")
+    def _take_epochs_from_result(self) -> RunRecord:
+        if self.result is not None:
+            object.__setattr__(self, "epochs", self.result.fit.epochs)
+        return self
+
+    @field_serializer("epochs")
+    def _store_epochs_once(self, epochs: tuple[EpochScores, ...]) -> list[dict[str, Any]]:
+        return [] if self.result is not None else [scores.model_dump() for scores in epochs]
+
+    @field_validator("tags")
+    @classmethod
+    def _trial_is_a_number(cls, tags: Mapping[str, str]) -> Mapping[str, str]:
+        if not tags.get("trial", "0").isdecimal():  # it becomes part of a path
+            raise ValueError("a trial's number must be a whole number")
+        return tags
 
 
-@dataclass(frozen=True)
-class LoggedRun:
-    """A run as its store gives it back: what a rerun needs, from tags and metrics alone.
+class LoggedRun(BaseModel):
+    """A run as MLflow returns it: what a rerun needs, from tags and metrics.
 
-    No artifact is read: their places are stored as absolute paths, which a moved folder breaks.
+    No artifact is read: their locations are stored as absolute paths, which are wrong after the folder was moved.
     """
+
+    model_config = ConfigDict(frozen=True)
 
     run_id: str
     name: str
     config: RunConfig
     overrides: tuple[str, ...]
     state: State
-    metrics: Mapping[str, float]  # floats survive the databases exactly
-    weights_hash: str
+    metrics: Mapping[str, float]  # exact: floats survive the databases
+    weights_hash: str = ""
     data_fingerprint: str
     provenance: Mapping[str, Any]
     tags: Mapping[str, str]
 
 
-def to_json(record: RunRecord) -> dict[str, Any]:
-    """A record as JSON types, but for where its weights are: a path in a shared database would be anybody's."""
-    plain = {name: value for name, value in vars(record).items() if name != "weights_path"}
-    return {
-        **plain,
-        "config": record.config.model_dump(mode="json"),
-        "overrides": list(record.overrides),
-        "provenance": dict(record.provenance),
-        "result": record.result.model_dump(mode="json") if record.result else None,
-        "epochs": [scores.model_dump() for scores in record.epochs]
-        if record.result is None
-        else [],  # else in the result
-        "tags": dict(record.tags),
-    }
-
-
-def from_json(plain: Mapping[str, Any]) -> RunRecord:
-    """The inverse of `to_json`. Raises: StoreError if something else, or another version of mnistexp, wrote it."""
+def parse_record(stored: object) -> RunRecord:
+    """Read a record from a study's database. Raises: StoreError if this version of mnistexp did not write it."""
     try:
-        if plain["state"] not in get_args(State) or not isinstance(plain["reason"], str):
-            raise ValueError("no state of a run")
-        if not all(isinstance(value, str) for value in plain["tags"].values()):
-            raise ValueError("tags are texts")
-        if not plain["tags"].get("trial", "0").isdecimal():  # it becomes part of a path
-            raise ValueError("a trial's number is a whole number")
-        result = RunResult.model_validate(plain["result"]) if plain["result"] else None
-        more = {
-            "config": recorded_config(json.dumps(plain["config"])),
-            "overrides": tuple(plain["overrides"]),
-            "result": result,
-            "epochs": result.fit.epochs if result else tuple(EpochScores(**scores) for scores in plain["epochs"]),
-        }
-        return RunRecord(**{**plain, **more})
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        return RunRecord.model_validate_json(json.dumps(stored))
+    except (TypeError, ValidationError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        key = ".".join(map(str, first["loc"]))
         raise StoreError(
             f"a run's record in the study's database was not written by this version of mnistexp "
-            f"({type(error).__name__}: {error}); give another study.name"
+            f"({key}: {first['msg']}); give another study.name"
         ) from None

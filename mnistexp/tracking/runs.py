@@ -17,11 +17,11 @@ from typing import Any, Literal
 import yaml
 
 from mnistexp.config.compose import flatten, signature
-from mnistexp.config.schema import RunConfig, TrackingConfig, recorded_config
+from mnistexp.config.schema import RunConfig, TrackingConfig, format_value
 from mnistexp.errors import StoreError
 from mnistexp.storage.foreign_errors import StoreRefusal, is_store_error, store_errors
 from mnistexp.storage.urls import redact
-from mnistexp.tracking import records, ui_pages
+from mnistexp.tracking import ui_pages
 from mnistexp.tracking.records import LoggedRun, RunRecord
 from mnistexp.tracking.store import open_client, resolved_uri
 
@@ -128,7 +128,7 @@ class MlflowTracker(Tracker):
                 ui_pages.describe(self._client, self._experiment_id, tags.get(ui_pages.SEARCHED, "").split())
             run_id = str(run.info.run_id)
             self._client.update_run(run_id, status="RUNNING")
-            texts = {**tags, "mlflow.note.content": description}
+            texts = {**tags, "mlflow.note.content": description[:TAG_LIMIT]}
             self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in texts.items()])
             for path, text in files.items():
                 self._client.log_text(run_id, text, path)
@@ -139,7 +139,7 @@ class MlflowTracker(Tracker):
             if may_exist and (existing := self._existing(record)):
                 return existing
             tags = {"kind": record.kind, **record.tags, **({"mlflow.parentRunId": parent} if parent else {})}
-            name = shorten(record.name, NAME_LIMIT)
+            name = format_value(record.name, max_length=NAME_LIMIT)
             run = self._client.create_run(self._experiment_id, int(record.started * 1000), tags, name)
             run_id = str(run.info.run_id)
             try:
@@ -207,7 +207,7 @@ class MlflowTracker(Tracker):
             self._client.log_batch(
                 run_id,
                 metrics=[Metric(key, value, now, 0) for key, value in metrics.items()],
-                tags=[RunTag("mlflow.note.content", description)],
+                tags=[RunTag("mlflow.note.content", description[:TAG_LIMIT])],
             )
             if ending is not None:
                 self._client.set_terminated(run_id, ending)
@@ -258,18 +258,20 @@ class MlflowTracker(Tracker):
         tags: dict[str, Any] = {key: whole_tag(run.data.tags, key) for key in run.data.tags}
         if "mnistexp.config" not in tags:
             raise StoreError(f"run={run_id}: is no training of mnistexp's (a sweep's parent, perhaps); give a trial's")
-        return LoggedRun(
-            run_id=run_id,
-            name=run.info.run_name,
-            config=recorded_config(tags["mnistexp.config"]),
-            overrides=tuple(json.loads(tags["mnistexp.overrides"])),
-            state=tags["state"],
-            metrics=dict(run.data.metrics),
-            weights_hash=tags.get("weights_hash", ""),
-            data_fingerprint=tags["data_fingerprint"],
-            provenance=json.loads(tags["mnistexp.provenance"]),
-            tags=tags,
-        )
+        try:
+            return LoggedRun(
+                run_id=run_id,
+                name=run.info.run_name,
+                config=RunConfig.model_validate_json(tags["mnistexp.config"]),
+                overrides=json.loads(tags["mnistexp.overrides"]),
+                metrics=run.data.metrics,
+                provenance=json.loads(tags["mnistexp.provenance"]),
+                tags=tags,
+                **{key: tags[key] for key in ("state", "weights_hash", "data_fingerprint") if key in tags},
+            )
+        except (KeyError, ValueError) as error:  # pydantic's ValidationError is a ValueError
+            why = str(error).splitlines()[0]
+            raise StoreError(f"run={run_id}: was not logged by this version of mnistexp ({why})") from None
 
 
 def open_tracker(config: TrackingConfig, experiment: str, *, create: bool = True, run_id: str = "") -> Tracker:
@@ -301,12 +303,7 @@ def params(config: RunConfig) -> dict[str, str]:
     flat = flatten(plain)
     flat["data"] = flat.pop("data.name")
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat.items()}
-    return {key: shorten(text, PARAM_LIMIT) for key, text in texts.items()}
-
-
-def shorten(text: str, limit: int) -> str:
-    """A text of at most `limit` characters; an ellipsis replaces the rest."""
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+    return {key: format_value(text, max_length=PARAM_LIMIT) for key, text in texts.items()}
 
 
 def split_tags(tags: Texts) -> tuple[dict[str, str], dict[str, str]]:
@@ -375,7 +372,7 @@ def _tags(record: RunRecord) -> dict[str, str]:
 
 def _files(record: RunRecord) -> dict[str, str]:
     """What a person may want to download: the config to read, the record to compute with."""
-    whole = records.to_json(record)
+    whole = record.model_dump(mode="json")
     return {
         "config.yaml": yaml.safe_dump(whole["config"], sort_keys=False),
         "record.json": json.dumps(whole, indent=1),

@@ -37,7 +37,20 @@ def record(accuracies: Sequence[float], right: Hits | None = None, seed: int = 0
     result = run_result(accuracies, None)
     if right is not None:
         result = result.model_copy(update={"fit": with_hits(result.fit, right)})
-    return RunRecord("a run", "trial", config(seed), (), "digits", "f" * 32, "", {}, 0.0, 1.0, "COMPLETE", result)
+    return RunRecord(
+        name="a run",
+        kind="trial",
+        config=config(seed),
+        overrides=(),
+        data_name="digits",
+        data_fingerprint="f" * 32,
+        data_source="",
+        provenance={},
+        started=0.0,
+        ended=1.0,
+        state="COMPLETE",
+        result=result,
+    )
 
 
 def runs(hits: Hits, left_out: Sequence[tuple[int, int]] = (), failed: Sequence[tuple[int, int]] = ()) -> History:
@@ -275,7 +288,7 @@ def test_a_failed_or_pruned_trial_is_no_contender() -> None:
 def test_a_look_at_the_test_split_has_wilsons_interval() -> None:
     """From the accuracy and the number of images, as SciPy has it."""
     result = run_result([0.97], 9820 / 10000)
-    kept = replace(record([0.97]), result=result, tags={"test_images": "10000"})
+    kept = record([0.97]).model_copy(update={"result": result, "tags": {"test_images": "10000"}})
     final = History("s.confirm.x.final.0.1", "id", (Trial(0, "COMPLETE", {}, kept, ""),), {}, None)
 
     look = confirmation.test_look(final)

@@ -341,9 +341,7 @@ def test_other_data_than_the_studys_are_refused(person: Person) -> None:
 
 
 def _elsewhere(trial: dict[str, Any]) -> Any:
-    from dataclasses import replace
-
-    return replace(trial["record"], data_fingerprint="0" * 32)
+    return trial["record"].model_copy(update={"data_fingerprint": "0" * 32})
 
 
 @pytest.mark.parametrize(

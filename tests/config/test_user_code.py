@@ -313,7 +313,7 @@ def test_a_study_is_not_gone_on_with_by_other_code(folder: Path) -> None:
 def started(database: Database, asked: ParsedOverrides) -> None:
     """Open a study and claim a trial, as a sweep does: from its first trial on it has one question."""
     prepared = run_context.prepare(asked)
-    SharedStudy(database, run_context.session(prepared), search_space.build(prepared.request)).claim()
+    SharedStudy(database, run_context.create_context(prepared), search_space.build(prepared.request)).claim()
 
 
 def test_a_file_that_nothing_needs_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,9 @@ class Store:
         path = self.folder / f"{len(list(self.folder.glob('*.h5')))}.weights.h5"
         path.write_bytes(study.encode())
         tags = {"study_id": f"final of {whose}", "trial": "0", "rival": "7", "repeat": "2"}
-        tested = replace(record(study, right[2], data, tags, weights or f"weights of {study}"), weights_path=path)
+        tested = record(study, right[2], data, tags, weights or f"weights of {study}").model_copy(
+            update={"weights_path": path}
+        )
         run_id = self.tracker.log(tested)
         logged: LoggedRun = next(self.tracker.find({}, run_id))
         return Candidate(logged, study, whose, 7, right, (8, 8), 10, 0.9)
@@ -91,7 +93,21 @@ def record(study: str, right: Bools, data: str, tags: dict[str, str], weights: s
     result = run_result([float(right.mean())])
     result = result.model_copy(update={"fit": with_hits(result.fit, right), "weights_hash": weights})
     whose = {"study": study, "study_id": f"id of {study}", "kind": "trial", **tags}
-    return RunRecord(study, "trial", run_config(), (), "digits", data, "", {}, 1.0, 2.0, "COMPLETE", result, tags=whose)
+    return RunRecord(
+        name=study,
+        kind="trial",
+        config=run_config(),
+        overrides=(),
+        data_name="digits",
+        data_fingerprint=data,
+        data_source="",
+        provenance={},
+        started=1.0,
+        ended=2.0,
+        state="COMPLETE",
+        result=result,
+        tags=whose,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +339,7 @@ def test_the_best_of_many_needs_a_larger_lead_than_one_named_beforehand() -> Non
     theirs = np.stack([0.90 + shift / IMAGES > HARD for shift in (-2, 0, 2, 1, -1)])
     extra = draw.random((5, IMAGES)) < 0.16
     hits = theirs | (extra & (HARD < 0.97))
-    run = LoggedRun("", "", None, (), "COMPLETE", {}, "", DATA, {}, {})  # type: ignore[arg-type]
+    run = LoggedRun.model_construct(run_id="", data_fingerprint=DATA)
     old, new = (Version("digits", number, "", {"data_fingerprint": DATA}) for number in "12")
 
     verdicts = [

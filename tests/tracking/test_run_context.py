@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import subprocess
@@ -12,10 +11,11 @@ import runs
 from fakes import RecordingTracker, epoch_scores, run_result
 
 from mnistexp.config.compose import compose, parse_request, run_config
-from mnistexp.errors import ConfigError, DataError, StoreError
+from mnistexp.config.schema import Config, RunConfig
+from mnistexp.errors import ConfigError, DataError
 from mnistexp.machine import source_state
 from mnistexp.tracking import run_context
-from mnistexp.tracking.run_context import Comparison, PreparedRun, RunContext
+from mnistexp.tracking.run_context import PreparedRun, RunContext
 from mnistexp.tracking.runs import LoggedRun, RunRecord
 
 DIGITS = ("data=digits", "search=none", "trainer.epochs=3")
@@ -159,7 +159,7 @@ def test_the_codes_difference_is_a_file() -> None:
 
 def test_a_session_looks_at_this_machine() -> None:
     """A command's provenance names packages, processor and host; the patch is no part of it."""
-    looked = run_context.session(prepared())
+    looked = run_context.create_context(prepared())
 
     assert looked.provenance["versions"]["optuna"].startswith("5")
     assert looked.provenance["machine"]["cpu"]
@@ -191,47 +191,6 @@ def test_names_read_well(overrides: tuple[str, ...], name: str) -> None:
     assert run_context.run_name(config, 7) == f"007 {name}"
 
 
-# --------------------------------------------------------------------------------------------------- rerun
-
-
-def test_the_best_run_is_complete_and_highest_and_first() -> None:
-    """Of a study's trials: the highest validation score, ties to the lowest number; no rerun, no other study."""
-    tracker = RecordingTracker()
-    for trial, score, more in [
-        ("1", 0.9, {"state": "PRUNED"}),
-        ("10", 0.8, {}),
-        ("9", 0.8, {}),
-        ("2", 0.7, {}),
-        ("3", 0.99, {"kind": "rerun"}),
-    ]:
-        tracker.log(
-            record(result=run_result([score]), tags={"study": "digits", "study_id": "1", "trial": trial}, **more)
-        )
-    tracker.log(record(result=run_result([0.95]), tags={"study": "other", "study_id": "2", "trial": "0"}))
-
-    best = run_context.best_logged(tracker, "digits")
-
-    assert best is not None
-    assert best.tags["trial"] == "9"
-    assert run_context.best_logged(tracker, "empty") is None
-
-
-def test_a_run_to_repeat_is_found_or_named() -> None:
-    """By its id, else the study's best; without one, or for a failed one, the message says what to do."""
-    tracker = RecordingTracker()
-    good, bad = tracker.log(record()), tracker.log(record(state="FAILED", result=None))
-    cut = tracker.log(record(state="INTERRUPTED", result=None))
-
-    assert run_context.find_logged(tracker, "digits", "").run_id == good
-    assert run_context.find_logged(tracker, "any", good).run_id == good
-    with pytest.raises(StoreError, match=r"study\.name=other: MLflow has no complete trial of it here; run `python -m"):
-        run_context.find_logged(tracker, "other", "")
-    with pytest.raises(StoreError, match=f"run={bad}: failed, so there is nothing to compare with"):
-        run_context.find_logged(tracker, "digits", bad)
-    with pytest.raises(StoreError, match=f"run={cut}: was interrupted, so there is nothing to compare with"):
-        run_context.find_logged(tracker, "digits", cut)
-
-
 def test_a_commit_without_the_option_is_dirty(tmp_path: Path) -> None:
     """An experiment's option that git doesn't have yet is part of what ran; its results are not."""
     git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y"]
@@ -250,105 +209,19 @@ def test_a_commit_without_the_option_is_dirty(tmp_path: Path) -> None:
     assert source_state(tmp_path)["dirty"]
 
 
-def differences(before: RunRecord, now: RunRecord) -> Comparison:
-    """A rerun beside a run that went through a store."""
-    return run_context.compare(logged(before)[0], now)
-
-
-PROVENANCE = {
-    "git": {"commit": "abc", "dirty": False},
-    "versions": {"keras": "3.15", "numpy": "2"},
-    "machine": {"cpu": "x", "host": "here"},
-}
-
-
-def test_the_same_bits_are_identical() -> None:
-    """Equal scores and weights are identical, on another host and in another folder too."""
-    now = {**PROVENANCE, "machine": {"cpu": "x", "host": "there"}, "config_dir": "/elsewhere"}
-
-    comparison = differences(record(session(PROVENANCE)), record(session(now), kind="rerun"))
-
-    assert comparison.identical
-    assert comparison.causes == ()
-    assert {outcome.what for outcome in comparison.outcomes} >= {"validation accuracy", "test loss", "weight hash"}
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"fit": run_result([0.5, 0.7]).fit.model_copy(update={"best_epoch": 1})},
-        {"test_accuracy": 2 / 3 + 1e-16},
-        {"test_loss": 0.3333333333333334},
-        {"weights_hash": "another"},
-    ],
-)
-def test_one_bit_is_a_difference(other: dict[str, Any]) -> None:
-    """The last digit of any score, or other weights with equal scores, make a rerun not identical."""
-    before, now = record(), record(result=run_result([0.5, 0.7]).model_copy(update=other))
-
-    assert not differences(before, now).identical
-
-
-def test_what_differs_is_named() -> None:
-    """Data, a package, the processor, a flag, the code: each with what it was and is, and nothing else."""
-    now = {
-        "git": {"commit": "def", "dirty": False},
-        "versions": {"keras": "3.16", "numpy": "2", "jax": "1"},
-        "machine": {"cpu": "y", "host": "there"},
-    }
-    result = run_result([0.5, 0.7])
-    other = result.model_copy(update={"weights_hash": "other", "flags": {**result.flags, "threads": "2"}})
-    repeated = dataclasses.replace(record(session(now), result=other), data_fingerprint="other")
-
-    causes = differences(record(session(PROVENANCE)), repeated).causes
-
-    found = {cause.what: (cause.before, cause.now) for cause in causes}
-    assert found == {
-        "data": (prepared().dataset.fingerprint, "other"),
-        "versions.keras": ("3.15", "3.16"),
-        "versions.jax": ("not recorded", "1"),
-        "cpu": ("x", "y"),
-        "git.commit": ("abc", "def"),
-        "flags.threads": ("1", "2"),
-    }
-
-
-def test_another_processor_is_named_once_and_is_the_workers() -> None:
-    """A worker on another machine than the driver's is what decides the bits."""
-
-    def on(processor: str) -> RunRecord:
-        result = run_result([0.5, 0.7])
-        return record(session(PROVENANCE), result=result.model_copy(update={"flags": {"cpu": processor}}))
-
-    causes = differences(on("that of a cluster"), on("another")).causes
-
-    assert [(cause.what, cause.before, cause.now) for cause in causes] == [("cpu", "that of a cluster", "another")]
-
-
-def test_recorded_flags_become_the_environment() -> None:
-    """Of a run's flags those that are environment variables are set again, empty ones included."""
-    assert run_context.recorded_environment(logged(record())[0]) == {"XLA_FLAGS": ""}
-
-
-def test_data_are_looked_for_where_they_are_today(tmp_path: Path) -> None:
-    """The user's data.root wins; a recorded folder that is gone is forgotten, one that is there is kept."""
+def test_a_recorded_training_runs_with_todays_stores_and_data_location(tmp_path: Path) -> None:
+    """Config and seed are the record's; executor, data.root and trainer.device are the request's if they are given."""
     here, gone = runs.mnist_data(tmp_path), runs.mnist_data(tmp_path / "gone")
-    kept, lost = logged(record(config=runs.run_config(data=here)), record(config=runs.run_config(data=gone)))
 
-    assert run_context.here(kept.config, None, None).data.root == str(tmp_path)
-    assert run_context.here(lost.config, None, None).data.root is None
-    assert run_context.here(kept.config, "/mine", None).data.root == "/mine"
-    assert run_context.here(lost.config, None, None).model == lost.config.model
-    assert run_context.here(kept.config, None, "cpu").trainer.device == "cpu"
+    def again(recorded: RunConfig, *words: str) -> Config:
+        request = parse_request(["executor.workers=7", "optimizer=adam", "seed=9", *words])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run_context.data, "load", lambda _: prepared().dataset)
+            return run_context.prepare_recorded(request, compose(request), recorded).config
 
-
-def test_a_recorded_training_runs_under_todays_settings() -> None:
-    """A rerun takes config and seed from the record, stores and executor from the command line."""
-    today = compose(parse_request(["executor.workers=7", "optimizer=adam", "seed=9"]))
-    recorded = run_config(prepared().config)
-
-    again = run_context.prepare_recorded(today, recorded)
-
-    assert run_config(again.config) == recorded
-    assert again.config.executor.workers == 7
-    assert again.dataset.fingerprint == prepared().dataset.fingerprint
+    recorded = runs.run_config(data=here)
+    assert run_config(again(recorded)) == recorded
+    assert again(recorded).executor.workers == 7
+    assert again(runs.run_config(data=gone)).data.root is None
+    assert again(recorded, "data.root=/mine").data.root == "/mine"
+    assert again(recorded, "trainer.device=cpu").trainer.device == "cpu"

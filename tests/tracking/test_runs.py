@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 import math
 import os
@@ -451,7 +450,7 @@ def test_a_parent_run_is_settled_only_where_nobody_is_at_work(tracker: MlflowTra
 def test_a_run_that_may_be_there_is_logged_once(tracker: MlflowTracker) -> None:
     """Logged again, a whole run stays the only one; a half one is replaced; an interrupted attempt is another run."""
     record = a_record(tags={"study_id": "1", "trial": "3"})
-    interrupted = tracker.log(dataclasses.replace(record, state="INTERRUPTED", result=None))
+    interrupted = tracker.log(record.model_copy(update={"state": "INTERRUPTED", "result": None}))
     half = left_open(tracker, study_id="1", trial="3")
 
     first = tracker.log(record, may_exist=True)

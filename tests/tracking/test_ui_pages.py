@@ -1,13 +1,17 @@
-"""What an experiment's tags make of MLflow's pages; that the pages take them so is for the browser's tests."""
+"""The tags that shape MLflow's pages; how the pages look is for the tests in a browser."""
 
 from __future__ import annotations
 
 import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from runs import ADAM, run_config
+from sweeps import parts
 
 from mnistexp.tracking import ui_pages
 from mnistexp.tracking.runs import MlflowTracker
@@ -92,3 +96,69 @@ def test_nothing_is_written_twice(tmp_path: Path) -> None:
     ui_pages.describe(client, made)
 
     assert (tmp_path / "mlflow.db").read_bytes() == before
+
+
+# ------------------------------------------------------------------------------------ the description of a sweep
+
+STUDY = parts("study.trials=40", "study.timeout=60", "study.target=0.99")[0].prepared.config.study
+COUNTS = {"complete": 30, "pruned": 8, "failed": 2}
+CONFIG = run_config(ADAM, {"hidden_units": [300, 100]})
+BEST_TRIAL = ui_pages.BestTrial(7, 0.9812, 0.9765, CONFIG, ("optimizer=adam", "augmentation=none"))
+
+
+def rows(space: dict[str, str]) -> list[list[str]]:
+    """The cells of a sweep's table."""
+    page = ui_pages.sweep_description("m", "m", STUDY, space, COUNTS, BEST_TRIAL)
+    return [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+
+
+def test_a_sweep_is_described_with_its_best_trial_first() -> None:
+    """MLflow shows the first lines alone; a test score that is not known is not mentioned."""
+    page = ui_pages.sweep_description(
+        "my study", "mnist", STUDY, {}, COUNTS, BEST_TRIAL, ("tracking.uri=http://there",)
+    )
+    without = ui_pages.sweep_description("m", "mnist", STUDY, {}, COUNTS, replace(BEST_TRIAL, test_accuracy=None))
+
+    first = page.splitlines()[0]
+    assert all(fact in first for fact in ("trial 7", "0.9812", "0.9765"))
+    assert "40 of 40 trials: 30 complete, 8 pruned, 2 failed" in page
+    assert "test accuracy" not in without
+    commands = [shlex.split(line) for line in page.splitlines() if line.startswith("    python")]
+    assert [words[3] for words in commands] == ["report", "confirm", "rerun", "best"]
+    assert all(words[-1] == "tracking.uri=http://there" for words in commands)
+    assert "study.name=my study" in commands[1]
+
+
+def test_a_sweep_without_a_best_trial_is_described() -> None:
+    """Before the first complete trial there are the question, the budget and the space."""
+    page = ui_pages.sweep_description("m", "mnist", STUDY, {"seed": "1, 2"}, COUNTS, None)
+
+    assert "40 trials, 60 s per session, or until 0.99 is reached" in page
+    assert "| `seed` | 1, 2 |  |" in page
+    assert "Best" not in page
+
+
+def test_the_table_has_the_best_values_where_they_apply() -> None:
+    """A key for other options stays empty; numbers have four digits; brackets are escaped."""
+    table = rows(
+        {
+            "optimizer": "sgd, adam",
+            "optimizer.learning_rate@sgd": "0.01 to 1",
+            "optimizer.learning_rate@adam|adamw": "0.001 to 0.01",
+            "trainer.label_smoothing@adam/affine": "0 to 1",
+            "trainer.batch_size@adam/none|sgd/affine": "32, 100",
+            "model.hidden_units": "[300], [300,100]",
+        }
+    )
+
+    assert [row[-1] if len(row) == 3 else "" for row in table] == ["adam", "", "0.002", "", "100", "\\[300,100\\]"]
+
+
+def test_a_large_space_fits_into_a_description() -> None:
+    """MLflow's tag has room for 8,000 characters."""
+    space = {f"model.key_{number}": "a, b, c" * 100 for number in range(1000)}
+
+    page = ui_pages.sweep_description("m", "m", STUDY, space, COUNTS, BEST_TRIAL)
+
+    assert len(page) < 8000
+    assert "1000 in all" in page
