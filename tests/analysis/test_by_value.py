@@ -37,7 +37,7 @@ def test_nothing_is_ordered_by_a_test_accuracy() -> None:
         assert trial.record
         assert trial.record.result
         changed = trial.record.result.model_copy(update={"test_accuracy": accuracy})
-        return replace(trial, record=replace(trial.record, result=changed))
+        return replace(trial, record=trial.record.model_copy(update={"result": changed}))
 
     history = three_values()
     other = replace(history, trials=tuple(tested(each, n % 7 / 7) for n, each in enumerate(history.trials)))

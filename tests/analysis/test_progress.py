@@ -74,7 +74,7 @@ def test_epochs_after_max_steps_are_not_saved() -> None:
     trainer = pruned.record.config.trainer.model_copy(update={"epochs": 100, "max_steps": 25})
     config = pruned.record.config.model_copy(update={"trainer": trainer})
 
-    spent = progress.costs(study(replace(pruned, record=replace(pruned.record, config=config))))
+    spent = progress.costs(study(replace(pruned, record=pruned.record.model_copy(update={"config": config}))))
 
     assert (spent.epochs, spent.epochs_saved) == (1, 2)
 
