@@ -1,7 +1,7 @@
 """Tests and intervals for accuracies, on arrays.
 
 A measured accuracy differs from the true one for two reasons: the images that it was measured on, and the seed of
-the training. `mcnemar`, `compare_with_best`, `proportion_interval` and `selection_bias` are about the images,
+the training. `compare_with_best`, `proportion_interval` and `selection_bias` are about the images,
 `mean_interval` and the t tests are about the seeds, and `crossed` is about both.
 """
 
@@ -83,25 +83,14 @@ def unpack_correct(packed: Sequence[bytes], size: int) -> Bools:
     return np.unpackbits(rows, axis=1, count=size).view(np.bool_)
 
 
-def mcnemar(first: Bools, second: Bools) -> float:
-    """Test whether two configs are equally accurate: McNemar's exact test (1947), advised by Dietterich (1998).
-
-    Args:
-        first, second: bool [N], which of the same images each classifies correctly. The choice of the two configs
-            must not depend on these images; else see `compare_with_best`.
-
-    Returns: the two-sided p-value; 1 if the two agree on all images.
-    """
-    return float(_exact(np.array(np.sum(first & ~second)), np.array(np.sum(second & ~first))))
-
-
 def compare_with_best(correct: Bools, alpha: float = 0.05) -> tuple[PairedTest, ...]:
     """Compare each config with the best one, which was selected by the accuracy on these same images.
 
-    The selection makes any of the K (K - 1) / 2 pairs a possible result, so Holm's correction is for all of them. With
-    a correction for K - 1 tests, a difference is found among 20 equal configs in every seventh sweep. The pairs within
-    the first 1,000 configs are tested; further pairs without the best count as p = 1, which is conservative and keeps
-    memory and time linear in K. With all pairs, 10,000 configs took 5 GB.
+    The test is McNemar's exact test (1947; advised by Dietterich 1998): a binomial test of the images that only one of
+    the two classifies correctly. The selection makes any of the K (K - 1) / 2 pairs a possible result, so Holm's
+    correction is for all of them; with a correction for K - 1 tests, a difference is found among 20 equal configs in
+    every seventh sweep. The pairs within the first 1,000 configs are tested. Further pairs without the best count as
+    p = 1, which is conservative and keeps memory and time linear in K: with all pairs, 10,000 configs took 5 GB.
 
     Args:
         correct: bool [K, N], which of N images each of K configs classifies correctly. Row 0 is the best config.

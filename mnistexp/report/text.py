@@ -142,8 +142,8 @@ def _real(data: ReportData) -> Values:
 def _rival_row(rival: Rival) -> tuple[str, ...]:
     trial, test = rival.trial, rival.test
     counts, p_values = (str(test.only_best), str(test.only_this)), (p_number(test.p_value), p_number(test.adjusted))
-    result = "significant" if test.significant else "not significant"
-    return (f"#{trial.number}", config_name(trial), accuracy(trial.accuracy), *counts, *p_values, result)
+    significant = "yes" if test.significant else "no"
+    return (f"#{trial.number}", config_name(trial), accuracy(trial.accuracy), *counts, *p_values, significant)
 
 
 def _confirmed(data: ReportData) -> Values:
