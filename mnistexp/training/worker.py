@@ -15,8 +15,6 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -27,17 +25,7 @@ from mnistexp.config.schema import RunConfig, UserData, UserModel
 from mnistexp.data import dataset as data
 from mnistexp.errors import ConfigError, MnistexpError, WorkerError
 from mnistexp.machine import cpu_model, worker_versions
-from mnistexp.training.messages import (
-    Answer,
-    Broken,
-    EpochEnd,
-    Job,
-    JobFailed,
-    JobResult,
-    Message,
-    Ready,
-    Setup,
-)
+from mnistexp.training.messages import Answer, Broken, EpochEnd, Job, JobFailed, JobResult, Message, Ready, Setup
 from mnistexp.training.results import RunResult
 
 if TYPE_CHECKING:  # imports TensorFlow: 4-6 s, and the environment must be set before
@@ -192,10 +180,13 @@ def _start_tensorflow(setup: Setup) -> str:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    with _import_fails(UNUSED_IMPORTS):
-        import keras  # noqa: F401 - imported here because of its own imports
-        import tensorflow as tf
+    hidden = [name for name in UNUSED_IMPORTS if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None makes an import fail
+    import keras  # noqa: F401 - imported here because of its own imports
+    import tensorflow as tf
 
+    for name in hidden:
+        del sys.modules[name]
     tf.config.threading.set_intra_op_parallelism_threads(setup.threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     tf.config.experimental.enable_op_determinism()
@@ -226,18 +217,6 @@ def _flags(setup: Setup) -> dict[str, str]:
         "cpu": cpu_model(),
         **from_environment,
     }
-
-
-@contextmanager
-def _import_fails(names: Iterable[str]) -> Iterator[None]:
-    """Let `import name` fail for optional packages that are not imported yet; undone at the end."""
-    hidden = [name for name in names if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None makes an import fail
-    try:
-        yield
-    finally:
-        for name in hidden:
-            del sys.modules[name]
 
 
 def _memory() -> int:

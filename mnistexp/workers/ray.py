@@ -19,8 +19,8 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ class NodeWorker:
                 self._process = WorkerProcess(environment, setup, [file.fileno()])
             self._process.listen(self._forward)
         except Exception as error:  # noqa: BLE001 - a full disk, no more processes: reported as the worker's end
-            self._forward(WorkerExit(f"{type(error).__name__} on its node", False, " ".join(str(error).split())))
+            self._forward(WorkerExit(f"{type(error).__name__} on its node", True, " ".join(str(error).split())))
 
     def _forward(self, message: Received) -> None:
         weights = None
@@ -267,17 +267,21 @@ class Cluster:
         self._folder: Path | None = None
         if address == "local" or (running if address == "auto" else address).startswith(f"{LOOPBACK}:"):
             os.environ[ADDRESS_AS_GIVEN] = "0"
-        if address != "local":
-            _check_answers(address)
-        else:  # these too are read when `ray` is imported
+        if address not in ("local", "auto") and not _answers(address.removeprefix("ray://")):
+            raise WorkerError(  # Ray itself would wait for minutes
+                f"executor.address={address}: nothing answers there; give HOST:PORT as `ray start --head` printed it, "
+                "ray://HOST:10001 for a client's connection, or executor.address=local"
+            )
+        if address == "local":  # these too are read when `ray` is imported
             os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - with Ray's 15, a training stops beside others
             if "RAY_AUTH_MODE" not in os.environ:  # else Ray writes a token that all users can read to the home folder
                 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         self.ray = _import_ray()
         self._joined = not self.ray.is_initialized()
         if self._joined:
-            with _sigterm_handler_kept():
-                self._start(data_bytes) if address == "local" else self._join(address)
+            handler = signal.getsignal(signal.SIGTERM)
+            self._start(data_bytes) if address == "local" else self._join(address)
+            signal.signal(signal.SIGTERM, handler)  # ray.init replaced it by one that only exits
 
     def room(self, cpus: float, gpus: float) -> int:
         """Return how many workers the cluster has room for now; at least 1."""
@@ -340,17 +344,6 @@ class Cluster:
             ) from error
 
 
-@contextmanager
-def _sigterm_handler_kept() -> Iterator[None]:
-    """Restore the handler of SIGTERM, which ray.init replaces by one that only exits."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
-
-
 def _import_ray() -> Any:
     try:
         import ray
@@ -369,15 +362,6 @@ def _running_here() -> str:
     except OSError:
         return ""
     return address if address and _answers(address) else ""
-
-
-def _check_answers(address: str) -> None:
-    """Raises: WorkerError if nothing answers at an address. Ray itself would wait for minutes."""
-    if address != "auto" and not _answers(address.removeprefix("ray://")):
-        raise WorkerError(
-            f"executor.address={address}: nothing answers there; give HOST:PORT as `ray start --head` printed it, "
-            "ray://HOST:10001 for a client's connection, or executor.address=local"
-        )
 
 
 def _answers(address: str) -> bool:

@@ -21,8 +21,9 @@ from typing import IO, Any, Self
 
 import optuna
 import psutil
-from e2e.conftest import ROOT, Folder
+from e2e.conftest import Folder
 from optuna.trial import FrozenTrial
+from runs import SCRIPTED
 from services import wait_until
 
 from mnistexp.errors import StoreError
@@ -122,7 +123,8 @@ class Place(Folder):
 
         Args:
             strike: where its process is struck: see planted.py.
-            environment: where its workers are: see plant/sitecustomize.py.
+            environment: of its workers: see plant/sitecustomize.py. Their trainer is scripted, unless
+                MNISTEXP_SCRIPTED is empty.
         """
         stores = [f"study.storage={self.storage}"] if self.storage else []
         stores += [f"tracking.uri={self.tracking}"] if self.tracking else []
@@ -131,7 +133,7 @@ class Place(Folder):
         process = subprocess.Popen(
             [sys.executable, *start, "sweep", *names, *SPACE, *SMALL, *stores, *words],
             cwd=self.path,
-            env=self.variables() | {"PYTHONPATH": f"{HERE / 'plant'}:{ROOT}"} | environment,
+            env=self.variables() | SCRIPTED | environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

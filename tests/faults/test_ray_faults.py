@@ -1,4 +1,4 @@
-"""What becomes of a sweep on Ray whose actor, worker or driver is killed."""
+"""A sweep on Ray whose actor, worker or own process is killed."""
 
 from __future__ import annotations
 

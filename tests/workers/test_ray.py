@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import psutil
 import pytest
@@ -224,6 +225,31 @@ def test_a_lost_actor_is_interpreted() -> None:
     assert ray.lost_actor(ValueError()) == WorkerExit(
         "its Ray actor or its node was lost: ValueError", True, "ValueError"
     )
+
+
+class BrokenRay:
+    """A Ray whose objects cannot be read."""
+
+    def get(self, reference: object, timeout: float = 0) -> object:
+        raise ValueError("no such object")
+
+    def kill(self, actor: object) -> None:
+        pass
+
+
+def test_a_listening_thread_that_fails_reports_a_lost_worker() -> None:
+    """On the node, where the data set cannot be written, and on this machine, where a message cannot be read."""
+    delivered: list[Any] = []
+
+    node = ray.NodeWorker(runs.setup(), None, False, {}, {})  # type: ignore[arg-type]  # no data set
+    connection = ray.RayConnection(BrokenRay(), MagicMock(), delivered.append)
+    connection.wait()
+
+    ended, _ = node.receive()
+    assert isinstance(ended, WorkerExit)
+    assert ended.how.endswith("Error on its node")
+    assert ended.lost
+    assert [(each.lost, each.log_tail) for each in delivered] == [(True, "no such object")]
 
 
 # -------------------------------------------------------------------------------------- what can be mistyped
