@@ -1,7 +1,8 @@
-"""What the tests of faults share: a user's place, commands under way in it, and what must hold after any fault.
+"""Shared by the tests of faults: a user's folder, commands that run in it, and the invariants after any fault.
 
-A fault strikes a study that has one finished trial, so that there is a best that it could spoil. Trainings wait
-at gates where a test needs them to: what is struck is then known, however slow the machine is.
+A fault happens in a study that has one finished trial, so that there is a best trial that it could damage. Trainings
+wait at gates, so that the moment of a fault does not depend on the machine's speed. Workers train without TensorFlow
+(see plant/scripted_trainer.py), unless a test sets MNISTEXP_SCRIPTED="".
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class Place(Folder):
         return self.started[-1]
 
     def finish(self, total: int, *words: str) -> Running:
-        """Type the same again, with nothing in its way, and look at what must hold then."""
+        """Run the same command again, without a fault, and check the invariants."""
         resumed = self.sweep(total, *words).ends()
         assert f"all {total} trials are done" in resumed.out
         self.check(total)
@@ -184,8 +185,12 @@ class Place(Folder):
         """The study's trials, as Optuna has them."""
         return self._looked(study, lambda found: found.get_trials())
 
-    def beats(self) -> dict[int, float]:
-        """When each of the study's drivers has last shown that it lives."""
+    def states(self) -> list[str]:
+        """The trials' states, by their numbers."""
+        return [trial.state.name for trial in self.trials(self.study)]
+
+    def heartbeats(self) -> dict[int, float]:
+        """When each of the study's processes has last renewed its lease."""
         entries = self._looked(self.study, lambda found: found.user_attrs)
         names = [name for name in entries if name.startswith(PREFIX)]
         return {int(name.removeprefix(PREFIX)): entries[name]["heartbeat"] for name in names}
@@ -206,7 +211,7 @@ class Place(Folder):
         return list(store.search_runs([experiment.experiment_id], "", ViewType.ALL, 1000))
 
     def owner(self, number: int) -> int:
-        """The number of the driver that a trial belongs to."""
+        """The number of the process that a trial belongs to."""
         return int(self.trials(self.study)[number].user_attrs[PROCESS])
 
     def processes(self) -> list[psutil.Process]:
