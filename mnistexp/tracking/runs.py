@@ -31,7 +31,7 @@ Texts = Mapping[str, str]
 NAME_LIMIT = 250  # characters of a run's name: MLflow's column
 TAG_LIMIT = 8000  # characters of a tag's value
 PARAM_LIMIT = 6000  # characters of a param's value
-BATCH_LIMITS = {"metrics": 800, "params": 90, "tags": 16}
+BATCH_LIMITS = {"metrics": 800, "params": 90, "tags": 8}
 """How many fit in the last batch. MLflow's limits: 1,000 in all, 100 params, 100 tags, a request of 1 MB."""
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pages import SECONDS, Folder, Shoot
+from pages import NO_DISPLAY, SECONDS, Folder, Shoot
 from playwright.sync_api import Browser, Page, sync_playwright
 from services import skip_or_fail
 
@@ -24,7 +24,7 @@ SIZE = {"width": 1280, "height": 800}
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """A folder where somebody has searched on the bundled digits, reported, and confirmed."""
-    folder = Folder(tmp_path_factory.mktemp("swept"))
+    folder = Folder(tmp_path_factory.mktemp("swept"), NO_DISPLAY)
     folder.run("sweep", "data=digits", "study.trials=8", "trainer.epochs=6")
     folder.run("report", "digits", "data=digits")
     folder.run("confirm", "study.name=digits", "data=digits", "top=2", "seeds=2")

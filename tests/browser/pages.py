@@ -1,95 +1,66 @@
-"""A user's folder and the dashboards that are started in it, and what is read off a page."""
+"""A user's folder and the dashboards that are started in it, and helpers to read a page."""
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from e2e.conftest import Folder as WorkingFolder
 from playwright.sync_api import Error, Locator, Page
 from services import kill_tree
 
-ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 60  # that a page may take on a busy machine
+SECONDS = 60  # for a page on a busy machine
 Shoot = Callable[[Page, str], None]
+NO_DISPLAY = {"DISPLAY": "", "WAYLAND_DISPLAY": "", "BROWSER": ""}
 
 
 @dataclass(frozen=True)
-class Folder:
-    """A user's working folder, and what is typed there."""
-
-    path: Path
-
-    def start(self, *words: str, module: str = "mnistexp") -> subprocess.Popen[str]:
-        """Start a command in a process group of its own, as a terminal does, with no display."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "MNISTEXP_"))}
-        without = {name: value for name, value in kept.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")}
-        return subprocess.Popen(
-            [sys.executable, "-m", module, *words],
-            cwd=self.path,
-            env={**without, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def run(self, *words: str) -> str:
-        """Run a command to its end. Returns: what it prints."""
-        process = self.start(*words)
-        out, _ = process.communicate(timeout=360)
-        assert process.returncode == 0, out
-        return out
+class Folder(WorkingFolder):
+    """A user's working folder with a study of the digits."""
 
     @contextmanager
     def serving(self, *words: str) -> Iterator[str]:
-        """Have `mnistexp ui` run. Yields: the address that it prints. It must end in order."""
+        """Run `mnistexp ui`. Yields: the address that it prints. It must end with exit code 0."""
         process = self.start("ui", *words)
         try:
             yield _address(process)
             process.send_signal(signal.SIGINT)
-            out, _ = process.communicate(timeout=SECONDS)
+            _, err = process.communicate(timeout=SECONDS)
             assert process.returncode == 0
-            assert "Traceback" not in out
+            assert "Traceback" not in err
         finally:
             kill_tree(process.pid)
             process.communicate()
 
     def client(self) -> Any:
-        """MLflow's client of the runs here."""
+        """An MLflow client of the runs here."""
         from mlflow import MlflowClient
 
         return MlflowClient(f"sqlite:///{self.path / 'mlflow.db'}")
 
     def experiment_id(self) -> str:
-        """Of the study's experiment."""
+        """The id of the study's experiment."""
         return str(self.client().get_experiment_by_name("digits").experiment_id)
 
-    def runs(self, query: str) -> list[Any]:
+    def best_first(self, query: str) -> list[Any]:
         """The runs that a query finds, best first."""
         order = ["metrics.val_accuracy DESC"]
         return list(self.client().search_runs([self.experiment_id()], query, order_by=order))
 
 
 def _address(process: subprocess.Popen[str]) -> str:
-    """The first word of the line that says where it is."""
     assert process.stdout is not None
-    said = []
-    for line in process.stdout:
-        if line.startswith("http"):
-            return line.split()[0]
-        said.append(line)
-    raise AssertionError(f"no address, but:\n{''.join(said)}")
+    line = process.stdout.readline()
+    assert line.startswith("http"), process.communicate()[1]
+    return line.split()[0]
 
 
 def columns(page: Page) -> list[str]:
-    """The table's headings, from left to right, as far as they are drawn."""
+    """The table's headings that are drawn, from left to right."""
     names(page)
     found = [heading for heading in page.locator(".ag-header-cell[col-id]").all() if heading.inner_text().strip()]
     placed = [((heading.bounding_box() or {"x": 0.0})["x"], heading.inner_text().strip()) for heading in found]
@@ -113,10 +84,10 @@ def follow(page: Page, text: str) -> Page:
 
 
 def seen(place: Page | Locator, text: str) -> Locator:
-    """What shows a text, once it does."""
+    """Wait for an element that shows a text, and return it."""
     found = place.get_by_text(text).first
     try:
         found.wait_for()
     except Error as error:
-        raise AssertionError(f"{text!r} is not to be seen: {error}") from None
+        raise AssertionError(f"{text!r} is not shown: {error}") from None
     return found

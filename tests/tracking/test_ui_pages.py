@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ BEST = f"{ui_pages.SAVED}{ui_pages.BEST_FIRST}"
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
+def client(fresh_mlflow: Path, tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
     """Of a database in which mnistexp has logged."""
-    uri = f"sqlite:///{tmp_path_factory.mktemp('view') / 'mlflow.db'}"
+    uri = f"sqlite:///{shutil.copy(fresh_mlflow, tmp_path_factory.mktemp('view') / 'mlflow.db')}"
     MlflowTracker(uri, "seen")
     return MlflowClient(uri)
 
@@ -85,15 +86,11 @@ def test_a_space_of_any_size_fits(client: MlflowClient, length: int) -> None:
     assert len(client.get_experiment(made).tags[BEST]) <= 5000
 
 
-def test_nothing_is_written_twice(tmp_path: Path) -> None:
+def test_nothing_is_written_twice(tracker: MlflowTracker, uri: str, tmp_path: Path) -> None:
     """A dashboard that is only opened changes nothing."""
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    MlflowTracker(uri, "seen")
-    client = MlflowClient(uri)
-    made = client.get_experiment_by_name("seen").experiment_id
     before = (tmp_path / "mlflow.db").read_bytes()
 
-    ui_pages.describe(client, made)
+    ui_pages.describe(MlflowClient(uri), tracker._experiment_id)
 
     assert (tmp_path / "mlflow.db").read_bytes() == before
 
