@@ -1,9 +1,9 @@
-"""Random warps of training images, part of the compiled step: shift, rotate, scale, shear, and elastic distortion.
+"""Data augmentation in the compiled step: random shifts, rotations, scales, shears and elastic distortions.
 
-A warp reads each output pixel from a place between the source's pixels. Gathering from there takes XLA 60 s per
-55,000 images on a CPU. Here an image is resampled in two passes, first along its rows and then along its columns
-(Catmull & Smith 1980), each a sum over source pixels weighted by hat functions (linear interpolation). Written out
-column by column that takes 0.45 s on one core, and 1.5 s as one sum over a fourth axis.
+An output pixel is interpolated at a position between source pixels. A gather there takes XLA 60 s per 55,000 images on
+a CPU. So an image is resampled in two passes, first along its rows and then along its columns (Catmull & Smith 1980),
+each a sum over source pixels weighted by hat functions (linear interpolation). Written out column by column that takes
+0.45 s on one core, and 1.5 s as one sum over a fourth axis.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ Shape = tuple[int, ...]
 Coordinates = tuple[tf.Tensor, tf.Tensor]
 
 
-def knobs(config: AugmentationConfig) -> list[float]:
-    """The numbers that a compiled program takes as arguments, in the order of `augmented`."""
+def runtime_hyperparameters(config: AugmentationConfig) -> list[float]:
+    """Return the numbers that a compiled program takes as arguments, in the order in which `augment` reads them."""
     angles = [math.radians(config.rotate), math.tan(math.radians(config.shear))]
     return [config.shift, *angles, config.scale, config.elastic_alpha, config.elastic_sigma]
 
 
-def augmented(
+def augment(
     images: tf.Tensor, image_shape: Shape, kind: tuple[bool, bool], numbers: tf.Tensor, seed: tf.Tensor
 ) -> tf.Tensor:
-    """Warp each image of a minibatch at random; what comes from outside an image is 0.
+    """Warp each image of a minibatch at random; pixels from outside an image are 0. Returns: as `images`.
 
     Args:
         images: float32 [batch, features], row by row.
-        image_shape: height, width and, if there are any, channels (warped alike).
-        kind: what `AugmentationConfig.warps` says; False, False gives the images back.
-        numbers: float32 [6], what `knobs` says.
+        image_shape: height, width and optionally channels, which are warped alike.
+        kind: `AugmentationConfig.warps`; for (False, False) the images are returned unchanged.
+        numbers: float32 [6], see `runtime_hyperparameters`.
         seed: int32 [2], of this run and step.
     """
     warps, bends = kind
@@ -52,12 +52,12 @@ def augmented(
 
 
 def resample(images: tf.Tensor, columns: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-    """Resample images in two passes of linear interpolation; outside of them all is 0.
+    """Resample images in two passes of linear interpolation; pixels from outside are 0. Returns: as `images`.
 
     Args:
         images: float32 [batch, channels, height, width].
-        columns: float32 [batch, 1, height, width], where in *source row* i output column c is read from.
-        rows: float32 [batch, 1, height, width], where in what that gave output pixel (r, c) is read from.
+        columns: float32 [batch, 1, height, width], the x in *source row* i of output column c, for the first pass.
+        rows: float32 [batch, 1, height, width], the y of output pixel (r, c) in the first pass's result.
     """
     height, width = images.shape[2], images.shape[3]
     across = tf.add_n([images[..., j : j + 1] * _hat(j - columns) for j in range(width)])
@@ -65,23 +65,23 @@ def resample(images: tf.Tensor, columns: tf.Tensor, rows: tf.Tensor) -> tf.Tenso
 
 
 def _hat(distance: tf.Tensor) -> tf.Tensor:
-    """The weight of a pixel at that distance in linear interpolation."""
+    """Return the weight of a pixel at that distance in linear interpolation."""
     return tf.nn.relu(1 - tf.abs(distance))
 
 
 def _affine(
     batch: int, height: int, width: int, most: tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], seed: tf.Tensor
 ) -> Coordinates:
-    """Where the two passes of a random affine map read: columns and rows, float32 [batch, height, width].
+    """Return the positions that the two passes of a random affine map read, float32 [batch, height, width] each.
 
     Args:
-        most: the largest shift (pixels), rotation (radians), shear (as a tangent) and change of scale (a share).
+        most: the largest shift (pixels), rotation (radians), shear (a tangent) and relative change of scale.
     """
     shift, rotate, shear, scale = most
     drawn = tf.random.stateless_uniform([6, batch, 1, 1], seed, -1.0, 1.0, alg="threefry")
     angle, lean = rotate * drawn[2], shear * drawn[3]
     wider, taller = 1 + scale * drawn[4], 1 + scale * drawn[5]
-    # The inverse of rotate(shear(scale(image))): x' = a x + b y, y' = d x + e y, both from the image's centre.
+    # The inverse of rotate(shear(scale(image))): x' = a x + b y, y' = d x + e y, relative to the image's centre.
     cosine, sine = tf.cos(angle), tf.sin(angle)
     a, b = (cosine + lean * sine) / wider, (sine - lean * cosine) / wider
     d, e = -sine / taller, cosine / taller
@@ -95,10 +95,10 @@ def _affine(
 
 
 def elastic_field(batch: int, height: int, width: int, sigma: tf.Tensor, seed: tf.Tensor) -> Coordinates:
-    """Smooth random displacements to the right and down, float32 [batch, height, width].
+    """Return smooth random displacements to the right and down, float32 [batch, height, width] each.
 
-    Uniform noise in [-1, 1], smoothed by a Gaussian of standard deviation sigma (Simard, Steinkraus & Platt 2003):
-    away from the edges its standard deviation is 1 / (2 sigma sqrt(3 pi)) if sigma is 1 or more, 0.041 for sigma = 4.
+    Uniform noise in [-1, 1] is smoothed by a Gaussian of standard deviation sigma (Simard, Steinkraus & Platt 2003).
+    For sigma >= 1 the standard deviation away from the edges is 1 / (2 sigma sqrt(3 pi)), 0.041 for sigma = 4.
     """
     noise = tf.random.stateless_uniform([2 * batch * height, width], seed, -1.0, 1.0, alg="threefry")
     across = tf.reshape(noise @ _gaussian(width, sigma), [2 * batch, height, width])
@@ -108,7 +108,7 @@ def elastic_field(batch: int, height: int, width: int, sigma: tf.Tensor, seed: t
 
 
 def _gaussian(size: int, sigma: tf.Tensor) -> tf.Tensor:
-    """The matrix that smoothes a line of pixels, float32 [size, size]; the Gaussian is cut off at the line's ends."""
+    """Return the matrix that smoothes a line of pixels, float32 [size, size]; the Gaussian ends at the line's ends."""
     place = np.arange(size, dtype=np.float32)
     distance = tf.constant(place[:, None] - place)
     return tf.exp(-0.5 * tf.square(distance / sigma)) / (sigma * math.sqrt(2 * math.pi))

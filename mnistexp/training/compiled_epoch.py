@@ -1,6 +1,6 @@
-"""One compiled epoch: gather in the drawn order, warp, and take all minibatch steps, as a single XLA program.
+"""One epoch as a single XLA program: shuffle, augment, and take all minibatch steps.
 
-A program is shared by every run of its shape: what differs between them is an argument.
+A program is shared by all runs with the same `compilation_key`; their other hyperparameters are its arguments.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import tensorflow as tf
 
 from mnistexp.config.schema import Mlp, RunConfig
 from mnistexp.data.dataset import Split
-from mnistexp.training import augmentation
+from mnistexp.training import augmentation, optimizer
 from mnistexp.training import model as models
 
 
 @dataclass(frozen=True)
 class EpochOutput:
-    """What one compiled epoch gave back."""
+    """The result of one compiled epoch."""
 
     steps: int
     learning_rate: float
@@ -32,22 +32,22 @@ class EpochOutput:
     accuracy: float
     val_loss: float
     weights_finite: bool
-    hits: npt.NDArray[np.bool_]  # [validation size]
+    correct: npt.NDArray[np.bool_]  # [validation size]
     predicted: npt.NDArray[np.int32]  # [validation size], classes
 
 
 class DeviceSplit:
-    """A split on the device, its images in the type that they were stored in (uint8: a quarter of the memory)."""
+    """A split on the device. The images keep their stored dtype: uint8 takes a quarter of the memory of float32."""
 
     def __init__(self, split: Split, scale: float, image_shape: tuple[int, ...] = ()) -> None:
         self.images = tf.constant(split.images)
         self.labels = tf.constant(split.labels, tf.int32)
         self.scale = scale
-        self.image_shape = image_shape  # needed for augmentation alone
+        self.image_shape = image_shape  # used by augmentation alone
 
 
 def _as_input(images: tf.Tensor, scale: float) -> tf.Tensor:
-    """Stored pixels to float32 in [0, 1]."""
+    """Convert stored pixels to float32 in [0, 1]."""
     return tf.cast(images, tf.float32) * scale
 
 
@@ -55,28 +55,30 @@ def _predicted(logits: tf.Tensor) -> tf.Tensor:
     return tf.argmax(logits, axis=-1, output_type=tf.int32)
 
 
-ARGUMENTS = {"input_dropout", "dropout", "initializer", "initializer_stddev", "bias_initializer_stddev"}
-"""The mlp's settings that a program takes as arguments or that only `start` reads; any other is structure."""
+NOT_COMPILED = {"input_dropout", "dropout", "initializer", "initializer_stddev", "bias_initializer_stddev"}
+"""The settings of the mlp that are arguments of a program, or that only `start` reads."""
 
 
 def compilation_key(config: RunConfig) -> tuple[object, ...]:
-    """What of a config changes the compiled code. Everything else is an argument of the program."""
+    """Return the settings that change the compiled code. All others are arguments of the program."""
     model, trainer = config.model, config.trainer
-    exclude, drops = (ARGUMENTS, (model.input_dropout > 0, model.dropout > 0)) if isinstance(model, Mlp) else (None, ())
-    layers = (model.model_dump_json(exclude=exclude), drops)
-    optimizer, warps = models.optimizer_structure(config.optimizer), config.augmentation.warps
-    return trainer.batch_size, layers, optimizer, trainer.ema_momentum > 0, warps
+    network: tuple[object, ...] = (model.model_dump_json(),)
+    if isinstance(model, Mlp):
+        network = (model.model_dump_json(exclude=NOT_COMPILED), model.input_dropout > 0, model.dropout > 0)
+    step = (optimizer.compilation_key(config.optimizer), trainer.ema_momentum > 0, config.augmentation.warps)
+    return trainer.batch_size, network, step
 
 
 def runtime_hyperparameters(config: RunConfig) -> list[float]:
-    """The numbers beside the optimizer's that a program takes as arguments; `Numbers` has their names."""
+    """Return the hyperparameters beside the optimizer's that are arguments, in the order of `Arguments`."""
     model, trainer = config.model, config.trainer
-    drops = (model.input_dropout, model.dropout) if isinstance(model, Mlp) else (0.0, 0.0)
-    return [*drops, trainer.label_smoothing, trainer.ema_momentum, *augmentation.knobs(config.augmentation)]
+    dropout = (model.input_dropout, model.dropout) if isinstance(model, Mlp) else (0.0, 0.0)
+    warps = augmentation.runtime_hyperparameters(config.augmentation)
+    return [*dropout, trainer.label_smoothing, trainer.ema_momentum, *warps]
 
 
-class Numbers:
-    """What `numbers_of` says, inside a program: float32 scalars, and for the warps a vector."""
+class Arguments:
+    """The `runtime_hyperparameters` inside a program: float32 scalars, and a vector for the augmentation."""
 
     def __init__(self, values: tf.Tensor) -> None:
         self.input_dropout, self.dropout, self.label_smoothing, self.ema_momentum = tf.unstack(values[:4])
@@ -84,7 +86,7 @@ class Numbers:
 
 
 class CompiledEpoch:
-    """One compiled epoch with the network and the optimizer in it; `start` makes it fresh for a run."""
+    """A compiled epoch with its network and optimizer; `start` resets it for a run."""
 
     def __init__(self, config: RunConfig, classes: int, train: DeviceSplit, validation: DeviceSplit) -> None:
         config.augmentation.check(train.image_shape)
@@ -95,41 +97,39 @@ class CompiledEpoch:
         self.epoch_steps = config.trainer.steps_per_epoch(len(train.labels))
         self.model = models.build_model(config.model, train.images.shape[1], classes)
         self._training_pass = models.TrainingPass(self.model)
-        # A user's convolutions would need gigabytes for all images at once.
-        self._at_once = None if isinstance(config.model, Mlp) else 1000
-        self._rates_open = isinstance(config.model, Mlp)  # a user's own Dropout layers keep their rates
+        self._is_mlp = isinstance(config.model, Mlp)
         self._optimizer, self._state = _build_with_state(config, self.model)
         self._state += models.other_state(self.model, config.model)
         self._averages = [tf.Variable(weight) for weight in self.model.weights] if config.trainer.ema_momentum else []
-        self._knob_names = tuple(models.optimizer_knobs(config.optimizer))
+        self._names = tuple(optimizer.runtime_hyperparameters(config.optimizer))
         self._owner: object = None
         self._arguments: tuple[Any, ...] = ()
         self._seed = 0
-        # Traced here and never again: a concrete function refuses arguments of another shape.
+        # A concrete function is traced once and refuses arguments of another shape.
         traced = tf.function(self._trace_epoch, jit_compile=True, autograph=False)
         self._epoch = traced.get_concrete_function(*self._argument_specs(len(runtime_hyperparameters(config))))
 
     def start(self, config: RunConfig, owner: object) -> None:
-        """Fresh weights, state of layers and optimizer, and arguments for `owner`'s run."""
+        """Set initial weights, the state of layers and optimizer, and the arguments of `owner`'s run."""
         for variable, value in self._state:
             variable.assign(value)
         models.initialise(self.model, config.model, config.seed)
         for average, weight in zip(self._averages, self.model.weights, strict=bool(self._averages)):
             average.assign(weight)
-        knobs = models.optimizer_knobs(config.optimizer).values()
-        pairs = np.array([(value, 1 - value) for value in knobs], np.float32).reshape(-1, 2)
+        values = optimizer.runtime_hyperparameters(config.optimizer).values()
+        pairs = np.array([(value, 1 - value) for value in values], np.float32).reshape(-1, 2)
         self._arguments = (tf.constant(pairs), tf.constant(runtime_hyperparameters(config), tf.float32))
         self._seed = config.seed
         self._owner = owner
 
-    def run_epoch(self, owner: object, rates: models.Floats, epoch: int) -> EpochOutput:
-        """Train `len(rates)` steps of one epoch (counted from 0), then validate.
+    def run_epoch(self, owner: object, rates: optimizer.Floats, epoch: int) -> EpochOutput:
+        """Train `len(rates)` steps of one epoch (from 0), then validate.
 
-        Neither the order is drawn nor the validation scored by compiled code: that would take the compiler
-        0.15 s and 0.25 s more for each shape, and the epoch no less.
+        The permutation and the validation are not compiled: that would add 0.15 s and 0.25 s to each compilation and
+        save no time in an epoch.
         """
         if owner is not self._owner:
-            raise RuntimeError("this training was ended: its program has been given to another run")
+            raise RuntimeError("this training has ended: its program belongs to another run now")
         padded = np.zeros(self.epoch_steps, np.float32)
         padded[: len(rates)] = rates
         order = tf.constant(permutation(len(self._train.labels), self._seed, epoch))
@@ -138,38 +138,42 @@ class CompiledEpoch:
         loss, accuracy, finite = (float(score) for score in scores.numpy())
         with self._averaged():
             val_loss, predicted = self.score(self._validation)
-        hits = tf.equal(predicted, self._validation.labels)
-        scores_and_hits = (loss, accuracy, float(val_loss), finite == 1, hits.numpy(), predicted.numpy())
-        return EpochOutput(len(rates), float(rates[-1]), *scores_and_hits)
+        correct = tf.equal(predicted, self._validation.labels).numpy()
+        return EpochOutput(
+            len(rates), float(rates[-1]), loss, accuracy, float(val_loss), finite == 1, correct, predicted.numpy()
+        )
 
     def score(self, split: DeviceSplit) -> tuple[tf.Tensor, tf.Tensor]:
-        """Mean cross-entropy in nats (float32 scalar) and predicted classes (int32 [N]) of the network as it is now."""
+        """Return mean cross-entropy in nats (float32 scalar) and predictions (int32 [N]) of the current weights."""
         images = len(split.labels)
-        step = self._at_once or images
+        step = images if self._is_mlp else 1000  # a user's convolutions would need gigabytes for all images
         parts = [split.images[start : start + step] for start in range(0, images, step)]
         logits = tf.concat([self.model(_as_input(part, split.scale), training=False) for part in parts], axis=0)
         loss = tf.reduce_mean(models.training_losses(split.labels, logits, 0.0))
         return loss, _predicted(logits)
 
-    def _argument_specs(self, numbers: int) -> list[tf.TensorSpec]:
-        """Shapes and types of `_trace_epoch`'s arguments, in their order."""
-        floats: list[list[int]] = [[self.epoch_steps], [len(self._knob_names), 2], [numbers]]
-        rates, *others = (tf.TensorSpec(shape, tf.float32) for shape in floats)
-        integers: tuple[list[int], ...] = ([len(self._train.labels)], [2, 2], [])
-        order, seeds, steps = (tf.TensorSpec(shape, tf.int32) for shape in integers)
-        return [order, seeds, rates, steps, *others]
+    def _argument_specs(self, values: int) -> list[tf.TensorSpec]:
+        """Return the shapes and dtypes of `_trace_epoch`'s arguments."""
+        return [
+            tf.TensorSpec([len(self._train.labels)], tf.int32),
+            tf.TensorSpec([2, 2], tf.int32),
+            tf.TensorSpec([self.epoch_steps], tf.float32),
+            tf.TensorSpec([], tf.int32),
+            tf.TensorSpec([len(self._names), 2], tf.float32),
+            tf.TensorSpec([values], tf.float32),
+        ]
 
     @property
     def parameters(self) -> int:
-        """Trainable scalars in the network."""
+        """The number of trainable scalars in the network."""
         return sum(math.prod(variable.shape) for variable in self.model.trainable_variables)
 
     def snapshot(self) -> list[tf.Tensor]:
-        """The weights that validation saw, on the device; later steps don't change them."""
+        """Return a copy, on the device, of the weights that were validated."""
         return [tf.identity(variable) for variable in self._averages or self.model.weights]
 
     def load(self, weights: Sequence[tf.Tensor]) -> None:
-        """Put weights into the network, which ends the run that was training it."""
+        """Set the weights of the network. This ends its current run."""
         self._owner = None
         self._assign(weights)
 
@@ -179,7 +183,7 @@ class CompiledEpoch:
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """Have the network hold the average of its weights, where there is one."""
+        """Use the moving average of the weights, if there is one."""
         if not self._averages:
             yield
             return
@@ -196,36 +200,36 @@ class CompiledEpoch:
         seeds: tf.Tensor,
         rates: tf.Tensor,
         steps: tf.Tensor,
-        knobs: tf.Tensor,
+        pairs: tf.Tensor,
         values: tf.Tensor,
     ) -> tf.Tensor:
-        """Describe one epoch to XLA.
+        """Trace one epoch.
 
         Args:
             order: int32 [training size], the images' order in this epoch.
-            seeds: int32 [2, 2], of the dropout masks and of the warps.
+            seeds: int32 [2, 2], of the dropout masks and of the augmentation.
             rates: float32 [epoch_steps], learning rates.
-            steps: int32 scalar, how many of them to take.
-            knobs: float32 [n, 2], the optimizer's numbers x and 1 - x.
-            values: float32 [m], see `numbers_of`.
+            steps: int32 scalar, the number of steps to take.
+            pairs: float32 [n, 2], the optimizer's hyperparameters x and 1 - x.
+            values: float32 [m], see `runtime_hyperparameters`.
 
         Returns:
             float32 [3]: running mean loss and accuracy, and 1 if all weights are finite.
         """
-        for row, name in enumerate(self._knob_names):
-            setattr(self._optimizer, name, models.RuntimeHyperparameter(knobs[row, 0], knobs[row, 1]))
-        numbers = Numbers(values)
-        # Gathered once an epoch: by minibatch it takes 5 % longer.
+        for row, name in enumerate(self._names):
+            setattr(self._optimizer, name, optimizer.RuntimeHyperparameter(pairs[row, 0], pairs[row, 1]))
+        arguments = Arguments(values)
+        # One gather per epoch: one per minibatch takes 5 % longer.
         images, labels = tf.gather(self._train.images, order), tf.gather(self._train.labels, order)
 
-        def step(index: tf.Tensor, loss: tf.Tensor, hits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            batch, answers = self._minibatch(images, index), self._minibatch(labels, index)
-            new = self._trace_step(batch, answers, rates[index], numbers, seeds + tf.stack([index, 0]))
-            return index + 1, loss + new[0], hits + new[1]
+        def step(index: tf.Tensor, loss: tf.Tensor, correct: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            batch, classes = self._minibatch(images, index), self._minibatch(labels, index)
+            new = self._trace_step(batch, classes, rates[index], arguments, seeds + tf.stack([index, 0]))
+            return index + 1, loss + new[0], correct + new[1]
 
-        _, loss, hits = tf.while_loop(lambda index, *_: index < steps, step, (0, 0.0, 0))
+        _, loss, correct = tf.while_loop(lambda index, *_: index < steps, step, (0, 0.0, 0))
         taken = tf.cast(steps, tf.float32)
-        accuracy = tf.cast(hits, tf.float32) / (taken * self._batch_size)
+        accuracy = tf.cast(correct, tf.float32) / (taken * self._batch_size)
         return tf.stack([loss / taken, accuracy, self._trace_finite()])
 
     def _minibatch(self, tensor: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
@@ -233,31 +237,32 @@ class CompiledEpoch:
         return tf.slice(tensor, start, [self._batch_size, *tensor.shape[1:]])
 
     def _trace_step(
-        self, images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor, numbers: Numbers, seeds: tf.Tensor
+        self, images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor, arguments: Arguments, seeds: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """One optimizer step: the minibatch's mean loss (float32) and number of hits (int32)."""
+        """Trace one optimizer step. Returns: the minibatch's mean loss (float32) and correct predictions (int32)."""
         inputs = _as_input(images, self._train.scale)
-        warped = augmentation.augmented(inputs, self._train.image_shape, self._warps, numbers.warps, seeds[1])
+        warped = augmentation.augment(inputs, self._train.image_shape, self._warps, arguments.warps, seeds[1])
 
         def rates(layer: str) -> tf.Tensor | None:
-            drop = numbers.input_dropout if layer == models.INPUT_DROPOUT else numbers.dropout
-            return drop if self._rates_open else None
+            if not self._is_mlp:  # the Dropout layers of a user's network keep their rates
+                return None
+            return arguments.input_dropout if layer == models.INPUT_DROPOUT else arguments.dropout
 
         with tf.GradientTape() as tape:
             logits = self._training_pass(warped, seeds[0], rates)
-            loss = tf.reduce_mean(models.training_losses(labels, logits, numbers.label_smoothing))
+            loss = tf.reduce_mean(models.training_losses(labels, logits, arguments.label_smoothing))
             if penalties := self._training_pass.penalties():
                 loss = tf.add_n([loss, *penalties])
         self._optimizer.learning_rate = lambda: rate
         self._optimizer.apply(tape.gradient(loss, self.model.trainable_variables))
-        self._trace_average(numbers.ema_momentum)
+        self._trace_average(arguments.ema_momentum)
         return loss, tf.reduce_sum(tf.cast(tf.equal(_predicted(logits), labels), tf.int32))
 
     def _trace_average(self, momentum: tf.Tensor) -> None:
-        """Move the averages towards the weights, a normalisation's statistics too, which Keras's own lack.
+        """Update the moving averages of all weights; Keras's own average leaves a normalisation's statistics out.
 
-        Early on by more, so that they forget the first weights: min(momentum, (1 + steps) / (10 + steps)), as
-        tf.train.ExponentialMovingAverage has it.
+        The momentum is min(momentum, (1 + steps) / (10 + steps)), as in tf.train.ExponentialMovingAverage, so that the
+        initial weights are forgotten.
         """
         if not self._averages:
             return
@@ -266,7 +271,7 @@ class CompiledEpoch:
         for average, weight in zip(self._averages, self.model.weights, strict=True):
             if average.dtype.is_floating:
                 average.assign_add((1 - kept) * (weight - average))
-            else:  # a layer's counter
+            else:  # the counter of a layer
                 average.assign(weight)
 
     def _trace_finite(self) -> tf.Tensor:
@@ -276,15 +281,15 @@ class CompiledEpoch:
 
 
 def permutation(size: int, seed: int, epoch: int) -> npt.NDArray[np.int32]:
-    """The order of an epoch's images, int32 [size]: fixed by the run's seed and the epoch (from 0) alone."""
+    """Return the order of the images in an epoch (from 0), int32 [size]; it depends on the run's seed alone."""
     philox = np.random.Philox(models.stateless_seeds(seed, "minibatches", epoch))
     return np.random.Generator(philox).permutation(size).astype(np.int32)
 
 
 def _build_with_state(config: RunConfig, model: keras.Model) -> tuple[Any, list[tuple[Any, Any]]]:
-    """An optimizer built for a network, and (variable, initial value) of all its state.
+    """Build the optimizer of a network. Returns: it, and (variable, initial value) of all its state.
 
-    The variables are recorded as they are created: `optimizer.variables` misses Nadam's running product.
+    Variables are recorded when they are created: Keras's `optimizer.variables` lacks Nadam's running product.
     """
     created: list[Any] = []
 
@@ -293,5 +298,5 @@ def _build_with_state(config: RunConfig, model: keras.Model) -> tuple[Any, list[
         return created[-1]
 
     with tf.variable_creator_scope(record):
-        optimizer = models.build_optimizer(config.optimizer, model.trainable_variables)
-    return optimizer, [(variable, variable.numpy()) for variable in created]
+        built = optimizer.build_optimizer(config.optimizer, model.trainable_variables)
+    return built, [(variable, variable.numpy()) for variable in created]

@@ -1,7 +1,6 @@
-"""Trains a config's network: one compiled call per epoch, an iterator of its scores, no callbacks.
+"""The training loop: a training is an iterator of epoch scores, and each epoch is one compiled call.
 
-An epoch's minibatch steps are one XLA program. Programs are kept for the life of a
-Trainer and shared by every run of the same shape: a second run of a shape compiles nothing.
+Compiled programs are kept for the life of a Trainer and shared by all runs with the same compilation key.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ import tensorflow as tf
 from mnistexp.config.schema import RunConfig
 from mnistexp.data.dataset import Dataset
 from mnistexp.errors import TrainingError
-from mnistexp.training import model as models
+from mnistexp.training import optimizer
 from mnistexp.training.compiled_epoch import CompiledEpoch, DeviceSplit, EpochOutput, compilation_key
 from mnistexp.training.results import EpochScores, FitResult, Stopped
 
 Weights = list[npt.NDArray[np.float32]]
 
 PROGRAMS_KEPT = 16
-"""Compiled shapes held at once; one costs 0.7-1.3 s to compile. This bounds networks and optimizers only:
-XLA keeps some 8 MB of machine code per shape for the life of the process, see worker.py."""
+"""Compiled programs held at once; each takes 0.7-1.3 s to compile. This limits networks and optimizers only: XLA keeps
+some 8 MB of machine code per program for the life of the process, see worker.py."""
 
 
 def weights_hash(weights: Weights) -> str:
-    """SHA-256 of the weights' bytes, layer by layer."""
+    """Return the SHA-256 of the weights' bytes, layer by layer."""
     digest = hashlib.sha256()
     for array in weights:
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -41,20 +40,20 @@ def weights_hash(weights: Weights) -> str:
 
 
 def all_weights(model: keras.Model) -> Weights:
-    """Everything that a network's answers depend on, in Keras's order: a normalisation's moving statistics too."""
+    """Return all weights in Keras's order, with the moving statistics of normalisations."""
     return [np.asarray(variable.numpy()) for variable in model.weights]
 
 
 class Trainer:
-    """Trains configs on one data set, which is put on the device once.
+    """Trains configs on one data set, which is copied to the device once.
 
     Args:
-        dataset: its test split is not looked at before `evaluate`.
-        clock: seconds, monotonic.
+        dataset: its test split is used in `evaluate` alone.
+        clock: returns seconds, monotonic.
     """
 
     def __init__(self, dataset: Dataset, clock: Callable[[], float] = time.perf_counter) -> None:
-        # Not the data set itself: the arrays that are on the device now can be freed (47 MB for MNIST).
+        # The data set itself is not kept: its training arrays, now on the device, can be freed (47 MB for MNIST).
         self._test, self._scale, self._classes = dataset.test, dataset.scale, dataset.classes
         self._clock = clock
         self._train = DeviceSplit(dataset.train, dataset.scale, dataset.image_shape)
@@ -63,17 +62,17 @@ class Trainer:
         self.compilations = 0  # programs built so far
 
     def fit(self, config: RunConfig) -> Fit:
-        """Start a training. It advances by one epoch with each `next`; stop by not asking for more.
+        """Start a training, which advances by one epoch with each `next`.
 
         Raises:
-            ConfigError: a minibatch is larger than the training split, or augmentation is asked for without images.
+            ConfigError: a minibatch is larger than the training split, or the examples to augment are no images.
         """
         return Fit(config, self._program(config), self._clock)
 
     def evaluate(self, fit: Fit) -> tuple[float, float]:
-        """Mean cross-entropy in nats and accuracy of the kept weights on the test split. Once per run.
+        """Return mean cross-entropy in nats and accuracy of the kept weights on the test split. Call it once per run.
 
-        Not compiled: one pass over 10,000 images costs less than compiling it for each shape.
+        It is not compiled: one pass over 10,000 images takes less time than a compilation for each shape.
         """
         loss, predicted = fit.score(DeviceSplit(self._test, self._scale))
         return float(loss), float(np.mean(predicted.numpy() == self._test.labels))
@@ -90,10 +89,10 @@ class Trainer:
 
 
 class Fit(Iterator[EpochScores]):
-    """One training: an iterator of epoch scores that keeps the weights of the epoch to keep.
+    """One training: an iterator of epoch scores that keeps the weights of the best epoch.
 
-    Stop by not asking for the next. Starting another run of the same shape ends this one's iteration, but
-    not its results.
+    To prune it, do not call `next` again. The start of another run of the same program ends the iteration, but the
+    results so far remain.
     """
 
     def __init__(self, config: RunConfig, program: CompiledEpoch, clock: Callable[[], float]) -> None:
@@ -103,60 +102,60 @@ class Fit(Iterator[EpochScores]):
         self._started = clock()
         self._finished = self._started
         self._epochs: list[EpochScores] = []
-        self._best: _Kept | None = None
-        self._kept: _Kept | None = None
+        self._best: BestEpoch | None = None  # by validation
+        self._kept: BestEpoch | None = None  # the best, or the last one with restore_best_weights=false
         program.start(config, self)
 
     def __next__(self) -> EpochScores:
         """Train one epoch.
 
         Raises:
-            StopIteration: epochs, max_steps or patience is used up.
-            TrainingError: a loss or a weight isn't finite any more; the message says where and why.
+            StopIteration: epochs, max_steps or patience is reached.
+            TrainingError: a loss or a weight is not finite.
         """
         if self.ended:
             raise StopIteration
         began = self._clock()
-        outcome = self._program.run_epoch(self, self._next_rates(), len(self._epochs))
+        output = self._program.run_epoch(self, self._next_rates(), len(self._epochs))
         self._finished = self._clock()
-        scores = self._scores(outcome, self._finished - began)
-        check_numbers(scores, outcome.weights_finite)
+        scores = self._scores(output, self._finished - began)
+        check_numbers(scores, output.weights_finite)
         self._epochs.append(scores)
-        self._keep(scores, outcome)
+        self._keep(scores, output)
         return scores
 
     @property
     def ended(self) -> bool:
-        """No epoch follows: epochs, max_steps or patience is used up."""
+        """Whether epochs, max_steps or patience is reached."""
         return self._stopped() is not None
 
     def result(self, pruned: bool = False) -> FitResult:
-        """The training so far; `pruned`: it was stopped from outside before its end."""
+        """Return the result so far. `pruned`: the training was stopped from outside before its end."""
         return FitResult(
             epochs=tuple(self._epochs),
-            best_epoch=self._chosen().epoch,
+            best_epoch=self._kept_epoch().epoch,
             stopped="pruned" if pruned else self._stopped() or "pruned",
             parameters=self._program.parameters,
             seconds=self._finished - self._started,
-            validation_correct=np.packbits(self._chosen().hits).tobytes(),
-            wrong_predictions=self._chosen().mistakes.astype("<u2").tobytes(),
+            validation_correct=np.packbits(self._kept_epoch().correct).tobytes(),
+            wrong_predictions=self._kept_epoch().wrong_predictions.astype("<u2").tobytes(),
         )
 
     def weights(self) -> Weights:
-        """The kept epoch's weights, in the order of `all_weights`."""
-        return [tensor.numpy() for tensor in self._chosen().weights]
+        """Return the kept weights, in the order of `all_weights`."""
+        return [tensor.numpy() for tensor in self._kept_epoch().weights]
 
     def model(self) -> keras.Model:
-        """The network with the kept epoch's weights; ends the iteration, since training would go on from them."""
-        self._program.load(self._chosen().weights)
+        """Return the network with the kept weights. This ends the iteration: training would continue from them."""
+        self._program.load(self._kept_epoch().weights)
         return self._program.model
 
     def score(self, split: DeviceSplit) -> tuple[tf.Tensor, tf.Tensor]:
-        """Loss and predicted classes of the kept weights on a split, see `Program.score`; ends the iteration."""
-        self._program.load(self._chosen().weights)
+        """Return loss and predicted classes of the kept weights, see `CompiledEpoch.score`. This ends the iteration."""
+        self._program.load(self._kept_epoch().weights)
         return self._program.score(split)
 
-    def _chosen(self) -> _Kept:
+    def _kept_epoch(self) -> BestEpoch:
         if self._kept is None:
             raise RuntimeError("no epoch was trained yet: call next(fit) first")
         return self._kept
@@ -165,37 +164,37 @@ class Fit(Iterator[EpochScores]):
         return self._epochs[-1].steps if self._epochs else 0
 
     def _total_steps(self) -> int:
-        whole = self._config.trainer.epochs * self._program.epoch_steps
-        return min(whole, self._config.trainer.max_steps or whole)
+        all_epochs = self._config.trainer.epochs * self._program.epoch_steps
+        return min(all_epochs, self._config.trainer.max_steps or all_epochs)
 
-    def _next_rates(self) -> models.Floats:
-        """Learning rates of the next epoch's steps; fewer than a whole epoch's where max_steps ends it."""
+    def _next_rates(self) -> optimizer.Floats:
+        """Return the learning rates of the next epoch's steps; max_steps may end it early."""
         first, total, epoch_steps = self._steps(), self._total_steps(), self._program.epoch_steps
         stop = min(first + epoch_steps, total)
-        return models.learning_rates(self._config.optimizer, first, stop, total, epoch_steps)
+        return optimizer.learning_rates(self._config.optimizer, first, stop, total, epoch_steps)
 
-    def _scores(self, outcome: EpochOutput, seconds: float) -> EpochScores:
+    def _scores(self, output: EpochOutput, seconds: float) -> EpochScores:
         return EpochScores(
             epoch=len(self._epochs) + 1,
-            steps=self._steps() + outcome.steps,
-            learning_rate=outcome.learning_rate,
-            loss=outcome.loss,
-            accuracy=outcome.accuracy,
-            val_loss=outcome.val_loss,
-            val_accuracy=float(np.mean(outcome.hits)),
+            steps=self._steps() + output.steps,
+            learning_rate=output.learning_rate,
+            loss=output.loss,
+            accuracy=output.accuracy,
+            val_loss=output.val_loss,
+            val_accuracy=float(np.mean(output.correct)),
             seconds=seconds,
         )
 
-    def _keep(self, scores: EpochScores, outcome: EpochOutput) -> None:
-        better = self._best is None or _rank(scores) > self._best.rank
+    def _keep(self, scores: EpochScores, output: EpochOutput) -> None:
+        better = self._best is None or score_key(scores) > self._best.key
         if better or not self._config.trainer.restore_best_weights:
-            mistakes = outcome.predicted[~outcome.hits]
-            self._kept = _Kept(scores.epoch, _rank(scores), outcome.hits, mistakes, self._program.snapshot())
+            wrong = output.predicted[~output.correct]
+            self._kept = BestEpoch(scores.epoch, score_key(scores), output.correct, wrong, self._program.snapshot())
         if better:
             self._best = self._kept
 
     def _stopped(self) -> Stopped | None:
-        """Why no epoch follows, or None if one does."""
+        """Return why the training has ended, or None if it has not."""
         trainer, done = self._config.trainer, len(self._epochs)
         if done == trainer.epochs and self._steps() == done * self._program.epoch_steps:
             return "completed"
@@ -208,9 +207,9 @@ class Fit(Iterator[EpochScores]):
 
 
 def check_numbers(scores: EpochScores, weights_finite: bool) -> None:
-    """Raise TrainingError unless every loss and weight is finite and every accuracy lies in [0, 1].
+    """Raise TrainingError unless every loss and weight is finite and every accuracy is in [0, 1].
 
-    All three are looked at, because a network whose loss is NaN still scores a finite accuracy (0.0958).
+    The accuracy alone is not enough: a network with a NaN loss still has a finite one (0.0958).
     """
     advice = f"in epoch {scores.epoch}: lower optimizer.learning_rate"
     for name in ("loss", "val_loss"):
@@ -223,17 +222,17 @@ def check_numbers(scores: EpochScores, weights_finite: bool) -> None:
             raise TrainingError(f"{name} is {getattr(scores, name)}, outside [0, 1], in epoch {scores.epoch}")
 
 
-def _rank(scores: EpochScores) -> tuple[float, float]:
-    """Larger is better: validation accuracy first, then the lower loss. Equal ranks: the earlier epoch."""
+def score_key(scores: EpochScores) -> tuple[float, float]:
+    """Return the sort key of an epoch, larger is better: validation accuracy, then the lower validation loss."""
     return scores.val_accuracy, -scores.val_loss
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """An epoch whose weights are kept, on the device."""
+class BestEpoch:
+    """The epoch of the kept weights. Of epochs with equal keys the earliest is the best."""
 
-    epoch: int
-    rank: tuple[float, float]
-    hits: npt.NDArray[np.bool_]
-    mistakes: npt.NDArray[np.int32]  # [images that were missed], what they were taken for
-    weights: Sequence[tf.Tensor]
+    epoch: int  # from 1
+    key: tuple[float, float]
+    correct: npt.NDArray[np.bool_]  # [validation size]
+    wrong_predictions: npt.NDArray[np.int32]  # [misclassified images], classes
+    weights: Sequence[tf.Tensor]  # on the device

@@ -26,10 +26,10 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
 def warp(images: Floats, seed: int = 0, **most: float) -> Floats:
     """Images [N, ...] warped as a training step warps them."""
     config = AugmentationConfig(**{**NOTHING, **most})
-    kind, numbers = config.warps, tf.constant(augmentation.knobs(config), tf.float32)
+    kind, numbers = config.warps, tf.constant(augmentation.runtime_hyperparameters(config), tf.float32)
 
     def one_step(flat: tf.Tensor) -> tf.Tensor:
-        return augmentation.augmented(flat, images.shape[1:], kind, numbers, tf.constant([seed, 1]))
+        return augmentation.augment(flat, images.shape[1:], kind, numbers, tf.constant([seed, 1]))
 
     flat = compiled(one_step, tf.constant(images.reshape(len(images), -1)))
     return flat.numpy().reshape(images.shape)  # type: ignore[no-any-return]

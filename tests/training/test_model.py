@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -15,27 +17,28 @@ IMAGES = np.random.default_rng(0).random((64, 20), np.float32)
 LABELS = np.random.default_rng(1).integers(0, 10, 64).astype(np.int32)
 
 
-def test_the_network_is_plain_keras_and_ends_in_logits() -> None:
-    """Input, hidden layers with activation and dropout, and a last Dense layer without activation."""
-    config = runs.run_config(model={"hidden_units": [8, 4], "dropout": 0.5}).model
+@pytest.mark.parametrize(
+    ("settings", "layers"),
+    [
+        ({"hidden_units": []}, ["Dense"]),
+        ({"dropout": 0.5}, ["Dense", "Activation", "Dropout"] * 2 + ["Dense"]),
+        ({"batch_normalization": True}, ["Dense", "BatchNormalization", "Activation"] * 2 + ["Dense"]),
+    ],
+    ids=["softmax-regression", "dropout", "batch-normalization"],
+)
+def test_the_mlp_has_plain_keras_layers_and_ends_in_logits(settings: dict[str, Any], layers: list[str]) -> None:
+    """The last Dense layer has no activation; one before a BatchNormalization has no bias."""
+    network = models.build_model(runs.run_config(model={"hidden_units": [8, 4], **settings}).model, 20, 10)
 
-    network = models.build_model(config, 20, 10)
-
-    names = [type(layer).__name__ for layer in network.layers]
-    assert names == ["Dense", "Activation", "Dropout"] * 2 + ["Dense"]
+    assert [type(layer).__name__ for layer in network.layers] == layers
     assert all(type(layer).__module__.startswith("keras.") for layer in network.layers)
     assert network.layers[-1].activation is keras.activations.linear
     assert network.output_shape == (None, 10)
+    biases = [layer.use_bias for layer in network.layers[:-1] if isinstance(layer, keras.layers.Dense)]
+    assert all(bias == ("batch_normalization" not in settings) for bias in biases)
 
 
-def test_no_hidden_units_is_softmax_regression() -> None:
-    """An empty hidden_units leaves one linear layer."""
-    network = models.build_model(runs.run_config(model={"hidden_units": []}).model, 20, 10)
-
-    assert network.count_params() == 20 * 10 + 10
-
-
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "gelu", "silu", "softplus", "selu"])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_activations_are_keras_own(activation: str) -> None:
     """A hidden layer applies the Keras activation of the config's name."""
     network = models.build_model(runs.run_config(model={"activation": activation}).model, 20, 10)
@@ -45,7 +48,7 @@ def test_activations_are_keras_own(activation: str) -> None:
     np.testing.assert_allclose(network(IMAGES), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("initializer", ["glorot_uniform", "he_normal", "lecun_uniform", "random_normal"])
+@pytest.mark.parametrize("initializer", ["glorot_uniform", "random_normal"])
 def test_fresh_weights_are_fixed_by_the_seed(initializer: str) -> None:
     """The same seed gives the same weights whatever the network held before; another seed gives others."""
     config = runs.run_config(model={"initializer": initializer, "bias_initializer_stddev": 0.1}).model
@@ -88,7 +91,7 @@ def test_streams_of_one_seed_are_independent() -> None:
     assert len(seeds) == 4000
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("rate", [0.1, 0.9])
 def test_dropout_drops_its_share_and_keeps_the_mean(rate: float) -> None:
     """A share `rate` becomes zero, the rest is scaled up so that the mean stays."""
     signal = tf.ones([500, 400])
@@ -132,7 +135,7 @@ def _training(network: keras.Sequential, signal: tf.Tensor, rate: tf.Tensor, see
 
 
 def test_each_dropout_layer_drops_its_own_share() -> None:
-    """Inputs and hidden outputs have shares of their own; where none is given, the layer's is taken."""
+    """Inputs and hidden outputs have separate rates; None means the rate of the layer."""
     config = runs.run_config(model={"hidden_units": [400], "input_dropout": 0.5, "dropout": 0.1}).model
     network = keras.Sequential(models.build_model(config, 400, 10).layers[:1])
     masks = models.TrainingPass(models.build_model(config, 400, 10))._masks
@@ -156,23 +159,8 @@ def test_dropout_inside_a_users_network_is_masked_too() -> None:
     assert not np.array_equal(first, other)
 
 
-@pytest.mark.parametrize("units", [[8], [8, 4]])
-def test_batch_normalization_stands_before_each_activation(units: list[int]) -> None:
-    """Dense without a bias that would be taken out again, BatchNormalization, activation; none before the logits."""
-    config = runs.run_config(model={"hidden_units": units, "batch_normalization": True}).model
-
-    network = models.build_model(config, 20, 10)
-
-    names = [type(layer).__name__ for layer in network.layers]
-    assert names == ["Dense", "BatchNormalization", "Activation"] * len(units) + ["Dense"]
-    assert [layer.use_bias for layer in network.layers if isinstance(layer, keras.layers.Dense)] == [
-        *(False for _ in units),
-        True,
-    ]
-
-
-def test_inference_knows_no_dropout() -> None:
-    """A network with dropout gives the same logits as one without, outside training."""
+def test_inference_has_no_dropout() -> None:
+    """Outside training a network with dropout computes the same logits as one without."""
     with_dropout = models.build_model(runs.run_config(model={"dropout": 0.5}).model, 20, 10)
     without = models.build_model(runs.run_config().model, 20, 10)
     without.set_weights(with_dropout.get_weights())
@@ -191,72 +179,3 @@ def test_smoothed_loss_is_keras_own(smoothing: float) -> None:
 
     reference = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing, reduction=None)
     np.testing.assert_allclose(losses, reference(keras.ops.one_hot(LABELS, 10), logits), rtol=1e-5)
-
-
-@pytest.mark.parametrize("warmup_epochs", [0.0, 0.5, 2.0])
-def test_cosine_is_keras_own(warmup_epochs: float) -> None:
-    """Warm-up and cosine give the learning rates of keras.optimizers.schedules.CosineDecay."""
-    schedule = {"schedule": "cosine", "warmup_epochs": warmup_epochs, "learning_rate": 0.3}
-    config = runs.run_config(runs.SGD | schedule).optimizer
-    warmup = int(warmup_epochs * 10)
-    start = {"initial_learning_rate": 0.0, "warmup_target": 0.3} if warmup else {"initial_learning_rate": 0.3}
-    reference = keras.optimizers.schedules.CosineDecay(decay_steps=50 - warmup, warmup_steps=warmup, **start)
-
-    rates = models.learning_rates(config, 0, 50, 50, 10)
-
-    np.testing.assert_allclose(rates, [float(reference(step)) for step in range(50)], atol=1e-6)
-
-
-@pytest.mark.parametrize(("total", "top"), [(10, 2), (100, 29), (1000, 299)])
-def test_one_cycle_rises_to_its_peak_and_falls_to_almost_nothing(total: int, top: int) -> None:
-    """It starts at peak / 25, is at its peak after 30 % of the run, ends at peak / 250,000, and turns once."""
-    config = runs.run_config(runs.SGD | {"schedule": "one_cycle", "learning_rate": 0.5}).optimizer
-
-    rates = models.learning_rates(config, 0, total, total, 10)
-
-    assert rates[[0, top, -1]] == pytest.approx([0.5 / 25, 0.5, 0.5 / 250_000])
-    assert (np.diff(rates[: top + 1]) > 0).all()
-    assert (np.diff(rates[top:]) < 0).all()
-    # PyTorch's OneCycleLR(max_lr=0.5, total_steps=10): start + (end - start) (1 - cos(pi s)) / 2, s = 1/2 at step 1.
-    if total == 10:
-        assert rates[1] == pytest.approx((0.02 + 0.5) / 2)
-
-
-def test_a_constant_rate_is_exact_and_pieces_join() -> None:
-    """Without a schedule every step has the config's very number; epochs are slices of one curve."""
-    constant = runs.run_config(runs.SGD).optimizer
-    cosine = runs.run_config(runs.SGD | {"schedule": "cosine", "warmup_epochs": 1.5}).optimizer
-
-    assert set(models.learning_rates(constant, 0, 20, 20, 10)) == {0.1}
-    whole = models.learning_rates(cosine, 0, 30, 30, 10)
-    pieces = [models.learning_rates(cosine, first, first + 10, 30, 10) for first in (0, 10, 20)]
-    assert np.array_equal(whole, np.concatenate(pieces))
-
-
-def test_warmup_longer_than_the_run_only_rises() -> None:
-    """A run that ends within its warm-up rises linearly to its end."""
-    config = runs.run_config(runs.SGD | {"schedule": "cosine", "warmup_epochs": 100.0}).optimizer
-
-    rates = models.learning_rates(config, 0, 20, 20, 10)
-
-    np.testing.assert_allclose(rates, 0.1 * np.arange(20) / 20)
-
-
-def test_structure_ignores_values_but_not_zeros() -> None:
-    """Two momenta share a program, momentum 0 has its own: Keras branches on it in Python."""
-    structures = [
-        models.optimizer_structure(runs.run_config(runs.SGD | {"momentum": momentum}).optimizer)
-        for momentum in (0.5, 0.9, 0.0)
-    ]
-
-    assert structures[0] == structures[1] != structures[2]
-
-
-def test_a_knob_stands_where_keras_has_a_number() -> None:
-    """It converts to its value, 1 - knob is its complement, and any other subtraction is refused."""
-    knob = models.RuntimeHyperparameter(tf.constant(0.25), tf.constant(0.75))
-
-    assert float(tf.convert_to_tensor(knob)) == 0.25
-    assert float(1 - knob) == 0.75
-    with pytest.raises(TypeError, match="only 1 - x is known"):
-        2 - knob

@@ -195,14 +195,14 @@ def test_a_dropout_layer_that_is_called_twice_draws_twice() -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("softmax", "softmax: ends in a softmax, and the loss applies one itself; leave it out"),
-        ("softmax_layer", "softmax_layer: ends in a softmax, and the loss applies one itself; leave it out"),
-        ("nested_softmax", "nested_softmax: ends in a softmax, and the loss applies one itself; leave it out"),
-        ("subclassed", "subclassed: gave a Doubled; give back a keras.Sequential or functional keras.Model"),
-        ("subclassed_within", "subclassed_within: gave a Sequential; give back .* and none of a class of its own"),
-        ("three_classes", r"three_classes: gave a network whose shapes are .*\(None, 3\)\); give back .* \[N, 10\]"),
-        ("unbuilt", "unbuilt: gave a network whose shapes are nothing yet; give back"),
-        ("nothing", "nothing: gave a NoneType; give back"),
+        ("softmax", "softmax: ends in a softmax, which the loss applies itself"),
+        ("softmax_layer", "softmax_layer: ends in a softmax, which the loss applies itself"),
+        ("nested_softmax", "nested_softmax: ends in a softmax, which the loss applies itself"),
+        ("subclassed", "subclassed: returned a Doubled; return a keras.Sequential or functional keras.Model"),
+        ("subclassed_within", "subclassed_within: returned a Sequential; return .* without subclasses of keras.Model"),
+        ("three_classes", r"three_classes: returned a network of the shapes .*\(None, 3\)\); return .* \[N, 10\]"),
+        ("unbuilt", "unbuilt: returned a network of the shapes not built yet; return"),
+        ("nothing", "nothing: returned a NoneType; return"),
     ],
 )
 def test_what_is_no_network_is_told(function: str, message: str) -> None:
@@ -213,5 +213,5 @@ def test_what_is_no_network_is_told(function: str, message: str) -> None:
 
 def test_a_network_that_differs_each_time_is_told(trainer: Trainer) -> None:
     """What a function builds must follow from its settings alone, or no run could be repeated."""
-    with pytest.raises(ConfigError, match="moody: builds another network each time; let its settings alone decide"):
+    with pytest.raises(ConfigError, match="moody: builds another network each time; it must depend"):
         trainer.fit(config("moody"))
