@@ -66,13 +66,9 @@ def _trail(fit: Fit) -> tuple[Any, ...]:
 SCHEDULED = {"schedule": "cosine", "warmup_epochs": 0.5}
 CASES = {
     "sgd": (runs.SGD, lambda rate: keras.optimizers.SGD(rate)),
-    "momentum": (runs.MOMENTUM, lambda rate: keras.optimizers.SGD(rate, momentum=0.9)),
     "nesterov": (runs.NESTEROV, lambda rate: keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)),
-    "adam": (runs.ADAM, lambda rate: keras.optimizers.Adam(rate, 0.9, 0.99, 1e-6)),
     "nadam": (runs.NADAM, lambda rate: keras.optimizers.Nadam(rate, 0.9, 0.99, 1e-6)),
-    "rmsprop": (runs.RMSPROP, lambda rate: keras.optimizers.RMSprop(rate, 0.8, 0.0, 1e-6)),
     "rmsprop-momentum": (runs.RMSPROP_MOMENTUM, lambda rate: keras.optimizers.RMSprop(rate, 0.8, 0.5, 1e-6)),
-    "lion": (runs.LION, lambda rate: keras.optimizers.Lion(rate, 0.9, 0.99)),
     "adamw": (
         runs.ADAMW | SCHEDULED | {"weight_decay": 0.1},
         lambda rate: keras.optimizers.AdamW(rate, 0.1, 0.9, 0.99, 1e-6),
@@ -89,7 +85,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_training_is_that_of_a_plain_keras_loop(trainer: Trainer, mnist: Dataset, name: str) -> None:
+def test_training_equals_a_plain_keras_loop(trainer: Trainer, mnist: Dataset, name: str) -> None:
     """Two epochs give the losses, accuracies and weights of an eager GradientTape loop with keras.optimizers."""
     optimizer, build = CASES[name]
     config = runs.run_config(optimizer, {"bias_initializer_stddev": 0.1}, seed=3, label_smoothing=0.1)
@@ -113,8 +109,8 @@ def _keras_rate(config: RunConfig) -> Any:
     )
 
 
-def test_batch_normalization_is_keras_own(trainer: Trainer, mnist: Dataset) -> None:
-    """Trained with it, and validated by its moving statistics, a network is what an eager Keras loop makes of it."""
+def test_batch_normalization_equals_keras(trainer: Trainer, mnist: Dataset) -> None:
+    """Training with it, and validation with its moving statistics, equal an eager Keras loop."""
     normalised = {"batch_normalization": True, "hidden_units": [32, 16]}
     config = runs.run_config(runs.MOMENTUM, normalised, seed=3, label_smoothing=0.1)
 
@@ -127,7 +123,7 @@ def test_batch_normalization_is_keras_own(trainer: Trainer, mnist: Dataset) -> N
 
 
 def test_averaged_weights_are_the_average_of_the_steps(trainer: Trainer, mnist: Dataset) -> None:
-    """What is validated and kept is the moving average of what an eager loop's weights were after each step."""
+    """The validated and kept weights are the moving average of an eager loop's weights after each step."""
     config = runs.run_config(runs.SGD, {"batch_normalization": True}, epochs=1, ema_momentum=0.5)
     network = models.build_model(config.model, 784, 10)
     models.initialise(network, config.model, config.seed)
@@ -148,8 +144,8 @@ def test_averaged_weights_are_the_average_of_the_steps(trainer: Trainer, mnist: 
     assert _keras_scores(network, mnist.validation)[0] == pytest.approx(fit.result().best.val_loss, rel=1e-5)
 
 
-def test_training_goes_on_from_the_weights_and_not_from_their_average(trainer: Trainer) -> None:
-    """Averaging changes what is validated, and nothing of the training itself."""
+def test_training_continues_from_the_weights_and_not_from_their_average(trainer: Trainer) -> None:
+    """Averaging changes the validation and not the training itself."""
     plain, averaged = (
         _finished(trainer, runs.run_config(runs.MOMENTUM, epochs=3, ema_momentum=momentum)).result().epochs
         for momentum in (0.0, 0.99)
@@ -163,19 +159,8 @@ WARPS = {"shift": 2.0, "rotate": 10.0, "scale": 0.1, "shear": 5.0, "elastic_alph
 EVERYTHING = {"batch_normalization": True, "input_dropout": 0.1, "dropout": 0.2}
 
 
-def test_warped_images_are_harder_to_learn(trainer: Trainer) -> None:
-    """With augmentation the training loss rises, since no epoch shows an image twice alike."""
-    plain, warped = (
-        _finished(trainer, runs.run_config(runs.ADAM, {}, augmentation=warps, epochs=4)).result().epochs[-1]
-        for warps in ({}, WARPS)
-    )
-
-    assert warped.loss > plain.loss * 1.2
-    assert warped.val_accuracy > 0.75
-
-
 def test_augmentation_needs_images(mnist: Dataset) -> None:
-    """A table of measurements can't be rotated."""
+    """A vector cannot be rotated."""
     table = Trainer(replace(mnist, image_shape=(784,)))
 
     with pytest.raises(ConfigError, match=r"these examples have the shape \[784\]; give augmentation=none"):
@@ -210,23 +195,8 @@ def _keras_scores(network: Any, split: Split) -> tuple[float, float]:
     return float(np.mean(losses)), float(np.mean(np.argmax(logits, -1) == split.labels))
 
 
-def test_weight_decay_spares_the_biases(trainer: Trainer) -> None:
-    """With a strong decay kernels shrink, and biases are what they are without it, up to training's effect."""
-    strong = runs.SGD | {"learning_rate": 0.001, "weight_decay": 0.9}
-    config = runs.run_config(strong, {"bias_initializer_stddev": 1.0}, epochs=1)
-    network = models.build_model(config.model, 784, 10)
-    models.initialise(network, config.model, config.seed)
-    before = network.get_weights()
-
-    after = _finished(trainer, config).weights()
-
-    shrunk = [np.linalg.norm(new) / np.linalg.norm(old) for new, old in zip(after, before, strict=True)]
-    assert shrunk[0] < 0.99
-    assert shrunk[1] == pytest.approx(1, abs=0.002)
-
-
 def test_every_step_draws_its_own_masks_and_warps(trainer: Trainer, mnist: Dataset) -> None:
-    """The training loss is that of a loop whose seeds move on by one each step; with equal ones it is another."""
+    """The training loss equals that of a loop with another seed in each step, and not one with equal seeds."""
     config = runs.run_config(runs.SGD, {"dropout": 0.3}, epochs=1, augmentation=WARPS, seed=3)
     reported = _finished(trainer, config).result().epochs[0].loss
 
@@ -237,7 +207,7 @@ def test_every_step_draws_its_own_masks_and_warps(trainer: Trainer, mnist: Datas
 
 
 def _loop_loss(config: RunConfig, mnist: Dataset, moves: int) -> float:
-    """The mean loss of one epoch of plain SGD, with seeds that move on by so much each step."""
+    """Return the mean loss of one epoch of plain SGD; each step adds `moves` to the seeds."""
     network = models.build_model(config.model, 784, 10)
     models.initialise(network, config.model, config.seed)
     training_pass = models.TrainingPass(network)
@@ -262,7 +232,7 @@ def _loop_loss(config: RunConfig, mnist: Dataset, moves: int) -> float:
     return float(np.mean(losses))
 
 
-def test_a_permutation_holds_each_image_once() -> None:
+def test_a_permutation_has_each_image_once() -> None:
     """The shuffle is a permutation, fixed by its seed, and differs by epoch."""
     orders = [permutation(1000, 1, epoch) for epoch in (0, 1, 0)]
 
@@ -276,7 +246,7 @@ def test_a_permutation_holds_each_image_once() -> None:
 
 @pytest.mark.parametrize("optimizer", [runs.SGD, runs.NADAM], ids=lambda optimizer: optimizer["name"])
 def test_same_config_same_bits_whatever_ran_before(trainer: Trainer, mnist: Dataset, optimizer: Any) -> None:
-    """Neither runs of the same shape, nor of others, nor a fresh trainer, change a bit of a run."""
+    """Neither earlier runs of the same or another shape nor a new trainer change a bit of a run."""
     config = runs.run_config(optimizer, {"dropout": 0.3}, seed=5)
     first = _trail(_finished(trainer, config))
 
@@ -290,7 +260,7 @@ def test_same_config_same_bits_whatever_ran_before(trainer: Trainer, mnist: Data
 
 
 def test_masks_warps_statistics_and_averages_are_fixed_by_the_seed(trainer: Trainer, mnist: Dataset) -> None:
-    """With all of them at once, a run's bits still don't depend on what ran before."""
+    """With all of them at once, the bits of a run do not depend on earlier runs."""
     config = runs.run_config(runs.ADAM, EVERYTHING, seed=5, augmentation=WARPS, ema_momentum=0.9)
     first = _trail(_finished(trainer, config))
 
@@ -301,7 +271,7 @@ def test_masks_warps_statistics_and_averages_are_fixed_by_the_seed(trainer: Trai
 
 
 def test_a_second_run_of_a_shape_compiles_nothing(trainer: Trainer) -> None:
-    """Seeds, rates, knobs, schedule, smoothing, epochs and steps are arguments of a program, not part of it."""
+    """Seeds, rates, hyperparameters, schedule, smoothing, epochs and steps are arguments of a program."""
     model = {"dropout": 0.1, "hidden_units": [16]}
     _finished(trainer, runs.run_config(runs.ADAM | {"weight_decay": 0.1}, model))
     before = trainer.compilations
@@ -315,7 +285,7 @@ def test_a_second_run_of_a_shape_compiles_nothing(trainer: Trainer) -> None:
     assert trainer.compilations == before + 1
 
 
-def test_strengths_of_regularisation_are_arguments_of_a_program(trainer: Trainer) -> None:
+def test_regularisation_strengths_are_arguments_of_a_program(trainer: Trainer) -> None:
     """A sweep over masks, warps and averages compiles once, and each number, changed alone, changes the weights."""
     changes: list[dict[str, dict[str, Any]]] = [{}]
     changes += [{"model": {name: 0.4}} for name in ("input_dropout", "dropout")]
@@ -340,8 +310,8 @@ def test_strengths_of_regularisation_are_arguments_of_a_program(trainer: Trainer
     assert len({weights_hash(fit.weights()) for fit in fits}) == len(changes)
 
 
-def test_knobs_change_what_a_program_does(trainer: Trainer) -> None:
-    """A knob that is an argument still works: each one, changed alone, changes the weights."""
+def test_optimizer_arguments_change_what_a_program_does(trainer: Trainer) -> None:
+    """Each hyperparameter that is an argument, changed alone, changes the weights."""
     base = runs.RMSPROP_MOMENTUM | {"weight_decay": 0.01}
     changes = [{}, {"rho": 0.5}, {"momentum": 0.9}, {"epsilon": 1e-2}, {"weight_decay": 0.5}]
 
@@ -351,7 +321,7 @@ def test_knobs_change_what_a_program_does(trainer: Trainer) -> None:
 
 
 def test_programs_are_bounded(mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The least recently used shape is forgotten, and compiled again when it comes back."""
+    """The least recently used program is deleted, and compiled again when it is needed."""
     monkeypatch.setattr("mnistexp.training.trainer.PROGRAMS_KEPT", 1)
     trainer = Trainer(mnist)
 
@@ -361,8 +331,8 @@ def test_programs_are_bounded(mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -
     assert trainer.compilations == 3
 
 
-def test_nothing_is_chosen_by_the_test_split(trainer: Trainer, mnist: Dataset) -> None:
-    """With the test labels shuffled every validation score, the kept weights and the hits stay bit-identical."""
+def test_nothing_is_selected_by_the_test_split(trainer: Trainer, mnist: Dataset) -> None:
+    """With shuffled test labels every validation score and the kept weights are bit-identical."""
     wrong = np.random.default_rng(0).permutation(mnist.test.labels)
     cheated = Trainer(replace(mnist, test=Split(mnist.test.images, wrong)))
 
@@ -376,6 +346,20 @@ def test_nothing_is_chosen_by_the_test_split(trainer: Trainer, mnist: Dataset) -
 # --------------------------------------------------------------------------------- lengths and stopping
 
 
+def test_a_training_ends_after_its_epochs_or_when_it_is_pruned(trainer: Trainer) -> None:
+    """After its last epoch no further one follows; a caller prunes by not asking for the next one."""
+    pruned = trainer.fit(runs.run_config(epochs=5))
+    next(pruned)
+    result = pruned.result(pruned=True)
+    complete = _finished(trainer, runs.run_config(epochs=2, max_steps=40))
+
+    assert (len(result.epochs), result.stopped) == (1, "pruned")
+    assert complete.result().stopped == "completed"
+    assert complete.ended
+    with pytest.raises(StopIteration):
+        next(complete)
+
+
 def test_max_steps_ends_inside_an_epoch(trainer: Trainer) -> None:
     """Of 20 steps an epoch, 25 are one epoch and a quarter, and exactly 25 are taken."""
     config = runs.run_config(runs.ADAM, epochs=5, max_steps=25)
@@ -387,28 +371,8 @@ def test_max_steps_ends_inside_an_epoch(trainer: Trainer) -> None:
     assert int(fit._program._optimizer.iterations.numpy()) == 25
 
 
-def test_all_epochs_end_as_completed(trainer: Trainer) -> None:
-    """A run that takes all its epochs is completed, and gives no further one."""
-    fit = _finished(trainer, runs.run_config(epochs=2, max_steps=40))
-
-    assert fit.result().stopped == "completed"
-    assert fit.ended
-    with pytest.raises(StopIteration):
-        next(fit)
-
-
-def test_stopping_is_not_asking(trainer: Trainer) -> None:
-    """Whoever holds the iterator prunes by leaving it; the result then says so."""
-    fit = trainer.fit(runs.run_config(epochs=5))
-    next(fit)
-
-    result = fit.result(pruned=True)
-
-    assert (len(result.epochs), result.stopped) == (1, "pruned")
-
-
 def test_early_stopping_keeps_the_best_epoch(trainer: Trainer) -> None:
-    """At a learning rate that wanders, training stops `patience` epochs after the best, whose weights are kept."""
+    """With a large learning rate, training stops `patience` epochs after the best one, and keeps its weights."""
     fit = _finished(trainer, runs.run_config(runs.ADAM | {"learning_rate": 0.05}, epochs=40, patience=2))
     result = fit.result()
 
@@ -419,8 +383,8 @@ def test_early_stopping_keeps_the_best_epoch(trainer: Trainer) -> None:
 
 
 @pytest.mark.parametrize("best", [True, False], ids=["best", "last"])
-def test_kept_weights_are_those_of_the_chosen_epoch(trainer: Trainer, mnist: Dataset, best: bool) -> None:
-    """The kept weights score what their epoch scored, hit by hit; without restoring, that is the last one."""
+def test_kept_weights_are_those_of_the_best_epoch(trainer: Trainer, mnist: Dataset, best: bool) -> None:
+    """The kept weights classify each image as in their epoch; without restoring, that is the last one."""
     wandering = runs.ADAM | {"learning_rate": 0.05}
     fit = _finished(trainer, runs.run_config(wandering, epochs=6, restore_best_weights=best, seed=2))
     result = fit.result()
@@ -447,7 +411,7 @@ def test_test_scores_are_of_the_kept_weights(trainer: Trainer, mnist: Dataset) -
 
 
 def test_interleaved_runs_of_a_shape_are_refused(trainer: Trainer) -> None:
-    """A run whose program another run took raises instead of going on from the other's weights."""
+    """A run raises an error if another run uses its program now."""
     first = trainer.fit(runs.run_config())
     next(first)
     trainer.fit(runs.run_config(seed=1))
@@ -457,7 +421,7 @@ def test_interleaved_runs_of_a_shape_are_refused(trainer: Trainer) -> None:
 
 
 def test_results_before_the_first_epoch_are_refused(trainer: Trainer) -> None:
-    """There is no result of nothing."""
+    """A result needs at least one epoch."""
     with pytest.raises(RuntimeError, match="no epoch was trained yet"):
         trainer.fit(runs.run_config()).result()
 
@@ -475,7 +439,7 @@ def test_time_comes_from_the_clock_given(mnist: Dataset) -> None:
 
 
 def test_a_nan_loss_is_an_error_though_accuracy_is_finite(trainer: Trainer) -> None:
-    """A learning rate that blows up ends in a sentence with the epoch and what to lower."""
+    """A learning rate that is too large ends in a message with the epoch and what to lower."""
     deep = {"hidden_units": [32, 32, 32], "activation": "linear"}
 
     with pytest.raises(TrainingError, match=r"became \S+ in epoch 1: lower optimizer.learning_rate"):
@@ -499,8 +463,8 @@ SCORES = EpochScores(
         (SCORES.model_copy(update={"accuracy": float("nan")}), True, "^accuracy is nan"),
     ],
 )
-def test_numbers_that_lie_are_refused(scores: EpochScores, finite: bool, message: str) -> None:
-    """Each kind of bad number is refused by name; good ones pass."""
+def test_impossible_scores_are_refused(scores: EpochScores, finite: bool, message: str) -> None:
+    """Each kind of impossible score is refused by name; possible ones pass."""
     check_numbers(SCORES, weights_finite=True)
 
     with pytest.raises(TrainingError, match=message):
@@ -508,7 +472,7 @@ def test_numbers_that_lie_are_refused(scores: EpochScores, finite: bool, message
 
 
 def test_a_minibatch_larger_than_the_split_is_refused(trainer: Trainer) -> None:
-    """Keras would train on nothing; we say what is allowed."""
+    """Keras would train on no image; the message has the allowed range."""
     with pytest.raises(ConfigError, match=r"batch_size=2001 is more than the 2000 images.* from 1 to 2000"):
         trainer.fit(runs.run_config(batch_size=2001))
 

@@ -1,4 +1,4 @@
-"""Networks of the user's own in training: what the built-in perceptron never has, and what is refused."""
+"""User-defined networks in training: layers that the built-in perceptron lacks, and networks that are refused."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def moody(features, classes):
 
 @pytest.fixture(autouse=True)
 def code() -> Iterator[None]:
-    """The file above, as if --code had named it."""
+    """The file above, as given with --code."""
     user_code.use(UserCode(name="networks.py", text=CODE))
     yield
     user_code.use(None)
@@ -124,7 +124,7 @@ def code() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def trainer() -> Trainer:
-    """One for all, as a worker has one for life."""
+    """One for all tests, as in a worker."""
     return Trainer(dataset.load(TypeAdapter(DataConfig).validate_python(runs.DIGITS)))
 
 
@@ -153,8 +153,8 @@ def test_a_run_is_fixed_by_its_seed(trainer: Trainer, function: str) -> None:
 
 
 @pytest.mark.parametrize("function", ["plain", "residual", "counted", "convolved"])
-def test_what_is_scored_is_what_keras_makes_of_the_kept_weights(trainer: Trainer, function: str) -> None:
-    """Validation hits and test accuracy are those of the function's own network with the weights that were kept."""
+def test_scores_are_those_of_keras_with_the_kept_weights(trainer: Trainer, function: str) -> None:
+    """Validation predictions and test accuracy are those of a new network with the kept weights."""
     asked = config(function, epochs=3)
     fit = finished(trainer, asked)
     digits = dataset.load(asked.data)
@@ -172,16 +172,16 @@ def test_what_is_scored_is_what_keras_makes_of_the_kept_weights(trainer: Trainer
 
 
 def test_its_regularisers_are_part_of_the_loss(trainer: Trainer) -> None:
-    """A kernel that is punished for its size ends up smaller."""
-    free, punished = (finished(trainer, config("plain", settings={"l2": l2})) for l2 in (0.0, 0.1))
+    """An L2 penalty makes the kernel smaller and the loss larger."""
+    free, penalised = (finished(trainer, config("plain", settings={"l2": l2})) for l2 in (0.0, 0.1))
 
-    sizes = [float(np.linalg.norm(fit.weights()[0])) for fit in (free, punished)]
+    sizes = [float(np.linalg.norm(fit.weights()[0])) for fit in (free, penalised)]
     assert sizes[1] < 0.9 * sizes[0]
-    assert punished.result().epochs[0].loss > free.result().epochs[0].loss
+    assert penalised.result().epochs[0].loss > free.result().epochs[0].loss
 
 
 def test_a_dropout_layer_that_is_called_twice_draws_twice() -> None:
-    """x - x is nothing, and two masks of x differ."""
+    """The difference of two masked copies of x is not zero."""
     training_pass = models.TrainingPass(models.build_model(config("shared_dropout").model, 64, 10))
 
     def forward() -> tf.Tensor:
@@ -205,13 +205,13 @@ def test_a_dropout_layer_that_is_called_twice_draws_twice() -> None:
         ("nothing", "nothing: returned a NoneType; return"),
     ],
 )
-def test_what_is_no_network_is_told(function: str, message: str) -> None:
-    """One sentence says what came back and what is wanted."""
+def test_an_unusable_network_is_refused(function: str, message: str) -> None:
+    """The message has what was returned and what is needed."""
     with pytest.raises(ConfigError, match=message):
         models.build_model(config(function).model, 64, 10)
 
 
-def test_a_network_that_differs_each_time_is_told(trainer: Trainer) -> None:
-    """What a function builds must follow from its settings alone, or no run could be repeated."""
+def test_a_network_that_differs_each_time_is_refused(trainer: Trainer) -> None:
+    """A network must depend on its settings alone, or no run could be repeated."""
     with pytest.raises(ConfigError, match="moody: builds another network each time; it must depend"):
         trainer.fit(config("moody"))
