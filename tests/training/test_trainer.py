@@ -163,7 +163,7 @@ def test_augmentation_needs_images(mnist: Dataset) -> None:
     """A vector cannot be rotated."""
     table = Trainer(replace(mnist, image_shape=(784,)))
 
-    with pytest.raises(ConfigError, match=r"these examples have the shape \[784\]; give augmentation=none"):
+    with pytest.raises(ConfigError, match=r"the examples have the shape \[784\]; give augmentation=none"):
         table.fit(runs.run_config(augmentation=WARPS))
 
 
