@@ -25,8 +25,8 @@ import pytest
 import yaml
 
 import mnistexp
+from mnistexp.config import option_files
 from mnistexp.config.compose import compose, parse_request, run_config
-from mnistexp.config.option_files import MAX_ENTRIES
 from mnistexp.config.schema import IdxFile
 from mnistexp.data import arrays
 from mnistexp.data.mnist import fetch
@@ -354,7 +354,7 @@ def test_an_option_file_reads_no_other_folder(defaults: str, tmp_path: Path) -> 
 
 
 def test_links_and_pipes_in_a_folder_of_options_are_refused(tmp_path: Path) -> None:
-    """A link that leads out, one that leads nowhere, a pipe and a folder in a file's place are told, not followed."""
+    """A link out of the folder, a broken link, a cycle, a pipe and a folder are refused, not followed."""
     (tmp_path / "secret.yaml").write_text("password: secret\n")
     kinds = {
         "out": lambda path: path.symlink_to(tmp_path / "secret.yaml"),
@@ -370,7 +370,8 @@ def test_links_and_pipes_in_a_folder_of_options_are_refused(tmp_path: Path) -> N
         make(folder / "optimizer" / "mine.yaml")
 
         with pytest.raises(
-            ConfigError, match=r"mine\.yaml: (leads to .*, out of --config-dir|leads nowhere|is no file)"
+            ConfigError,
+            match=r"mine\.yaml: (leads to .*, out of|its link can.t be|is not a file)",
         ) as caught:
             parse_request(["seed=1"], folder)
 
@@ -386,12 +387,13 @@ def test_a_link_inside_a_folder_of_options_is_followed(tmp_path: Path) -> None:
     assert parse_request(["optimizer=mine"], tmp_path).choices == ("optimizer=mine",)
 
 
-def test_a_whole_disk_is_no_folder_of_options(tmp_path: Path) -> None:
-    """A folder with more files than options could have is refused before all of them are looked at."""
-    for number in range(MAX_ENTRIES + 1):
+def test_a_whole_disk_is_no_folder_of_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with more files than options could have is refused before all of them are read."""
+    monkeypatch.setattr(option_files, "MAX_ENTRIES", 20)
+    for number in range(21):
         (tmp_path / str(number)).touch()
 
-    with pytest.raises(ConfigError, match=f"has over {MAX_ENTRIES} files"):
+    with pytest.raises(ConfigError, match="has over 20 files"):
         parse_request(["seed=1"], tmp_path)
 
 
@@ -518,7 +520,7 @@ def test_hiding_passwords_takes_no_time_to_speak_of() -> None:
 
 
 def test_telemetry_is_off() -> None:
-    """As MLflow itself sees it once our tracking is imported, in a process that is told nothing else."""
+    """MLflow reports no telemetry after mnistexp.tracking is imported, unless the user sets its variable."""
     code = (
         "import mnistexp.tracking.runs; from mlflow.telemetry import utils; utils._IS_IN_CI_ENV_OR_TESTING = False; "
         "utils._IS_MLFLOW_DEV_VERSION = False; print(utils.is_telemetry_disabled())"
@@ -537,7 +539,6 @@ def test_telemetry_is_off() -> None:
         answers.append(done.stdout.strip())
 
     assert answers == ["True", "False"]  # off, unless the user says otherwise
-    assert "Telemetry of libraries is off" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist"])
