@@ -12,13 +12,13 @@ in `python -m mnistexp.training.worker`, as these variables say:
 
     exception              raises RuntimeError
     segfault, abort        SIGSEGV by a read of address 0; SIGABRT
-    hang                   sleeps for ever
+    hang                   sleeps without end
     wait                   sleeps until there is a file of this name: $MNISTEXP_PLANT_GATES/SEED
     oom                    allocates until there is a MemoryError, 256 MB above what is held
     kill-at-start          SIGKILL before the worker is ready
     stop-at-start          SIGSTOP before the worker reads anything
-    kill-mid-epoch         SIGKILL when the epoch is trained and not yet told
-    kill-between-epochs    SIGKILL when the epoch is told, before the next begins
+    kill-mid-epoch         SIGKILL when the epoch is trained and not sent yet
+    kill-between-epochs    SIGKILL when the epoch is sent, before the next begins
     garbage                sends a line that is no message instead of an epoch
     kill-half-sent-result  SIGKILL in the middle of the result's line
 """
