@@ -1,4 +1,4 @@
-"""Who counts as alive: with real processes of this machine, and entries as other machines write them."""
+"""Which sweep processes are alive: real ones of this machine, and entries as other machines write them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from mnistexp.study.lease import PREFIX, Lease
+from mnistexp.study.lease import PREFIX, Lease, this_process
 
 ROOT = Path(__file__).resolve().parents[2]
 ANOTHER = """
@@ -23,14 +23,14 @@ class Printed(dict):
     user_attrs = property(lambda self: self)
     set_user_attr = dict.__setitem__
 kept = Printed()
-drivers = Lease(kept, 60)
-drivers.register()
+own = Lease(kept, 60)
+own.register()
 print(json.dumps(kept), flush=True)
 sys.stdin.read()
 """
 
 
-class Kept(dict[str, Any]):
+class Attrs(dict[str, Any]):
     """A study's attributes, in memory."""
 
     @property
@@ -42,13 +42,13 @@ class Kept(dict[str, Any]):
 
 
 @pytest.fixture
-def kept() -> Kept:
-    """No driver yet."""
-    return Kept()
+def kept() -> Attrs:
+    """No process yet."""
+    return Attrs()
 
 
-def another(kept: Kept) -> subprocess.Popen[str]:
-    """A driver in a process of its own, registered as the next one."""
+def another(kept: Attrs) -> subprocess.Popen[str]:
+    """A process with a lease, registered as the next one."""
     process = subprocess.Popen(
         [sys.executable, "-c", ANOTHER],
         stdin=subprocess.PIPE,
@@ -68,21 +68,21 @@ def closed(process: subprocess.Popen[str]) -> None:
         pipe.close()
 
 
-def test_a_killed_process_is_dead_at_once_and_a_stopped_one_is_not(kept: Kept) -> None:
-    """On one machine no time has to pass: a driver that sleeps lives, one that was killed doesn't, a zombie neither."""
-    process, drivers = another(kept), Lease(kept, seconds=0.0)
+def test_a_killed_process_is_dead_at_once_and_a_stopped_one_is_not(kept: Attrs) -> None:
+    """On one machine no time has to pass: a suspended process is alive; a killed one and a zombie are not."""
+    process, own = another(kept), Lease(kept, seconds=0.0)
 
-    running = drivers.is_alive(0)
+    running = own.is_alive(0)
     process.send_signal(signal.SIGSTOP)
-    stopped = drivers.is_alive(0)
+    stopped = own.is_alive(0)
     process.kill()
     while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
         pass
-    zombie = drivers.is_alive(0)
+    zombie = own.is_alive(0)
     process.wait()
     closed(process)
 
-    assert (running, stopped, zombie, drivers.is_alive(0)) == (True, True, False, False)
+    assert (running, stopped, zombie, own.is_alive(0)) == (True, True, False, False)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_killed_process_is_dead_at_once_and_a_stopped_one_is_not(kept: Kept) -
         ({"host": "elsewhere", "boot": "theirs", "pid": 1}, False, True),
     ],
 )
-def test_what_an_entry_says(kept: Kept, changes: dict[str, object], local: bool, alive: bool) -> None:
+def test_what_an_entry_says(kept: Attrs, changes: dict[str, object], local: bool, alive: bool) -> None:
     """A process number means something on its machine, in its container and since its start alone."""
     process = another(kept)
     kept[f"{PREFIX}0"] |= changes
@@ -109,8 +109,8 @@ def test_what_an_entry_says(kept: Kept, changes: dict[str, object], local: bool,
     assert found is alive
 
 
-def test_an_earlier_session_of_this_process_is_over(kept: Kept) -> None:
-    """A process drives a study once at a time; numbers are given once."""
+def test_an_earlier_session_of_this_process_is_over(kept: Attrs) -> None:
+    """A process works on one study at a time; numbers are given once."""
     first, second = Lease(kept, 60), Lease(kept, 60)
     first.register()
     second.register()
@@ -122,35 +122,48 @@ def test_an_earlier_session_of_this_process_is_over(kept: Kept) -> None:
     assert second.count_others() == 0
 
 
-def test_a_driver_beats_four_times_in_a_lease(kept: Kept) -> None:
+def test_four_heartbeats_in_a_lease(kept: Attrs) -> None:
     """A beat is written when it is due, not oftener: 15 seconds of a lease of 60."""
     now = [0.0]
-    drivers = Lease(kept, 60, clock=lambda: now[0])
-    drivers.register()
+    own = Lease(kept, 60, clock=lambda: now[0])
+    own.register()
     beats = set()
 
     for second in range(0, 61, 5):
         now[0] = second
-        drivers.heartbeat()
+        own.heartbeat()
         beats.add(kept[f"{PREFIX}0"]["heartbeat"])
 
     assert len(beats) == 5
 
 
-def test_other_machines_are_judged_by_our_clock(kept: Kept) -> None:
+def test_other_machines_are_judged_by_our_clock(kept: Attrs) -> None:
     """A beat of the year 1970 is as good as any: only that it changes within the lease's time counts."""
     now = [1000.0]
     process = another(kept)
     process.kill()
     process.wait()
     closed(process)
-    drivers = Lease(kept, 60, clock=lambda: now[0])
+    own = Lease(kept, 60, clock=lambda: now[0])
     seen = []
 
     for heartbeat, later in ((0.0, 29), (1.0, 29), (1.0, 29), (1.0, 3)):
         kept[f"{PREFIX}0"] |= {"host": "elsewhere", "heartbeat": heartbeat}
-        seen.append(drivers.is_alive(0))
+        seen.append(own.is_alive(0))
         now[0] += later
-    seen.append(drivers.is_alive(0))
+    seen.append(own.is_alive(0))
+
+    assert seen == [True, True, True, True, False]
+
+
+def test_a_silence_counts_only_while_it_is_watched(kept: Attrs) -> None:
+    """While the database is away no process can renew its lease, so after a long gap the wait starts again."""
+    now = [0.0]
+    own = Lease(kept, 60, clock=lambda: now[0])
+    kept[f"{PREFIX}0"] = this_process().model_dump() | {"host": "elsewhere"}
+    seen = []
+
+    for now[0] in (0.0, 300.0, 325.0, 350.0, 361.0):
+        seen.append(own.is_alive(0))
 
     assert seen == [True, True, True, True, False]
