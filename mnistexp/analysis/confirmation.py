@@ -29,7 +29,7 @@ from mnistexp.errors import StoreError
 from mnistexp.study import repeats as reruns
 from mnistexp.study.fingerprint import CONFIRMATION
 from mnistexp.study.repeats import Contender, Point
-from mnistexp.training.results import FitResult
+from mnistexp.training.results import FitResult, objective_value
 
 LEVEL = 0.95
 
@@ -155,7 +155,7 @@ def rank(name: str, contenders: Sequence[Contender], confirm: History) -> Confir
     if seeds < 2:
         return None
     fits = {rival: [_fit(runs[Point(rival, repeat)]) for repeat in range(seeds)] for rival in whole}
-    mean = {rival: sum(fit.best.val_accuracy for fit in fits[rival]) for rival in whole}
+    mean = {rival: sum(objective_value(fit) for fit in fits[rival]) for rival in whole}
     order = sorted(whole, key=lambda rival: (-mean[rival], contenders[rival].number))
     level = 1 - (1 - LEVEL) / max(1, len(order) * (len(order) - 1) // 2)
     best = _hits(fits[order[0]])
@@ -173,7 +173,7 @@ def _confirmed(contender: Contender, fits: Sequence[FitResult], best: Bools, lev
     Which config is the best was decided by these very runs, so any pair could have been the one compared: `level`
     is corrected for all of them, as in statistics.compare_with_best (by Bonferroni: intervals have no Holm).
     """
-    hits, scores = _hits(fits), tuple(fit.best.val_accuracy for fit in fits)
+    hits, scores = _hits(fits), tuple(objective_value(fit) for fit in fits)
     return ConfirmedConfig(
         number=contender.number,
         val_accuracy=contender.val_accuracy,

@@ -18,7 +18,7 @@ from mnistexp.study.progress import Best
 from mnistexp.study.study import VERDICT
 from mnistexp.study.trial_attrs import BASELINE, REASON, RECORD
 from mnistexp.tracking.records import RunRecord, State, parse_record
-from mnistexp.training.results import FitResult
+from mnistexp.training.results import FitResult, objective_value
 
 Storage = BaseStorage  # Optuna's connection to a database
 STATES: Mapping[TrialState, State] = {
@@ -49,7 +49,7 @@ class Trial:
     @property
     def val_accuracy(self) -> float | None:
         """The validation accuracy of the kept weights; None for a failed trial."""
-        return self.fit.best.val_accuracy if self.fit else None
+        return objective_value(self.fit) if self.fit else None
 
     @property
     def accuracy(self) -> float:

@@ -131,7 +131,6 @@ class SharedStudy:
 
     @property
     def name(self) -> str:
-        """Return the study's name."""
         return self._study.study_name
 
     @property
@@ -165,7 +164,6 @@ class SharedStudy:
 
     @_retried
     def progress(self) -> Progress:
-        """Return the study's progress now."""
         return progress_of(self._trials(), self._config.study.trials)
 
     # ------------------------------------------------------------------------------- one trial
@@ -264,8 +262,7 @@ class SharedStudy:
         """Store a record's reason, value and state, which finishes the trial."""
         if record.reason:
             self._set(trial._trial_id, REASON, record.reason)
-        scored = record.state == "COMPLETE" and record.result is not None
-        value = objective_value(record.result.fit) if scored and record.result else None
+        value = objective_value(record.result.fit) if record.result and record.state == "COMPLETE" else None
         self._study.tell(trial.number, value, state=STATES[record.state])
 
     def _count_death(self, trial: FrozenTrial, worker: str = "") -> int:

@@ -133,7 +133,6 @@ class Sweep:
 
     @property
     def name(self) -> str:
-        """Return the study's name."""
         return self._study.name
 
     def logged_best(self) -> LoggedRun | None:

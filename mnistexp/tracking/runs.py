@@ -24,6 +24,7 @@ from mnistexp.storage.urls import redact
 from mnistexp.tracking import ui_pages
 from mnistexp.tracking.records import LoggedRun, RunRecord
 from mnistexp.tracking.store import open_client, resolved_uri
+from mnistexp.training.results import objective_value
 
 MLFLOW_STATUS = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAILED": "FAILED", "INTERRUPTED": "KILLED"}
 Ending = Literal["FINISHED", "KILLED", "FAILED"]
@@ -334,7 +335,7 @@ def _metrics(record: RunRecord) -> Iterator[tuple[str, float, int]]:
     """
     if record.result is not None:
         fit = record.result.fit
-        yield "val_accuracy", fit.best.val_accuracy, 0
+        yield "val_accuracy", objective_value(fit), 0
         yield "val_loss", fit.best.val_loss, 0
         if record.result.test_accuracy is not None and record.result.test_loss is not None:
             yield "test_accuracy", record.result.test_accuracy, 0

@@ -288,7 +288,7 @@ def test_values_that_cannot_stand_together_count_as_failed(database: Database) -
 
     reasons = [trial.user_attrs.get("reason", "") for trial in trials_of(database)]
     assert sorted(states_of(database)) == ["COMPLETE", "COMPLETE", "COMPLETE", "FAIL"]
-    assert ["nesterov=true does nothing with momentum=0" in reason for reason in reasons].count(True) == 1
+    assert ["nesterov" in reason for reason in reasons].count(True) == 1
 
 
 # ------------------------------------------------------------------------------------ one study, one question
