@@ -25,6 +25,7 @@ def trial(
     parameters: int = 1234,
     span: tuple[float, float] | None = None,
     config: RunConfig = CONFIG,
+    test_accuracy: float | None = 2 / 3,
 ) -> Trial:
     """A trial with these validation accuracies, epoch by epoch; a failed one has its epochs, and no result.
 
@@ -34,7 +35,7 @@ def trial(
     """
     result: RunResult | None = None
     if state != "FAILED":
-        whole = run_result(accuracies, stopped="pruned" if state == "PRUNED" else "completed")
+        whole = run_result(accuracies, test_accuracy, "pruned" if state == "PRUNED" else "completed")
         fit = whole.fit.model_copy(update={"seconds": seconds, "parameters": parameters})
         result = whole.model_copy(update={"fit": fit})
     started, ended = span or (number * seconds, (number + 1) * seconds)

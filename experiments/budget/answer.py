@@ -20,12 +20,12 @@ import pandas as pd
 from arms import ARMS, DEFAULT, EXTRA, MAIN
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
 from mnistexp.analysis.statistics import Interval, holm, mean_interval, paired_t, rounding_variance
-from mnistexp.report.canvas import accuracy_axis, legend, sheet, styled, to_png, zoom
+from mnistexp.report.axes import accuracy_axis, accuracy_limits
+from mnistexp.report.plot_style import new_figure, styled, to_png, with_legend
 
 Floats = NDArray[np.float64]
 KEY = ["arm", "seed"]
@@ -287,24 +287,21 @@ def figure(sweeps: Sweeps) -> Figure:
         arm: np.mean([running_best(sweeps.trials[arm, seed], 60 * grid) for seed in sweeps.seeds], axis=0)
         for arm in sweeps.arms
     }
-    sheet_ = sheet(3.6)
-    axes = sheet_.subplots()
+    drawn = new_figure(3.6)
+    axes = drawn.subplots()
     ends = [value for curve in curves.values() for value in curve if math.isfinite(value)]
     for place, (arm, curve) in enumerate(curves.items()):
         look = ARMS[arm]
-        axes.plot(grid, curve, drawstyle="steps-post", linewidth=1.5, color=look.color, linestyle=look.line)
+        line = {"color": look.color, "linestyle": look.line, "label": look.title}
+        axes.plot(grid, curve, drawstyle="steps-post", linewidth=1.5, **line)
         ends += _whiskers(axes, sweeps, arm, 1.025 ** (place - (len(curves) - 1) / 2))
-    accuracy_axis(axes, "y", zoom(ends), "best validation accuracy so far (%)")
+    accuracy_axis(axes, "y", accuracy_limits(ends), "best validation accuracy so far (%)")
     axes.set(xscale="log", xlim=(grid[0], grid[-1] * 1.12), xlabel="minutes since the command was typed")
     marks = sorted({t for t in (0.25, 0.5, *sweeps.times()) if t >= grid[0]})
     axes.xaxis.set_major_locator(FixedLocator(marks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    handles = [
-        Line2D([], [], color=ARMS[arm].color, linestyle=ARMS[arm].line, label=ARMS[arm].title) for arm in sweeps.arms
-    ]
-    legend(sheet_, handles, columns=2)
-    return sheet_
+    return with_legend(drawn)
 
 
 def running_best(trials: pd.DataFrame, seconds: Floats) -> Floats:

@@ -29,7 +29,7 @@ import joblib
 from matplotlib.figure import Figure
 
 from mnistexp.machine import cpu_model, source_state
-from mnistexp.report.canvas import BLUE, GREY, sheet, styled, to_png
+from mnistexp.report.plot_style import BLUE, GREY, new_figure, styled, to_png
 
 HERE = Path(__file__).parent
 CONFIGS = json.loads((HERE / "configs.json").read_text())
@@ -237,7 +237,7 @@ def machine() -> dict[str, Any]:
 @styled
 def figure(measured: dict[str, list[Figures]]) -> Figure:
     """A bar of trials a minute for each way to run the study, its median written beside, a dot for each round."""
-    drawn = sheet(1.7)
+    drawn = new_figure(1.7)
     axes = drawn.add_subplot()
     names = [name for name in STUDIES if name in measured][::-1]
     for place, name in enumerate(names):

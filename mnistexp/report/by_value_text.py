@@ -8,7 +8,7 @@ from typing import Any
 from mnistexp.analysis import parameters
 from mnistexp.analysis.by_value import Group, Groups, Score, keys, single_config
 from mnistexp.config.schema import format_value
-from mnistexp.report import figures
+from mnistexp.report import comparison_figures
 from mnistexp.report.report_data import ReportData
 from mnistexp.terminal.formatting import accuracy, interval, p_number
 
@@ -54,8 +54,8 @@ def by_value_section(data: ReportData) -> dict[str, Any]:
     names = short_names(found.others)
     scores = ("seeds", "validation", "95 % interval", "test", "95 % interval")
     tests = [group.against_best for group in found.groups if group.against_best]
-    drawn = {"by": figures.by_value(found)} if found.groups else {}
-    drawn |= {"by_number": figures.by_number(found)} if found.number else {}
+    drawn = {"by": comparison_figures.by_value(found)} if found.groups else {}
+    drawn |= {"by_number": comparison_figures.by_number(found)} if found.number else {}
     return {
         "key": found.key,
         "number": found.number,

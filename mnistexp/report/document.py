@@ -25,7 +25,7 @@ from markdown_it.token import Token
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from mnistexp.report import figures
+from mnistexp.report.plot_style import to_png, to_svg
 
 Rows = Sequence[Sequence[str]]
 
@@ -41,12 +41,12 @@ class Report:
     @cached_property
     def png(self) -> dict[str, bytes]:
         """The figures as PNG files."""
-        return {name: figures.to_png(figure, 160) for name, figure in self.figures.items()}
+        return {name: to_png(figure, 160) for name, figure in self.figures.items()}
 
     @cached_property
     def svg(self) -> dict[str, str]:
         """The figures as SVG elements of an HTML page."""
-        return {name: svg_element(figures.to_svg(figure)) for name, figure in self.figures.items()}
+        return {name: to_svg(figure) for name, figure in self.figures.items()}
 
     def markdown(self, folder: str) -> str:
         """Return the report as Markdown, which refers to PNG files in `folder`, a relative path."""
@@ -132,17 +132,6 @@ $css</style>
 $body</body>
 </html>
 """)
-
-
-def svg_element(svg: str) -> str:
-    """Return the drawing of an SVG file as an element of an HTML page.
-
-    HTML needs no namespaces, which look like addresses, and of the ids only those that something refers to.
-    """
-    drawing = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)  # a copy of each text
-    drawing = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", drawing)
-    referred = set(re.findall(r'(?:url\(|href=")#([^")]+)', drawing))
-    return re.sub(r'\sid="([^"]*)"', lambda found: found[0] if found[1] in referred else "", drawing)
 
 
 def _inline_svg(_: RendererHTML, tokens: Sequence[Token], index: int, __: object, env: MutableMapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from mnistexp.config.overrides import parse_parameter_name
 from mnistexp.config.schema import format_value
 from mnistexp.data.dataset import Dataset, Split
 from mnistexp.errors import ConfigError, without_passwords
-from mnistexp.report import confirmation_text, figures
+from mnistexp.report import comparison_figures, confirmation_text, figures, space_figures
 from mnistexp.report.by_value_text import answer_rows, by_value_section, hint, short_names
 from mnistexp.report.document import Report
 from mnistexp.report.report_data import ReportData
@@ -135,7 +135,7 @@ def _real(data: ReportData) -> Values:
         "rows": [_rival_row(rival) for rival in found.rivals[:RIVALS]],
         "others": len(found.rivals),
         "confirm": confirm,
-        "rivals": figures.rivals(found.rivals, found.best.number),
+        "rivals": comparison_figures.rivals(found.rivals, found.best.number),
     }
 
 
@@ -158,8 +158,8 @@ def _confirmed(data: ReportData) -> Values:
         "head": (*confirmation_text.HEAD[:-1], last),
         "rows": confirmation_text.rows(found),
         "sentences": list(filter(None, sentences)),
-        "confirmed": figures.confirmed(found),
-        **({"noise": figures.noise(found.configs)} if len(found.configs) > 1 else {}),
+        "confirmed": comparison_figures.confirmed(found),
+        **({"noise": comparison_figures.noise(found.configs)} if len(found.configs) > 1 else {}),
     }
 
 
@@ -191,10 +191,10 @@ def _parameters(data: ReportData) -> Values:
     if shares.shares:
         values["importances"] = figures.importances(shares.shares)
     if data.keys and data.history.complete:
-        values["slices"] = figures.slices(found, data.keys, log)
-        values["parallel"] = figures.parallel(found, data.keys, log)
+        values["slices"] = space_figures.slices(found, data.keys, log)
+        values["parallel"] = space_figures.parallel(found, data.keys, log)
         if data.axes:
-            values["heatmap"] = figures.heatmap(found, x, y, log)
+            values["heatmap"] = space_figures.heatmap(found, x, y, log)
     return values
 
 
