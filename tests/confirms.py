@@ -12,7 +12,7 @@ from mnistexp.analysis import confirmation, history
 from mnistexp.analysis.confirmation import Confirmation
 from mnistexp.commands import confirm
 from mnistexp.commands.args import CommandArgs
-from mnistexp.commands.confirm import Question
+from mnistexp.commands.confirm import Confirm
 from mnistexp.config import compose as configs
 from mnistexp.config.schema import RunConfig
 from mnistexp.study.database import Database
@@ -34,12 +34,15 @@ def with_hits(fit: FitResult, right: np.ndarray) -> FitResult:
 class Networks(FakeExecutor):
     """A fake executor whose networks are right about as many images as their accuracy says, the easy ones first."""
 
+    weights_hash = ""
+
     def next_event(self, timeout: float) -> Event | None:
         event = super().next_event(timeout)
         if isinstance(event, Finished):
             right = np.arange(IMAGES) < round(IMAGES * event.result.fit.best.val_accuracy)
+            other = {"weights_hash": self.weights_hash} if self.weights_hash else {}
             fit = with_hits(event.result.fit, right)
-            return Finished(event.job, event.result.model_copy(update={"fit": fit}))
+            return Finished(event.job, event.result.model_copy(update={"fit": fit, **other}))
         return event
 
 
@@ -68,23 +71,26 @@ class Person:
     script: Script = by_accuracy
     workers: int = 2
     executors: list[Networks] = field(default_factory=list)
+    name: str = "digits"  # of the study
+    weights_hash: str = ""  # of all networks, if given
 
     def confirm(self, top: int = 3, seeds: int = 2, *overrides: str) -> int:
         """Type it. Returns: the exit code."""
-        request = configs.parse_request(["data=digits", "tracking=none", *overrides])
+        request = configs.parse_request(["data=digits", *(overrides or ["tracking=none"])])
         config = configs.compose(request)
         study = self.study()
         space, prepared = confirm.prepare(request, config, study, top, seeds)
-        session, own = RunContext(prepared, {}, {}), CommandArgs(flags={"-q": True})
-        return confirm.answer(Question(study, space, prepared, session, self.database, self.tracker, own, self._start))
+        context, args = RunContext(prepared, {}, {}), CommandArgs(flags={"-q": True})
+        return Confirm(study, space, context, self.database, self.tracker, args, self._start).run()
 
     def _start(self, prepared: PreparedRun, at_most: int) -> WorkerPool:
         self.executors.append(Networks(self.script, self.workers))
+        self.executors[-1].weights_hash = self.weights_hash
         return self.executors[-1]
 
     def study(self) -> history.History:
         """The study's history."""
-        return history.load(self.database.storage, "digits")
+        return history.load(self.database.storage, self.name)
 
     def found(self) -> Confirmation:
         """What the newest confirmation found."""

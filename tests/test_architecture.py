@@ -49,7 +49,7 @@ EXACT = {  # modules with a stricter rule than their package
 HOMES = {  # library: the packages and modules that may import it
     "tensorflow": "training",
     "keras": "training",
-    "mlflow": "tracking training.export",
+    "mlflow": "tracking training.inference",
     "hydra": "config.compose config.overrides search.distributions",
     "optuna": "study search.samplers analysis.history",
     "ray": "workers.ray",

@@ -15,7 +15,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mnistexp.errors import StoreError
 from mnistexp.study.progress import Best
-from mnistexp.study.study import VERDICT
 from mnistexp.study.trial_attrs import BASELINE, REASON, RECORD
 from mnistexp.tracking.records import RunRecord, State, parse_record
 from mnistexp.training.results import FitResult, objective_value
@@ -72,7 +71,6 @@ class History:
     trials: tuple[Trial, ...]
     fingerprint: Mapping[str, str]  # "search.NAME": distribution as JSON; "data": the data's; the fixed settings
     config_dir: Path | None
-    verdict: str = ""  # of a confirmation: whether its config became the champion
 
     @property
     def complete(self) -> tuple[Trial, ...]:
@@ -111,8 +109,8 @@ def load(storage: Storage, name: str) -> History:
     if not isinstance(fingerprint, dict):
         raise StoreError(f"study.name={name}: was not made by mnistexp; give another study.name")
     trials = tuple(_trial(trial) for trial in study.get_trials(deepcopy=False, states=tuple(STATES)))
-    study_id, verdict = (str(study.user_attrs.get(key, "")) for key in ("id", VERDICT))
-    return History(name, study_id, trials, fingerprint, Path(folder) if folder else None, verdict)
+    study_id = str(study.user_attrs.get("id", ""))
+    return History(name, study_id, trials, fingerprint, Path(folder) if folder else None)
 
 
 def best(storage: Storage, name: str) -> tuple[Best, Path | None]:

@@ -1,141 +1,101 @@
-"""What a confirmation found, in words and rows: for the terminal, for MLflow's page, for the report."""
+"""A confirmation as a table and fixed sentences, for the terminal, the page in MLflow and the report."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from mnistexp.analysis.confirmation import Confirmation, ConfirmedConfig, TestScore
 from mnistexp.study.progress import Progress
-from mnistexp.terminal.formatting import listed
+from mnistexp.study.repeats import RepeatSpace
+from mnistexp.terminal.console import wrap
+from mnistexp.terminal.formatting import counted, trials
 from mnistexp.tracking.records import RunRecord
 
-WIDTH = 100
-MOST_ROWS = 40  # on MLflow's page: it takes 8,000 characters for all
+MOST_ROWS = 40  # on MLflow's page, which has at most 8,000 characters
 
-HEAD = ("trial", "mean", "95 % interval", "sd, seeds", "sd, images", "in the sweep", "behind")
+HEAD = ("trial", "mean", "95 % interval", "sd, seeds", "sd, images", "in the study", "difference")
 
 
 def rows(confirmation: Confirmation) -> list[tuple[str, ...]]:
-    """The ranking, best first, under HEAD."""
+    """Return the ranking, best first, in the columns of HEAD."""
     return [_row(each) for each in confirmation.configs]
 
 
-def _row(rival: ConfirmedConfig) -> tuple[str, ...]:
-    interval, noise, behind = rival.interval, rival.noise, rival.difference
-    lead = f"{behind.mean:.4f} ({behind.low:+.4f} to {behind.high:+.4f})" if behind else ""
+def _row(each: ConfirmedConfig) -> tuple[str, ...]:
+    interval, noise, difference = each.interval, each.noise, each.difference
     return (
-        f"#{rival.number}",
+        f"#{each.number}",
         f"{interval.mean:.4f}",
-        f"{max(0.0, interval.low):.4f} to {min(1.0, interval.high):.4f}",  # Student's t knows no ends
+        f"{max(0.0, interval.low):.4f} to {min(1.0, interval.high):.4f}",  # Student's t has no bounds
         f"{noise.seed_sd:.4f}",
         f"{noise.split_sd:.4f}",
-        f"{rival.val_accuracy:.4f}",
-        lead,
+        f"{each.val_accuracy:.4f}",
+        f"{difference.mean:.4f} ({difference.low:+.4f} to {difference.high:+.4f})" if difference else "",
     )
 
 
 def sentences(confirmation: Confirmation) -> list[str]:
-    """What it means."""
-    return [
-        *_about_luck(confirmation),
-        *_about_order(confirmation),
-        _about_noise(confirmation),
-        *_about_failures(confirmation),
-    ]
-
-
-def _about_luck(confirmation: Confirmation) -> Iterable[str]:
-    """How far the sweep's own winner falls back."""
-    winner = next((rival for rival in confirmation.configs if rival.number == confirmation.winner), None)
-    if winner is None:  # told among the failures
-        return
-    mean, half = winner.interval.mean, winner.interval.high - winner.interval.mean
-    luck = winner.val_accuracy - mean
-    told = (
-        f"about {luck:.4f} of it was luck" if luck >= 0.00005 else "there was no luck in it that new seeds could take"
-    )
-    yield (
-        f"The sweep's own winner, #{winner.number}, scored {winner.val_accuracy:.4f} there, and "
-        f"{mean:.4f} ± {half:.4f} over {confirmation.seeds} fresh seeds: {told}."
-    )
-
-
-def _about_order(confirmation: Confirmation) -> Iterable[str]:
-    """Which is best, and which can't be told apart from it."""
-    best, *others = confirmation.configs
-    if not others:
-        return
-    alike = [f"#{rival.number}" for rival in others if not rival.significant]
-    behind = [f"#{rival.number}" for rival in others if rival.significant]
-    parts = []
-    if alike:
-        parts.append(f"{listed(alike)} can't be told apart from it")
-    if behind:
-        parts.append(f"{listed(behind)} {'is' if len(behind) == 1 else 'are'} behind by more than the noise")
-    yield (
-        f"#{best.number} is best by its mean; {', and '.join(parts)} (seeds and images both counted, corrected for "
-        f"having picked it)."
-    )
-
-
-def _about_noise(confirmation: Confirmation) -> str:
-    noise = confirmation.chosen.noise
-    return (
-        f"One run of #{confirmation.chosen.number} moves by {noise.seed_sd:.4f} (sd) from seed to seed, and by "
-        f"{noise.split_sd:.4f} from one draw of such images to the next. The images here are those that the sweep "
-        f"chose by, so luck with them is still in these numbers; it isn't in the test score."
-    )
-
-
-def _about_failures(confirmation: Confirmation) -> Iterable[str]:
+    """Return what the ranking shows."""
+    found, others = [], confirmation.configs[1:]
+    equal = sum(not each.significant for each in others)
+    if others:
+        found.append(
+            f"#{confirmation.chosen.number} has the best mean. No significant difference to {equal} of "
+            f"{counted(len(others), 'other config')} (differences paired by seed and image, with "
+            f"{100 * confirmation.level:.3g} % intervals: Bonferroni over all pairs)."
+        )
+    winner = next((each for each in confirmation.configs if each.number == confirmation.winner), None)
+    if winner is not None:
+        found.append(
+            f"Selection bias of the study's best trial, #{winner.number} (accuracy in the study minus the mean over "
+            f"fresh seeds): {winner.val_accuracy - winner.interval.mean:+.4f}."
+        )
     if confirmation.left_out:
-        numbers = [f"#{number}" for number in confirmation.left_out]
-        it = "it" if len(numbers) == 1 else "each"
-        yield f"{listed(numbers)} {'is' if len(numbers) == 1 else 'are'} left out: a run of {it} failed."
-
-
-def line(record: RunRecord, progress: Progress) -> str:
-    """One run that ended."""
-    done = f"{progress.done:>3}/{progress.total}"
-    if record.result is None:
-        return f"{done}  failed: {record.reason}  {record.name}"
-    fit = record.result.fit
-    return f"{done}  val {fit.best.val_accuracy:.4f}  {record.ended - record.started:5.1f} s  {record.name}"
+        found.append(f"Left out, because a run failed: {trials(confirmation.left_out)}.")
+    found.append(
+        "The validation images are those of the study, so a selection bias from the images may remain; "
+        "the test score has none."
+    )
+    return found
 
 
 def test_sentence(test: TestScore) -> str:
-    """The one number that nothing was chosen by."""
+    """Return the test score of the chosen network."""
     return (
-        f"test accuracy {test.accuracy:.4f} (95 % interval {test.low:.4f} to {test.high:.4f}) "
-        f"on {test.images:,} images, of the network with seed {test.seed}, "
-        f"whose validation accuracy is {test.val_accuracy:.4f}"
+        f"test accuracy {test.accuracy:.4f} (95 % interval {test.low:.4f} to {test.high:.4f}, {test.images:,} images); "
+        f"the network of seed {test.seed}, validation accuracy {test.val_accuracy:.4f}"
     )
 
 
 def lines(confirmation: Confirmation) -> Iterable[str]:
-    """The ranking and what it means, for a terminal."""
-    yield f"\n{_title(confirmation)}\n"
-    yield from _aligned([_head(confirmation), *rows(confirmation)])
+    """Yield the ranking and its sentences, for a terminal."""
+    yield f"\nvalidation accuracy, {confirmation.seeds} fresh seeds each\n"
+    yield from _aligned([HEAD, *rows(confirmation)])
     yield ""
-    for sentence in sentences(confirmation):
-        yield from wrapped(sentence)
+    yield from chain.from_iterable(wrap(sentence, "  ", "    ") for sentence in sentences(confirmation))
 
 
-def wrapped(sentence: str) -> list[str]:
-    """A sentence as a terminal's lines."""
-    return textwrap.wrap(sentence, WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+def test_lines(confirmation: Confirmation) -> Iterable[str]:
+    """Yield the test score of the chosen network, for a terminal."""
+    assert confirmation.test is not None
+    weights = "the same weights as" if confirmation.test.same_weights else "other weights than"
+    yield f"\nchosen and tested once: #{confirmation.chosen.number}"
+    for sentence in (
+        f"{test_sentence(confirmation.test)}.",
+        f"The tested network has {weights} the run above.",
+        f"Networks tested by the confirmations of this study: {confirmation.test_evaluations}.",
+    ):
+        yield from wrap(sentence, "  ", "    ")
 
 
-def _title(confirmation: Confirmation) -> str:
-    count = len(confirmation.configs)
-    what = f"{count} best configs" if count > 1 else "best config"
-    return f"The {what}, each with {confirmation.seeds} fresh seeds: validation accuracy"
-
-
-def _head(confirmation: Confirmation) -> tuple[str, ...]:
-    """HEAD, with the level at which the last column's intervals hold together."""
-    return (*HEAD[:-1], f"behind ({100 * confirmation.level:.3g} %)" if len(confirmation.configs) > 1 else "")
+def line(record: RunRecord, progress: Progress) -> str:
+    """Return the line of one run that ended."""
+    done = f"{progress.done:>3}/{progress.total}"
+    if record.result is None:
+        return f"{done}  failed: {record.reason}  {record.name}"
+    accuracy = record.result.fit.best.val_accuracy
+    return f"{done}  val {accuracy:.4f}  {record.ended - record.started:5.1f} s  {record.name}"
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> Iterable[str]:
@@ -145,15 +105,23 @@ def _aligned(table: Sequence[Sequence[str]]) -> Iterable[str]:
         yield f"  {'  '.join(cells)}  {row[-1]}".rstrip()
 
 
+def progress_page(space: RepeatSpace, progress: Progress) -> str:
+    """Return the description of the parent run in MLflow while the repeats run."""
+    numbers = trials([candidate.number for candidate in space.candidates])
+    return (
+        f"Trials {numbers} of study **{space.study}**, each with {space.count} fresh seeds: {progress.done} of "
+        f"{progress.total} runs are done. None of them evaluates the test split."
+    )
+
+
 def page(confirmation: Confirmation) -> str:
-    """The description of its parent run in MLflow, as Markdown."""
-    head = _head(confirmation)
-    table = [head, ("---",) * len(head), *rows(confirmation)[:MOST_ROWS]]
-    test = test_sentence(confirmation.test) if confirmation.test else "it was not tested yet"
-    found = [
-        f"**#{confirmation.chosen.number}** is the chosen one: {test}.",
+    """Return the description of the parent run in MLflow, as Markdown."""
+    table = [HEAD, ("---",) * len(HEAD), *rows(confirmation)[:MOST_ROWS]]
+    test = test_sentence(confirmation.test) if confirmation.test else "not tested yet"
+    blocks = [
+        f"**#{confirmation.chosen.number}** is chosen: {test}.",
         confirmation.decision,
         "\n".join(f"| {' | '.join(row)} |" for row in table),
         *sentences(confirmation),
     ]
-    return "\n\n".join(filter(None, found))
+    return "\n\n".join(filter(None, blocks))

@@ -11,7 +11,7 @@ from mnistexp.errors import ConfigError, StoreError
 from mnistexp.search.space import Space
 from mnistexp.study.trial_attrs import StudyAttrs
 
-CONFIRMATION = "search.contenders"  # a key of a study that repeats the best configs of another study
+CONFIRMATION = "search.candidates"  # a key of a study that repeats the best configs of another study
 
 
 def fingerprint(space: Space, config: Config, data_fingerprint: str) -> dict[str, str]:

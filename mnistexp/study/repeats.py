@@ -1,195 +1,197 @@
-"""A study's best configs, to be trained again with fresh seeds: what a confirmation draws its runs from."""
+"""The study of a confirmation: the best configs of another study, each trained again with several fresh seeds."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
-from mnistexp.analysis.history import History, Trial
+import optuna
+from optuna.storages import BaseStorage
+
 from mnistexp.config.compose import signature
 from mnistexp.config.schema import Config, RunConfig
 from mnistexp.search.distributions import Scalar, Suggester
 from mnistexp.search.space import Suggestion
-from mnistexp.tracking import run_context
-from mnistexp.tracking.run_context import RunContext
+from mnistexp.study.database import Database
+from mnistexp.tracking.records import RunRecord, parse_record
+from mnistexp.tracking.run_context import RunContext, run_name
 
-MOST_SEEDS = 10_000
-"""Optuna wants a bound; a confirmation may be given more seeds later, under the same name."""
+MAX_SEEDS = 1000
+"""Optuna needs a bound. A confirmation may get more seeds later, under the same name."""
+
+TEST = "mnistexp.test"  # a study attribute for each tested run, TEST.CONFIG_INDEX.SEED_INDEX: its record
+DECISION = "mnistexp.decision"  # a study attribute: whether the tested network became the champion, and why
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A trial that is to show whether it was good or lucky."""
+class Candidate:
+    """A trial whose config is trained again."""
 
-    number: int
-    val_accuracy: float  # its score in the sweep
+    number: int  # of the trial in the confirmed study
+    val_accuracy: float  # there
     config: RunConfig
     overrides: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Point:
+class Repeat(NamedTuple):
     """One run of a confirmation."""
 
-    rival: int  # place among the contenders, from 0
-    repeat: int  # from 0; the same repeat has the same seed for every contender
-
-
-def of_study(history: History, top: int) -> tuple[Contender, ...]:
-    """A study's best configs, best first, `top` at most; one that differs by its seed alone counts once."""
-    found: dict[str, Contender] = {}
-    for each in map(contender, history.ranked):
-        found.setdefault(signature(each.config, seed=False), each)
-    return tuple(found.values())[:top]
-
-
-def contender(trial: Trial) -> Contender:
-    """A complete trial as one that is to be trained again."""
-    assert trial.record is not None
-    assert trial.val_accuracy is not None
-    return Contender(trial.number, trial.val_accuracy, trial.record.config, trial.record.overrides)
+    config_index: int  # among the candidates, from 0
+    seed_index: int  # from 0; all candidates have the same seed at the same index
 
 
 def prefix(study: str) -> str:
-    """How the names of a study's confirmations begin; a name has a hundred characters at most."""
+    """Return how the names of a study's confirmations begin; a study name has at most 100 characters."""
     return f"{study[:60]}.confirm."
 
 
-def study_name(history: History, contenders: Sequence[Contender]) -> str:
-    """The confirmation's own study: the same question has the same name, so it is gone on with."""
-    return prefix(history.name) + hashlib.sha256(_whose(history.id, contenders).encode()).hexdigest()[:8]
-
-
-def final_name(name: str, point: Point) -> str:
-    """The study of a confirmation's last run, the one that is tested."""
-    return f"{name}.final.{point.rival}.{point.repeat}"
-
-
-def fresh_seeds(study_seed: object, count: int, taken: Sequence[int]) -> tuple[int, ...]:
-    """Seeds that no contender was trained with in the sweep; more of them begin with the fewer."""
-    seeds: list[int] = []
-    for attempt in range(count + len(taken) + MOST_SEEDS):
+def fresh_seeds(study_seed: object, candidates: Sequence[Candidate]) -> tuple[int, ...]:
+    """Return MAX_SEEDS seeds that no candidate was trained with in the confirmed study."""
+    used, seeds, attempt = {each.config.seed for each in candidates}, dict[int, None](), 0
+    while len(seeds) < MAX_SEEDS:
         seed = int.from_bytes(hashlib.sha256(f"{study_seed} confirm {attempt}".encode()).digest()[:4], "big")
-        if len(seeds) < count and seed not in taken and seed not in seeds:
-            seeds.append(seed)
-        if len(seeds) == count:
-            break
+        attempt += 1
+        if seed not in used:
+            seeds[seed] = None
     return tuple(seeds)
-
-
-def seeds_of(study: History, contenders: Sequence[Contender], count: int) -> tuple[int, ...]:
-    """The first so many fresh seeds of a study's confirmation."""
-    return fresh_seeds(study.fingerprint.get("seed"), count, [contender.config.seed for contender in contenders])
-
-
-def _whose(study_id: str, contenders: Sequence[Contender]) -> str:
-    return json.dumps({"study": study_id, "trials": [contender.number for contender in contenders]})
-
-
-# ------------------------------------------------------------------------------------------------ the space
 
 
 @dataclass(frozen=True)
 class RepeatSpace:
-    """Contenders times seeds, as the space that a study draws from: see search_space.Space.
+    """Candidates times seeds, as the space that a study draws its trials from; see search.space.Space.
 
-    Optuna's parameters are `rival` and `repeat`. All contenders have their first seed before any has its second, so
-    that a confirmation that is cut short still compares like with like.
+    Optuna's parameters are `config_index` and `seed_index`. All candidates are trained with the first seed before any
+    is trained with the second, so an interrupted confirmation still compares configs with equal seeds.
     """
 
-    study: History
-    contenders: tuple[Contender, ...]
-    base: Config  # today's stores and executor, and where the data are here
-    seeds: tuple[int, ...]
-    final: Point | None = None  # only this one, to be tested
+    study: str  # the confirmed study
+    study_id: str
+    candidates: tuple[Candidate, ...]
+    seeds: tuple[int, ...]  # of fresh_seeds
+    count: int  # how many of the seeds are run
+    base: Config  # the stores, the executor and the place of the data for this command
 
     @property
-    def todo(self) -> tuple[Point, ...]:
-        """The runs, in their order."""
-        if self.final is not None:
-            return (self.final,)
-        return tuple(Point(rival, repeat) for repeat in range(len(self.seeds)) for rival in range(len(self.contenders)))
-
-    def tested(self, point: Point) -> RepeatSpace:
-        """The space of the one run that is tested, whose seed may be of an earlier confirm that had more of them."""
-        count = max(len(self.seeds), point.repeat + 1)
-        return replace(self, seeds=seeds_of(self.study, self.contenders, count), final=point)
+    def study_name(self) -> str:
+        """The name of the confirmation's study; the same candidates give the same name, so it is resumed."""
+        return prefix(self.study) + hashlib.sha256(self.fingerprint()["candidates"].encode()).hexdigest()[:8]
 
     def fingerprint(self) -> dict[str, str]:
-        """The study and its trials that are compared; not how many seeds: there may be more of them later."""
-        final = {"final": json.dumps([self.final.rival, self.final.repeat])} if self.final else {}
-        return {"contenders": _whose(self.study.id, self.contenders), **final}
+        """Return the fingerprint: the study and its trials, but not the number of seeds, which may grow."""
+        numbers = [candidate.number for candidate in self.candidates]
+        return {"candidates": json.dumps({"study": self.study_id, "trials": numbers})}
 
     def descriptions(self) -> dict[str, str]:
-        numbers = ", ".join(f"#{contender.number}" for contender in self.contenders)
-        return {"rival": f"trials {numbers} of {self.study.name}", "repeat": f"{len(self.seeds)} fresh seeds"}
+        numbers = ", ".join(f"#{candidate.number}" for candidate in self.candidates)
+        return {"config_index": f"trials {numbers} of {self.study}", "seed_index": f"{self.count} fresh seeds"}
 
     def baseline(self) -> tuple[Suggestion, dict[str, Scalar]]:
-        return self._draw(self.todo[0]), _params(self.todo[0])
+        return self._suggestion(Repeat(0, 0)), Repeat(0, 0)._asdict()
 
     def points(self) -> Iterator[dict[str, Scalar]]:
-        return map(_params, self.todo)
+        for seed_index in range(self.count):
+            for config_index in range(len(self.candidates)):
+                yield Repeat(config_index, seed_index)._asdict()
 
     def suggest(self, trial: Suggester, seed: int | None = None) -> Suggestion:
-        only = self.final  # which may be drawn a second time, if its first run failed
-        rivals = (only.rival, only.rival) if only else (0, len(self.contenders) - 1)
-        repeats = (only.repeat, only.repeat) if only else (0, MOST_SEEDS - 1)
-        rival = trial.suggest_int("rival", *rivals, step=1, log=False)
-        return self._draw(Point(rival, trial.suggest_int("repeat", *repeats, step=1, log=False)))
+        config_index = trial.suggest_int("config_index", 0, len(self.candidates) - 1, step=1, log=False)
+        seed_index = trial.suggest_int("seed_index", 0, MAX_SEEDS - 1, step=1, log=False)
+        return self._suggestion(Repeat(config_index, seed_index))
 
     def suggest_baseline(self, trial: Suggester) -> Suggestion:
         return self.suggest(trial)
 
-    def config(self, point: Point) -> RunConfig:
-        """What a run trains: a contender's config, its seed and where the data are apart."""
-        fresh = {"seed": self.seeds[point.repeat], "data": self.base.data}
-        trainer = self.contenders[point.rival].config.trainer.model_copy(
-            update={"device": self.base.trainer.device, "timeout": self.base.trainer.timeout}
-        )
-        return self.contenders[point.rival].config.model_copy(update={**fresh, "trainer": trainer})
+    def config(self, repeat: Repeat) -> RunConfig:
+        """Return a run's config: the candidate's, with a fresh seed and this command's data and device."""
+        config, base = self.candidates[repeat.config_index].config, self.base
+        here = {"device": base.trainer.device, "timeout": base.trainer.timeout}
+        trainer = config.trainer.model_copy(update=here)
+        fresh = {"seed": self.seeds[repeat.seed_index], "data": base.data, "trainer": trainer}
+        return config.model_copy(update=fresh)
 
-    def _draw(self, point: Point) -> Suggestion:
-        config = self.config(point)
-        kept = [text for text in self.contenders[point.rival].overrides if not text.startswith("seed=")]
+    def overrides(self, repeat: Repeat) -> tuple[str, ...]:
+        """Return the candidate's overrides with the fresh seed."""
+        kept = [text for text in self.candidates[repeat.config_index].overrides if not text.startswith("seed=")]
+        return (*kept, f"seed={self.seeds[repeat.seed_index]}")
+
+    def _suggestion(self, repeat: Repeat) -> Suggestion:
+        config = self.config(repeat)
         nodes = {node: getattr(config, node) for node in RunConfig.model_fields}
-        return Suggestion((*kept, f"seed={config.seed}"), self.base.model_copy(update=nodes))
+        return Suggestion(self.overrides(repeat), self.base.model_copy(update=nodes))
 
 
-def _params(point: Point) -> dict[str, Scalar]:
-    return {"rival": point.rival, "repeat": point.repeat}
+@dataclass(frozen=True, kw_only=True)
+class RepeatContext(RunContext):
+    """A RunContext that names and tags each run by the trial that it repeats. Make one with `of`."""
 
+    space: RepeatSpace
 
-# ---------------------------------------------------------------------------------------------- the records
-
-
-@dataclass(frozen=True)
-class ConfirmSession(RunContext):
-    """A session whose runs say in their names and tags what they repeat."""
-
-    study: str = ""
-    labels: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # config's signature → trial, repeat
-    final: Mapping[str, str] = field(default_factory=dict)  # further tags, of the run that is tested
+    @classmethod
+    def of(cls, context: RunContext, space: RepeatSpace) -> RepeatContext:
+        """Return a command's context for the runs of this confirmation."""
+        return cls(**vars(context), space=space)
 
     def tags(self) -> dict[str, str]:
-        return {**super().tags(), "confirms": self.study, **self.final}
+        return {**super().tags(), "confirms": self.space.study}
 
     def trial_name(self, number: int, config: RunConfig) -> str:
         return self.title(config)
 
-    def trial_tags(self, config: RunConfig) -> Mapping[str, str]:
-        rival, repeat = self.labels[signature(config)]
-        return {"rival": str(rival), "repeat": str(repeat)}
+    def trial_tags(self, config: RunConfig) -> dict[str, str]:
+        candidate, seed_index = self._repeated(config)
+        return {"confirms_trial": str(candidate.number), "seed_index": str(seed_index)}
 
     def title(self, config: RunConfig) -> str:
-        """A name that reads well in a table: '#17 again 2: adam lr=0.0031 relu 300 b=128'."""
-        rival, repeat = self.labels[signature(config)]
-        which = "tested" if self.final else f"again {repeat + 1}"
-        return f"#{rival} {which}: {run_context.run_name(config)}"
+        """Return a run name such as '#17 seed 2: adam lr=0.0031 relu 300 b=128'."""
+        candidate, seed_index = self._repeated(config)
+        return f"#{candidate.number} seed {seed_index + 1}: {run_name(config)}"
+
+    def _repeated(self, config: RunConfig) -> tuple[Candidate, int]:
+        return self._by_signature[signature(config, seed=False)], self.space.seeds.index(config.seed)
+
+    @cached_property
+    def _by_signature(self) -> dict[str, Candidate]:
+        firsts = [self.space.config(Repeat(index, 0)) for index in range(len(self.space.candidates))]
+        return {signature(config, seed=False): each for config, each in zip(firsts, self.space.candidates, strict=True)}
 
 
-def session(found: RunContext, space: RepeatSpace, final: Mapping[str, str] | None = None) -> ConfirmSession:
-    """A command's session as one of this confirmation's."""
-    labels = {signature(space.config(each)): (space.contenders[each.rival].number, each.repeat) for each in space.todo}
-    return ConfirmSession(**vars(found), study=space.study.name, labels=labels, final=final or {})
+# ----------------------------------------------------------------------- the tested run and the decision
+
+
+def tested_runs(storage: BaseStorage, name: str) -> dict[Repeat, RunRecord]:
+    """Return the records of a confirmation's runs that evaluated the test split. Raises: StoreError."""
+    found = {}
+    for key, plain in _attributes(storage, name).items():
+        if key.startswith(f"{TEST}."):
+            config_index, seed_index = key.removeprefix(f"{TEST}.").split(".")
+            found[Repeat(int(config_index), int(seed_index))] = parse_record(plain)
+    return found
+
+
+def keep_tested_run(database: Database, name: str, repeat: Repeat, record: RunRecord) -> None:
+    """Store the record of a tested run."""
+    key = f"{TEST}.{repeat.config_index}.{repeat.seed_index}"
+    _set(database, name, key, record.model_dump(mode="json"))
+
+
+def decision(storage: BaseStorage, name: str) -> str:
+    """Return whether a confirmation's network became the champion, and why; empty before that was decided."""
+    return str(_attributes(storage, name).get(DECISION, ""))
+
+
+def keep_decision(database: Database, name: str, text: str) -> None:
+    """Store whether the tested network became the champion, and why."""
+    _set(database, name, DECISION, text)
+
+
+def _attributes(storage: BaseStorage, name: str) -> Mapping[str, Any]:
+    return optuna.load_study(study_name=name, storage=storage).user_attrs
+
+
+def _set(database: Database, name: str, key: str, value: object) -> None:
+    study = database.retry(lambda: optuna.load_study(study_name=name, storage=database.storage))
+    database.retry(lambda: study.set_user_attr(key, value))

@@ -49,8 +49,6 @@ from mnistexp.tracking.records import RunRecord, State, parse_record
 from mnistexp.tracking.run_context import RunContext, check_fit
 from mnistexp.training.results import EpochScores, objective_value
 
-VERDICT = "mnistexp.verdict"  # a confirmation's decision about the champion
-
 STATES = {"COMPLETE": TrialState.COMPLETE, "PRUNED": TrialState.PRUNED, "FAILED": TrialState.FAIL}
 
 P = ParamSpec("P")
@@ -82,12 +80,6 @@ def trial_seed(study_seed: int, number: int) -> int:
     if number == 0:
         return study_seed
     return int.from_bytes(hashlib.sha256(f"{study_seed} {number}".encode()).digest()[:4], "big")
-
-
-def keep_verdict(database: Database, name: str, text: str) -> None:
-    """Store a confirmation's decision about the champion in its study."""
-    study = database.retry(lambda: optuna.load_study(study_name=name, storage=database.storage))
-    database.retry(lambda: study.set_user_attr(VERDICT, text))
 
 
 # ------------------------------------------------------------------------------------------- shared study

@@ -94,7 +94,6 @@ class Sweep:
     Args:
         evaluate_test: whether trials evaluate the test split.
         title, page: see ParentRun.
-        parent: returns the id of another sweep's run, in which the runs are grouped instead.
     """
 
     def __init__(
@@ -108,15 +107,13 @@ class Sweep:
         evaluate_test: bool = True,
         title: str = "",
         page: Callable[[Progress], str] | None = None,
-        parent: Callable[[], str] | None = None,
     ) -> None:
         self._database, self._callbacks, self._evaluate_test = database, callbacks, evaluate_test
         self._config = context.prepared.config
         database.on_retry = callbacks.on_note
         self._study = SharedStudy(database, context, space)
         self._parent = ParentRun(database, context, space, self._study, tracker, title, page)
-        self._owns_parent = parent is None
-        self._uploads = UploadQueue(self._study, tracker, parent or self.open_parent, callbacks.on_note)
+        self._uploads = UploadQueue(self._study, tracker, self.open_parent, callbacks.on_note)
         self._jobs: dict[int, _Job] = {}
         self._todo: list[ClaimedTrial] = []  # claimed, without a worker yet
         self._ran, self._checked = 0, 0.0
@@ -381,7 +378,7 @@ class Sweep:
         )
 
     def _close_parent(self, summary: Summary, ending: Ending | None) -> None:
-        if not self._owns_parent or self._uploads.parent is None or self._uploads.is_away:
+        if self._uploads.parent is None or self._uploads.is_away:
             return  # the next sweep closes it
         try:
             self._parent.close(self._uploads.parent, self.progress, summary.seconds, summary.parent_cpu_seconds, ending)

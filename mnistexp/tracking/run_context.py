@@ -186,6 +186,8 @@ class RunContext:
             "mlflow.source.git.commit": git.get("commit", ""),
             "git_dirty": str(git.get("dirty", "")).lower(),
             "session": self.session_id,
+            "image_shape": json.dumps(self.prepared.dataset.image_shape),  # `predict` reads these two
+            "classes": str(self.prepared.dataset.classes),
         }
 
     def files(self, worker_info: Mapping[str, Any] | None = None) -> dict[str, str]:

@@ -1,10 +1,10 @@
-"""The child process that asks a network about images. `python -m mnistexp.training.inference`.
+"""The child process that loads a trained network: `python -m mnistexp.training.inference`.
 
-The network is rebuilt from its checked config and given weights alone: nothing that could hold code is loaded. One
-that a function of the user's builds needs that file too, which the user names on the command line, and no record.
+The network is built from its checked config and gets the weights of the file, so no file with code is loaded. A
+network of a user's function also needs the user's file, which comes from the command line and never from a record.
 
-    parent  Question, as one JSON object on stdin
-    child   {"probabilities": [[float, …], …]}, or {"error"}: one sentence
+    parent  a PredictRequest or LogModelRequest as one JSON object on stdin
+    child   {"probabilities": [[float, …], …]}, {"model_id": str} or {"error": one sentence}
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from mnistexp.config import user_code
 from mnistexp.config.schema import RunConfig, Settings, UserCode, UserModel
@@ -25,79 +25,113 @@ from mnistexp.errors import MnistexpError, StoreError
 if TYPE_CHECKING:
     import keras
 
+REQUIREMENTS = ("mlflow", "keras", "tensorflow", "numpy")  # of a logged model, for `mlflow models serve`
 
-class Stored(Settings):
-    """A network as a run's record and its weights say it is."""
+
+class TrainedNetwork(Settings):
+    """A network as a run's record describes it."""
 
     config: RunConfig
-    code: UserCode | None = None  # the user's file of functions
-    weights: str  # a .weights.h5 file
-    weights_hash: str  # what the run's record says of them
+    code: UserCode | None = None  # the user's Python file
+    weights: str  # path of a .weights.h5 file
+    weights_hash: str  # of the run's record
     features: int = Field(ge=1)
     classes: int = Field(ge=2)
 
 
-class Question(Stored):
-    """A network and what it is shown."""
+class PredictRequest(TrainedNetwork):
+    """Images to classify."""
 
-    images: list[list[float]]  # [N, features] in [0, 1]
+    images: list[list[float]]  # [N, features], scaled as for training
+
+
+class LogModelRequest(TrainedNetwork):
+    """A run of MLflow that gets a model."""
+
+    tracking_uri: str
+    run_id: str
+    name: str  # of the logged model
+    metadata: dict[str, str]
 
 
 def main() -> None:
-    """Answer one question."""
-    answer(lambda text: {"probabilities": probabilities(Question.model_validate_json(text))})
-
-
-def answer(work: Callable[[str], Mapping[str, Any]]) -> None:
-    """Do what stdin asks for, and write what comes of it, or why nothing does, as one JSON object to stdout."""
-    sink, sys.stdout = sys.stdout, sys.stderr  # libraries print what they like
+    """Read one request from stdin and write the answer, or the reason of a failure, to stdout."""
+    stdout, sys.stdout = sys.stdout, sys.stderr  # libraries may print
     os.environ["KERAS_BACKEND"] = "tensorflow"
+    request = TypeAdapter[PredictRequest | LogModelRequest](PredictRequest | LogModelRequest).validate_json(
+        sys.stdin.read()
+    )
     try:
-        found = work(sys.stdin.read())
+        answer: dict[str, Any]
+        if isinstance(request, PredictRequest):
+            answer = {"probabilities": predict(request)}
+        else:
+            answer = {"model_id": log_model(request)}
     except MnistexpError as error:
-        found = {"error": str(error)}
-    print(json.dumps(found), file=sink)
+        answer = {"error": str(error)}
+    print(json.dumps(answer), file=stdout)
 
 
-def probabilities(question: Question) -> list[list[float]]:
-    """The probability of each class for each image, [N, classes]. Raises: StoreError as `network`."""
+def predict(request: PredictRequest) -> list[list[float]]:
+    """Return the probability of each class for each image, [N, classes]. Raises: as `load_network`."""
     import keras
     import numpy as np
 
-    logits = network(question)(np.asarray(question.images, np.float32), training=False)
+    logits = load_network(request)(np.asarray(request.images, np.float32), training=False)
     return np.asarray(keras.ops.softmax(logits), np.float64).tolist()  # type: ignore[no-any-return]
 
 
-def network(stored: Stored) -> keras.Model:
-    """A network with its weights: [N, features] to logits [N, classes].
+def log_model(request: LogModelRequest) -> str:
+    """Log a network that returns probabilities to a finished run of MLflow. Returns: the model's id.
 
-    Raises: StoreError if the file holds others; ConfigError if the network is a function's, and another file is given.
+    This is `mlflow.keras.log_model`, which has no argument for the run and would reopen it. An input example is left
+    out, because MLflow 3.17 writes it to a folder that does not exist yet.
+    """
+    import keras
+    import mlflow.keras
+    import numpy as np
+    from mlflow.models import Model, infer_signature
+
+    network = load_network(request)
+    layers = network.layers if isinstance(network, keras.Sequential) else [network]
+    served = keras.Sequential([keras.Input((request.features,)), *layers, keras.layers.Softmax()])
+    example = np.zeros((1, request.features), np.float32)  # for its shape
+    mlflow.set_tracking_uri(request.tracking_uri)
+    logged = Model.log(
+        artifact_path=None,
+        name=request.name,
+        flavor=mlflow.keras,
+        run_id=request.run_id,
+        model=served,
+        model_type="classifier",
+        signature=infer_signature(example, np.asarray(served(example))),
+        pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
+        metadata=request.metadata,
+    )
+    return str(logged.model_id)
+
+
+def load_network(trained: TrainedNetwork) -> keras.Model:
+    """Return a network with its weights: [N, features] to logits [N, classes].
+
+    Raises: StoreError if the file has other weights; ConfigError if the network needs another file of functions.
     """
     from mnistexp.training import trainer
     from mnistexp.training.model import build_model
 
-    weights = Path(stored.weights)
-    user_code.use(stored.code)
-    if isinstance(stored.config.model, UserModel):
-        user_code.require(stored.config.model)
-    model = build_model(stored.config.model, stored.features, stored.classes)
+    model_config, path = trained.config.model, Path(trained.weights)
+    user_code.use(trained.code)
+    if isinstance(model_config, UserModel):
+        user_code.require(model_config)
+    model = build_model(model_config, trained.features, trained.classes)
     try:
-        model.load_weights(weights)
-    except (OSError, ValueError, KeyError):  # Keras's own message is twenty lines, most of them numbers
-        raise StoreError(
-            f"{weights.name}: holds no weights of a network of {_layers(stored)}, as its run says it is"
-        ) from None
-    if trainer.weights_hash(trainer.all_weights(model)) != stored.weights_hash:
-        raise StoreError(f"{weights.name}: holds other weights than the run's record says (by their hash)")
+        model.load_weights(path)
+    except (OSError, ValueError, KeyError):  # Keras's own message has twenty lines
+        shapes = ", ".join(str(tuple(weight.shape)) for weight in model.weights)
+        raise StoreError(f"{path.name}: does not have the weights of the run's network ({shapes})") from None
+    if trainer.weights_hash(trainer.all_weights(model)) != trained.weights_hash:
+        raise StoreError(f"{path.name}: the weights have another hash than the run's record")
     return model
-
-
-def _layers(stored: Stored) -> str:
-    """A network for a reader."""
-    model = stored.config.model
-    if isinstance(model, UserModel):
-        return f"{model.function}({stored.features}, {stored.classes})"
-    return "-".join(map(str, (stored.features, *model.hidden_units, stored.classes)))
 
 
 if __name__ == "__main__":

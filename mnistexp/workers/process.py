@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import platformdirs
 
-from mnistexp.errors import WorkerError
+from mnistexp.errors import StoreError, WorkerError
 from mnistexp.machine import cpu_model, visible_gpus
 from mnistexp.training.messages import Message, Ready, Setup, parse_worker_message
 from mnistexp.workers.pool import Connection, Deliver, Starting, WorkerExit, WorkerPool, worker_count
@@ -211,7 +211,9 @@ def _xla_cache_flag() -> str:
 def ask(module: str, request: Mapping[str, Any], timeout: float = ASK_SECONDS) -> dict[str, Any]:
     """Run `python -m MODULE` with the request as JSON on its stdin, on the CPU and in one thread.
 
-    Returns: the last JSON object that it wrote to its stdout. Raises: WorkerError with the end of its log.
+    Returns: the last JSON object that it wrote to its stdout.
+
+    Raises: StoreError if the object is {"error": sentence}; WorkerError with the end of its log if the process failed.
     """
     try:
         done = subprocess.run(
@@ -230,4 +232,7 @@ def ask(module: str, request: Mapping[str, Any], timeout: float = ASK_SECONDS) -
     answers = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not answers:
         raise WorkerError(f"{module}: ended with exit code {done.returncode}: {log_tail(done.stderr, 3)}")
-    return dict(json.loads(answers[-1]))
+    answer = dict(json.loads(answers[-1]))
+    if "error" in answer:
+        raise StoreError(answer["error"])
+    return answer

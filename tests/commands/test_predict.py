@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import gzip
-import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from PIL import Image
 
 from mnistexp.commands import predict
 from mnistexp.commands.predict import Network
+from mnistexp.config import compose as configs
 from mnistexp.errors import DataError, StoreError
 
 Floats = npt.NDArray[np.float32]
@@ -72,13 +72,8 @@ def photo(digit: Floats, draw: np.random.Generator) -> Image.Image:
 
 def network(kept: Kept, folder: Path, **other: Any) -> Network:
     """The kept network as `predict` finds it."""
-    from mnistexp.config.schema import recorded_config
-    from mnistexp.tracking.registry import Registry
-
-    tags = kept.client().get_run(kept.run_id).data.tags
-    weights = Registry(f"sqlite:///{kept.path / 'mlflow.db'}").weights(kept.run_id, folder)
-    known = {"config": recorded_config(tags["mnistexp.config"]), "weights": weights, "image_shape": (28, 28)}
-    return Network(**{"title": "it", "weights_hash": tags["weights_hash"], "classes": 10, **known, **other})
+    config = configs.compose(configs.parse_request([f"tracking.uri=sqlite:///{kept.path / 'mlflow.db'}"]))
+    return replace(predict._network(config, kept.run_id, folder), **{"title": "it", **other})
 
 
 def test_photos_are_read_as_well_as_the_digits_themselves(kept: Kept) -> None:
@@ -93,7 +88,7 @@ def test_photos_are_read_as_well_as_the_digits_themselves(kept: Kept) -> None:
 
     agree = [answers[original] == answers[taken] for original, taken in files.values()]
     right = [answers[f"{number}.png"] == str(kept.labels[number]) for number in files]
-    assert said.startswith(f"asked: run {kept.run_id} (momentum lr=0.05 relu 64 b=128)")
+    assert said.startswith(f"network: run {kept.run_id} (momentum lr=0.05 relu 64 b=128, ")
     assert np.mean(agree) >= 0.93
     assert np.mean(right) >= 0.93
 
@@ -116,17 +111,15 @@ def test_the_champion_is_asked_where_no_run_is_named(kept: Kept) -> None:
     client = kept.client()
     Image.fromarray((255 * kept.images[0]).astype(np.uint8)).save(kept.path / "seven.png")
     client.create_registered_model("mnist")
-    tags = {"image_shape": json.dumps([28, 28]), "classes": "10"}
-    client.create_model_version("mnist", f"runs:/{kept.run_id}/model", kept.run_id, tags)
+    client.create_model_version("mnist", f"runs:/{kept.run_id}/model", kept.run_id)
     before = mistake_here(kept.path, "predict", "seven.png")
     client.set_registered_model_alias("mnist", "champion", "1")
 
     answers, said = kept.ask("seven.png")
 
     assert before[0].startswith("there is no champion for mnist in sqlite:///")
-    assert before[0].endswith("run `python -m mnistexp sweep` and then `python -m mnistexp confirm` first")
     assert answers == {"seven.png": "7"}
-    assert said.startswith(f"asked: the champion for mnist, version 1 (run {kept.run_id}, validation accuracy 0.9")
+    assert said.startswith(f"network: the champion for mnist, version 1, run {kept.run_id} ")
 
 
 def test_good_pictures_are_answered_beside_bad_ones(kept: Kept) -> None:
@@ -151,23 +144,23 @@ def test_weights_that_are_not_the_runs_are_not_asked(kept: Kept, tmp_path: Path)
     model = wider.config.model.model_copy(update={"hidden_units": (65,)})
     wider = network(kept, tmp_path, config=wider.config.model_copy(update={"model": model}))
 
-    with pytest.raises(StoreError, match=r"it: .*holds other weights than the run's record says"):
-        predict.ask(changed, image)
-    with pytest.raises(StoreError, match=r"it: .*holds no weights of a network of 784-65-10"):
-        predict.ask(wider, image)
+    with pytest.raises(StoreError, match="another hash"):
+        predict.classify(changed, image)
+    with pytest.raises(StoreError, match=r"does not have the weights .*784, 65"):
+        predict.classify(wider, image)
 
 
 def test_grey_images_may_have_a_channel(kept: Kept, tmp_path: Path) -> None:
     """Keras's usual shape, (28, 28, 1), is that of a square picture."""
     plain, channel = (network(kept, tmp_path, image_shape=shape) for shape in ((28, 28), (28, 28, 1)))
 
-    assert predict.ask(channel, [kept.images[0]]) == predict.ask(plain, [kept.images[0]])
+    assert predict.classify(channel, [kept.images[0]]) == predict.classify(plain, [kept.images[0]])
 
 
 def test_images_that_are_not_square_are_told(kept: Kept, tmp_path: Path) -> None:
     """A network on the user's own data may want any shape; a picture has but one meaning as a square."""
-    with pytest.raises(DataError, match="it was trained on images of 8 x 98; pictures can be made square ones alone"):
-        predict.ask(network(kept, tmp_path, image_shape=(8, 98)), [kept.images[0]])
+    with pytest.raises(DataError, match="images of 8 x 98"):
+        predict.classify(network(kept, tmp_path, image_shape=(8, 98)), [kept.images[0]])
 
 
 @pytest.mark.parametrize(
@@ -180,7 +173,7 @@ def test_images_that_are_not_square_are_told(kept: Kept, tmp_path: Path) -> None
             "optimizer.learning_rate: predict takes a recorded config as it is; leave it out, or use the command train",
         ),
         (("here.png", "tracking=none"), "tracking=none: networks are kept in MLflow; leave it out"),
-        (("here.png", "data=fashion_mnist"), "data=fashion_mnist: has clothes, and predict reads digits"),
+        (("here.png", "data=fashion_mnist"), "data=fashion_mnist: has images of clothes, and predict reads digits"),
     ],
 )
 def test_a_mistake_gets_its_sentence(words: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
@@ -201,7 +194,7 @@ def test_no_store_is_told(tmp_path: Path) -> None:
 
     [told] = mistake_here(tmp_path, "predict", "here.png")
 
-    assert told.endswith("mlflow.db: nothing is registered here; run `python -m mnistexp confirm` first")
+    assert told.endswith("mlflow.db: no runs are logged here; run `python -m mnistexp sweep` first")
 
 
 def test_a_run_without_weights_is_told(kept: Kept) -> None:

@@ -71,9 +71,9 @@ def test_the_better_study_takes_the_alias(champions: tuple[Folder, list[str]]) -
     """The first is champion, the better one takes the alias, and the first, typed again, doesn't take it back."""
     folder, (first, second, third) = champions
 
-    assert "Version 1 of digits is the champion now: there was none." in first
-    assert re.search(r"Version 2 of digits is the champion now: it is ahead of version 1 by 0\.\d+ \(", second)
-    assert third == f"{first} Since then version 2 has become it."
+    assert "Version 1 of digits is the champion now; there was none." in first
+    assert re.search(r"Version 2 of digits is the champion now; it is better than version 1 by \+0\.\d+ \(", second)
+    assert third == f"{first} Since then, version 2 has become the champion."
     assert the_champion(folder).tags["study"] == "good"
 
 
@@ -90,7 +90,7 @@ def test_a_confirmation_is_told_and_kept(champions: tuple[Folder, list[str]]) ->
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert not any("test_accuracy" in run.data.metrics for run in sealed)
     assert f"test accuracy {tested[0].data.metrics['test_accuracy']:.4f}" in said[1]
-    assert "bit by bit: the weights are those of its run above" in said[1]
+    assert "the same weights as the run above" in said[1]
     assert parents[0].info.run_name == "confirm good"
     assert "is the champion now" in parents[0].data.tags["mlflow.note.content"]
 
@@ -195,5 +195,5 @@ def test_predict_asks_the_champion(champions: tuple[Folder, list[str]]) -> None:
     said = folder.run("predict", *(f"{number}.png" for number in range(20)))
 
     answers = [int(line.split()[1]) for line in said.stdout.splitlines()]
-    assert said.stderr.startswith("asked: the champion for digits, version 2 (run ")
+    assert said.stderr.startswith("network: the champion for digits, version 2, run ")
     assert np.mean(answers == dataset.validation.labels[:20]) >= 0.7
