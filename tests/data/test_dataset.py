@@ -3,14 +3,14 @@ from __future__ import annotations
 import gzip
 import io
 import re
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from configs import config
 
-from mnistexp.data.dataset import Dataset, load, read, write
+from mnistexp.data.dataset import Dataset, Split, load, read, write
 from mnistexp.errors import DataError
 
 ARRAYS = {
@@ -204,8 +204,10 @@ def test_a_data_set_is_frozen(digits: Dataset) -> None:
         digits.name = "another"  # type: ignore[misc]
 
 
-def test_a_data_set_survives_a_file(digits: Dataset) -> None:
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_data_set_survives_a_file(dtype: type[np.generic], digits: Dataset) -> None:
     """Every array, dtype and field is the same after `write` and `read`."""
+    digits = replace(digits, train=Split(digits.train.images.astype(dtype), digits.train.labels))
     file = io.BytesIO()
     write(digits, file)
     file.seek(0)

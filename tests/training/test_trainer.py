@@ -473,7 +473,7 @@ def test_impossible_scores_are_refused(scores: EpochScores, finite: bool, messag
 
 def test_a_minibatch_larger_than_the_split_is_refused(trainer: Trainer) -> None:
     """Keras would train on no image; the message has the allowed range."""
-    with pytest.raises(ConfigError, match="trainer.batch_size=2001: must be at most 2000"):
+    with pytest.raises(ConfigError, match=r"trainer\.batch_size=2001: must be at most 2000"):
         trainer.fit(runs.run_config(batch_size=2001))
 
 
