@@ -136,7 +136,16 @@ def _horizontal_axis(ax: Axes, height: float, norm: Normalize, ticks: Sequence[t
         x = float(norm(value)) if value > 0 or not isinstance(norm, LogNorm) else -1.0
         if 0 <= x <= 1:
             ax.plot([x, x], [height - 0.06, height], "-", color=style.GREY, linewidth=0.8, zorder=4)
-            ax.text(x, height - 0.1, text, ha="center", va="top", fontsize=style.SMALL - 1, zorder=6, bbox=white)
+            ax.text(
+                x,
+                height - 0.1,
+                text,
+                ha="center" if x else "left",
+                va="top",
+                fontsize=style.SMALL - 1,
+                zorder=6,
+                bbox=white,
+            )
 
 
 # ----------------------------------------------------------------------------------------------------- heat map
