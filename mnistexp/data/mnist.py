@@ -275,8 +275,11 @@ def _fetch_one(path: Path, file: IdxFile, mirrors: Sequence[str], timeout: float
             failures.append(f"{urlsplit(mirror).netloc or mirror}: {error}")
             continue
         part = path.with_name(f"{path.name}.part")
-        part.write_bytes(content)
-        part.replace(path)
+        try:
+            part.write_bytes(content)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)  # a full disk must not keep half a file
         return mirror, *(other for other in mirrors if other != mirror)
     raise DataError(f"{file.name} can't be downloaded ({'; '.join(failures) or 'data.mirrors is empty'}).")
 
