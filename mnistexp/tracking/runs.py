@@ -195,7 +195,7 @@ class MlflowTracker(Tracker):
 
     def _close_or_delete(self, run: Any) -> None:
         """Close a trial's run that was left open: with its state if it has one, else as killed and deleted."""
-        state = run.data.tags.get("state", "")  # written with the scores, or not at all
+        state = run.data.tags.get("state", "")  # logged in one batch with the scores
         self._client.set_terminated(run.info.run_id, MLFLOW_STATUS.get(state, "KILLED"))
         if not state:
             self._client.delete_run(run.info.run_id)
@@ -258,7 +258,9 @@ class MlflowTracker(Tracker):
         run_id = str(run.info.run_id)
         tags: dict[str, Any] = {key: whole_tag(run.data.tags, key) for key in run.data.tags}
         if "mnistexp.config" not in tags:
-            raise StoreError(f"run={run_id}: is no training of mnistexp's (a sweep's parent, perhaps); give a trial's")
+            raise StoreError(
+                f"run={run_id}: is no training by mnistexp (perhaps a sweep's parent run); give the id of a trial's run"
+            )
         try:
             return LoggedRun(
                 run_id=run_id,
@@ -276,12 +278,7 @@ class MlflowTracker(Tracker):
 
 
 def open_tracker(config: TrackingConfig, experiment: str, *, create: bool = True, run_id: str = "") -> Tracker:
-    """The tracker that a config asks for; `create=False` where an empty store would be of no use.
-
-    With a `run_id` it is that run's experiment, whatever its name.
-
-    Raises: StoreError.
-    """
+    """Open the tracker of a config; see MlflowTracker for the arguments. Raises: StoreError."""
     if config.name == "none":
         return Tracker()
     return MlflowTracker(resolved_uri(config), experiment, create=create, run_id=run_id)
@@ -291,7 +288,7 @@ def open_tracker(config: TrackingConfig, experiment: str, *, create: bool = True
 
 
 DATA_LOCATION = {"root", "mirrors", "timeout", "files"}
-"""Keys of `data` that say where the files are, not what is in them; the data set input of a run has the source."""
+"""Keys of `data` for the location of the files, which does not change a training; a run's data set input has it."""
 
 
 def params(config: RunConfig) -> dict[str, str]:
@@ -329,10 +326,7 @@ def whole_tag(tags: Texts, key: str) -> str:
 
 
 def _metrics(record: RunRecord) -> Iterator[tuple[str, float, int]]:
-    """(name, value, step). MLflow's table shows a metric's *last* value, so curves have names of their own.
-
-    A long run's are written before the batch with the tags by which it is found.
-    """
+    """Yield (name, value, step). MLflow's table shows a metric's last value, so curves have names of their own."""
     if record.result is not None:
         fit = record.result.fit
         yield "val_accuracy", objective_value(fit), 0
@@ -352,7 +346,7 @@ def _metrics(record: RunRecord) -> Iterator[tuple[str, float, int]]:
 
 
 def _tags(record: RunRecord) -> dict[str, str]:
-    """What makes a run one that is found, beside whose it is."""
+    """The tags with which a run is complete; `find` returns only runs that have them."""
     tags = {
         "state": record.state,
         "data": record.data_name,
@@ -372,7 +366,7 @@ def _tags(record: RunRecord) -> dict[str, str]:
 
 
 def _files(record: RunRecord) -> dict[str, str]:
-    """What a person may want to download: the config to read, the record to compute with."""
+    """The artifacts: the config to read, the record to compute with."""
     whole = record.model_dump(mode="json")
     return {
         "config.yaml": yaml.safe_dump(whole["config"], sort_keys=False),

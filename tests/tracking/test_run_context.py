@@ -1,56 +1,38 @@
+"""Preparing a run, its provenance, its record and its name."""
+
 from __future__ import annotations
 
 import functools
 import json
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import runs
-from fakes import RecordingTracker, epoch_scores, run_result
+from fakes import epoch_scores, run_result
 
 from mnistexp.config.compose import compose, parse_request, run_config
 from mnistexp.config.schema import Config, RunConfig
-from mnistexp.errors import ConfigError, DataError
+from mnistexp.errors import ConfigError, DataError, StoreError
 from mnistexp.machine import source_state
 from mnistexp.tracking import run_context
+from mnistexp.tracking.records import parse_record
 from mnistexp.tracking.run_context import PreparedRun, RunContext
-from mnistexp.tracking.runs import LoggedRun, RunRecord
 
 DIGITS = ("data=digits", "search=none", "trainer.epochs=3")
 
 
 @functools.cache
 def prepared(*overrides: str) -> PreparedRun:
-    """A request for the digits, ready to be trained."""
+    """A prepared training on the digits."""
     return run_context.prepare(parse_request([*DIGITS, *overrides]))
 
 
-def session(provenance: dict[str, Any] | None = None, source: dict[str, Any] | None = None) -> RunContext:
-    """A command's session on the digits."""
+def context(provenance: dict[str, Any] | None = None, source: dict[str, Any] | None = None) -> RunContext:
+    """A command's context on the digits."""
     return RunContext(prepared(), source or {}, provenance or {})
-
-
-def record(given: RunContext | None = None, **more: Any) -> RunRecord:
-    """A complete trial, number 3 of study digits, unless `more` says otherwise."""
-    known: dict[str, Any] = {
-        "result": run_result([0.5, 0.7]),
-        "tags": {"study": "digits", "study_id": "1", "trial": "3"},
-        **more,
-    }
-    kind, state = known.pop("kind", "trial"), known.pop("state", "COMPLETE")
-    config = known.pop("config", run_config(prepared().config))
-    overrides = prepared().request.run_overrides
-    return (given or session()).record(kind, config, overrides, 1.0, state, **known)
-
-
-def logged(*records: RunRecord) -> list[LoggedRun]:
-    """What a tracker gives back."""
-    tracker = RecordingTracker()
-    for each in records:
-        tracker.log(each)
-    return list(tracker.find({}))
 
 
 # --------------------------------------------------------------------------------------- before a training
@@ -58,7 +40,7 @@ def logged(*records: RunRecord) -> list[LoggedRun]:
 
 @pytest.fixture
 def no_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine without MNIST, where its mirrors don't answer; returns a --config-dir that says so."""
+    """A machine without MNIST, and whose mirrors do not answer. Returns: a --config-dir for it."""
     monkeypatch.delenv("MNISTEXP_DATA", raising=False)
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache"))
     option = tmp_path / "conf" / "data" / "offline.yaml"
@@ -68,7 +50,7 @@ def no_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_auto_becomes_the_mnist_that_is_here(mnist_folder: Path) -> None:
-    """`data=auto` is recorded as mnist where MNIST is here, and nothing is to be warned of."""
+    """`data=auto` is recorded as mnist if MNIST is on this machine, without a warning."""
     found = run_context.prepare(parse_request([f"data.root={mnist_folder}", "search=none"]))
 
     assert (found.config.data.name, found.dataset.name, found.fallback) == ("mnist", "mnist", "")
@@ -77,7 +59,7 @@ def test_auto_becomes_the_mnist_that_is_here(mnist_folder: Path) -> None:
 
 
 def test_auto_becomes_digits_with_a_reason(no_mnist: Path) -> None:
-    """Without MNIST and a network it is digits, named so everywhere, and says why."""
+    """Without MNIST and a network it is recorded as digits, with the reason."""
     found = run_context.prepare(parse_request(["data=offline", "search=none"], no_mnist))
 
     assert (found.config.data.name, found.dataset.name, found.study_name) == ("digits", "digits", "digits")
@@ -87,28 +69,28 @@ def test_auto_becomes_digits_with_a_reason(no_mnist: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["data.mirrors=['http://127.0.0.1:1/']"], ["data.timeout=0.5"]])
-def test_auto_becomes_digits_whatever_was_said_of_downloads(no_mnist: Path, words: list[str]) -> None:
-    """Settings that digits has no use for don't stand in its way."""
+def test_download_settings_do_not_prevent_digits(no_mnist: Path, words: list[str]) -> None:
+    """Overrides of keys that digits does not have are left out."""
     found = run_context.prepare(parse_request(["data=offline", "search=none", *words], no_mnist))
 
     assert found.dataset.name == "digits"
     assert "no MNIST here" in found.fallback
 
 
-def test_a_mistake_of_the_digits_that_auto_became_says_so(no_mnist: Path) -> None:
-    """Who asked for 10,000 validation images had MNIST in mind, and hears why it isn't that."""
+def test_an_error_of_the_fallback_names_it(no_mnist: Path) -> None:
+    """A batch size for MNIST may be too large for digits; the message has the reason for the fallback."""
     with pytest.raises(ConfigError, match=r"(?s)at most 1137.*data=auto became digits: no MNIST here"):
         run_context.prepare(parse_request(["data=offline", "search=none", "trainer.batch_size=2000"], no_mnist))
 
 
-def test_a_folder_that_lacks_files_is_no_reason_to_fall_back(tmp_path: Path) -> None:
-    """Who gives data.root wants those files: digits instead would be a surprise."""
+def test_a_folder_without_its_files_is_an_error(tmp_path: Path) -> None:
+    """With data.root there is no fallback to digits."""
     with pytest.raises(DataError, match="lacks train-images"):
         run_context.prepare(parse_request([f"data.root={tmp_path}", "search=none"]))
 
 
 def test_a_minibatch_has_at_most_all_images() -> None:
-    """What only the data can refuse is refused before any worker starts."""
+    """The batch size is checked against the data before a worker starts."""
     with pytest.raises(ConfigError, match=r"trainer\.batch_size=1138: must be at most 1137"):
         prepared("trainer.batch_size=1138")
 
@@ -116,7 +98,7 @@ def test_a_minibatch_has_at_most_all_images() -> None:
 
 
 def test_a_study_is_named_before_its_data_are_loaded(no_mnist: Path, mnist_folder: Path) -> None:
-    """`best` and `rerun` mean the study that `sweep` with the same words would make."""
+    """`best` and `rerun` use the study that `sweep` makes from the same overrides."""
     assert run_context.study_name(compose(parse_request(["study.name=wide"]))) == "wide"
     assert run_context.study_name(compose(parse_request(["data=kmnist"]))) == "kmnist"
     assert run_context.study_name(compose(parse_request([]))) == "digits"
@@ -128,7 +110,11 @@ def test_a_study_is_named_before_its_data_are_loaded(no_mnist: Path, mnist_folde
 
 def test_a_record_holds_what_a_rerun_needs() -> None:
     """Config, overrides, data, and the provenance with the device and flags that the worker reported."""
-    made = record(session({"versions": {"keras": "3"}}))
+    config, overrides = run_config(prepared().config), prepared().request.run_overrides
+
+    made = context({"versions": {"keras": "3"}}).trial(
+        3, config, overrides, 1.0, "COMPLETE", {"study": "digits"}, result=run_result([0.5, 0.7])
+    )
 
     assert made.config == run_config(compose(parse_request(made.overrides)))
     assert (made.data_name, made.data_source) == ("digits", "scikit-learn")
@@ -136,29 +122,52 @@ def test_a_record_holds_what_a_rerun_needs() -> None:
     assert made.provenance["versions"] == {"keras": "3"}
     assert made.provenance["device"] == "CPU (fake)"
     assert made.provenance["flags"]["jit_compile"] == "true"
-    assert made.result is not None
-    assert made.epochs == made.result.fit.epochs
+    assert made.name.startswith("003 ")
+    assert {"study": "digits", "kind": "trial", "trial": "3"}.items() <= made.tags.items()
+    assert len(made.epochs) == 2
     assert made.started < made.ended
 
 
-def test_a_failed_record_holds_its_epochs() -> None:
-    """A run without a result keeps the epochs that it was given."""
-    made = record(state="FAILED", result=None, reason="died", epochs=(epoch_scores(1, 0.5),))
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        {"state": "COMPLETE", "result": run_result([0.5, 0.7])},
+        {"state": "PRUNED", "result": run_result([0.5], None).model_copy(update={"test_loss": math.inf})},
+        {"state": "FAILED", "reason": "died", "epochs": (epoch_scores(1, 0.5),)},
+    ],
+)
+def test_a_record_is_read_back_from_json(outcome: dict[str, Any]) -> None:
+    """It is equal, its epochs are stored once, and the path of its weights is not stored."""
+    record = context().record(
+        "trial", run_config(prepared().config), (), 1.0, weights_path=Path("/mine"), tags={"trial": "3"}, **outcome
+    )
 
-    assert (made.result, made.reason, len(made.epochs)) == (None, "died", 1)
+    stored = json.loads(json.dumps(record.model_dump(mode="json")))
+
+    assert parse_record(stored) == record.model_copy(update={"weights_path": None})
+    assert len(stored["epochs"]) == (0 if record.result else 1)
+
+
+@pytest.mark.parametrize("change", [{"state": "LOST"}, {"tags": {"trial": "../3"}}, {"config": {}}, {"more": 1}, None])
+def test_a_damaged_record_is_refused(change: dict[str, Any] | None) -> None:
+    """Another version's record, or a path in a trial's number, is one sentence."""
+    stored = context().record("trial", run_config(prepared().config), (), 1.0, "FAILED").model_dump(mode="json")
+
+    with pytest.raises(StoreError, match="not written by this version of mnistexp"):
+        parse_record(None if change is None else {**stored, **change})
 
 
 def test_the_codes_difference_is_a_file() -> None:
     """A changed working tree is logged as a patch; a clean one, or an installed wheel, has none."""
-    dirty = session({"git": {"commit": "abc"}}, {"commit": "abc", "dirty": True, "patch": "+x\n"})
+    dirty = context({"git": {"commit": "abc"}}, {"commit": "abc", "dirty": True, "patch": "+x\n"})
 
     assert dirty.files()["source.patch"] == "+x\n"
     assert json.loads(dirty.files()["provenance.json"]) == {"git": {"commit": "abc"}}
-    assert session().files().keys() == {"provenance.json"}
+    assert context().files().keys() == {"provenance.json"}
 
 
-def test_a_session_looks_at_this_machine() -> None:
-    """A command's provenance names packages, processor and host; the patch is no part of it."""
+def test_the_provenance_describes_this_machine() -> None:
+    """It has packages, processor and host; the patch is a file of its own."""
     looked = run_context.create_context(prepared())
 
     assert looked.provenance["versions"]["optuna"].startswith("5")
@@ -183,8 +192,8 @@ def test_a_session_looks_at_this_machine() -> None:
         ),
     ],
 )
-def test_names_read_well(overrides: tuple[str, ...], name: str) -> None:
-    """A run's name says what sets it apart; a trial's begins with its number."""
+def test_a_run_is_named_after_its_hyperparameters(overrides: tuple[str, ...], name: str) -> None:
+    """Only settings that are switched on are in the name; a trial's begins with its number."""
     config = run_config(compose(parse_request([*DIGITS, *overrides])))
 
     assert run_context.run_name(config) == name
@@ -192,7 +201,7 @@ def test_names_read_well(overrides: tuple[str, ...], name: str) -> None:
 
 
 def test_a_commit_without_the_option_is_dirty(tmp_path: Path) -> None:
-    """An experiment's option that git doesn't have yet is part of what ran; its results are not."""
+    """An untracked option of an experiment makes the commit dirty; its results do not."""
     git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y"]
     (tmp_path / "mnistexp").mkdir()
     (tmp_path / "mnistexp/a.py").touch()
