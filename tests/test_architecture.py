@@ -34,7 +34,7 @@ MAY_IMPORT = {  # package or top-level module: the packages and modules of ours 
     "tracking": "config data errors machine storage training.results",
     "study": "config data errors search storage tracking training.results workers",
     "analysis": "config data errors machine search study tracking training.results workers",
-    "terminal": "analysis config errors study tracking training.results",
+    "terminal": "analysis config errors study tracking training.results workers",
     "report": "analysis config data errors storage study terminal tracking training.results",
     "commands": "analysis config data errors machine paths pictures report search storage study terminal tracking"
     " training.results workers",
