@@ -1,9 +1,9 @@
-"""Copy a study out of MLflow into an experiment's results folder, and print its means and spreads.
+"""Copy a study from MLflow to an experiment's results folder, and print means and standard deviations.
 
 python experiments/collect.py STUDY experiments/NAME/results [--tracking-uri sqlite:///mlflow.db]
 
-Writes trials.csv (a row per trial, a column per setting that the trials don't share) and best.yaml (the best
-trial's config, but for where its data lie; its head names the commit, the machine and the versions that it comes from).
+Writes trials.csv (a row per trial, a column per setting that differs between trials) and best.yaml (the config of the
+best trial without the location of its data; its head has the commit, the machine and the versions).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import yaml
 
 SCORES = ["val_accuracy", "val_loss", "test_accuracy", "test_loss", "chosen_epoch", "epochs", "seconds", "parameters"]
 SETTINGS = ("model.", "optimizer.", "augmentation.", "trainer.", "seed")
-PLACES = ("root", "mirrors", "files", "timeout")  # of `data`: where and how it was found, not which it is
+PLACES = ("root", "mirrors", "files", "timeout")  # keys of `data` that give its location and not the data set
 
 
 def read_trials(study: str) -> pd.DataFrame:
-    """A study's runs from every experiment of the store, one a trial, in their order."""
+    """Return a study's runs from all experiments of the store, one per trial, ordered by trial."""
     runs = mlflow.search_runs(
         search_all_experiments=True, filter_string=f"tags.study = '{study}' and tags.kind = 'trial'", max_results=50_000
     )
@@ -32,7 +32,7 @@ def read_trials(study: str) -> pd.DataFrame:
 
 
 def one_each(runs: pd.DataFrame) -> pd.DataFrame:
-    """Each trial's run of the newest study of the name; an interrupted one only where the trial wasn't run again."""
+    """Return one run per trial of the newest study of this name; an interrupted run only if there is no other."""
     newest = runs.loc[runs["start_time"].idxmax(), "tags.study_id"]
     runs = runs[runs["tags.study_id"] == newest].assign(trial=lambda found: found["tags.trial"].astype(int))
     runs = runs.assign(ended=runs["tags.state"] != "INTERRUPTED").sort_values(["trial", "ended", "start_time"])
@@ -40,7 +40,7 @@ def one_each(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def table(runs: pd.DataFrame) -> pd.DataFrame:
-    """trial, state, what differs among the trials' settings, scores; a setting that a trial doesn't have is empty."""
+    """Return trial, state, the settings that differ between trials, and scores; a missing setting is empty."""
     settings = {name: f"params.{name}" for name in sorted(c.removeprefix("params.") for c in runs.columns)}
     differing = {
         name: runs[column]
@@ -54,11 +54,11 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def head(best: pd.Series) -> str:
-    """Where the figures come from, as YAML comments."""
+    """Return the provenance of the numbers, as YAML comments."""
     provenance = json.loads(best["tags.mnistexp.provenance"])
     git, versions = provenance["git"], provenance["versions"]
     changed = " with changes" if git.get("dirty") else ""
-    test = best.get("metrics.test_accuracy")  # none of a confirmation's runs, whose test split is sealed
+    test = best.get("metrics.test_accuracy")  # missing in runs of a confirmation: their test split is not evaluated
     tested = f", test accuracy {test:.4f}" if pd.notna(test) else ""
     lines = [
         f"trial {best['trial']} of study {best['tags.study']}: validation accuracy {best['metrics.val_accuracy']:.4f}"
@@ -71,7 +71,7 @@ def head(best: pd.Series) -> str:
 
 
 def spread(trials: pd.DataFrame, score: str) -> str:
-    """Mean, standard deviation of the sample, and range of one score over the complete trials."""
+    """Format mean, sample standard deviation and range of one score over the complete trials."""
     values = trials.loc[trials["state"] == "COMPLETE", score]
     low, high = values.min(), values.max()
     if len(values) == 1:
@@ -92,7 +92,7 @@ def main() -> None:
     complete = runs[runs["tags.state"] == "COMPLETE"]
     if complete.empty:
         raise SystemExit(f"no trial of {options.study!r} is complete")
-    best = complete.loc[complete["metrics.val_accuracy"].idxmax()]  # of equals the first, as `mnistexp best` has it
+    best = complete.loc[complete["metrics.val_accuracy"].idxmax()]  # the first of equal ones, as in `mnistexp best`
     config = json.loads(best["tags.mnistexp.config"])
     config["data"] = {key: value for key, value in config["data"].items() if key not in PLACES}
 

@@ -1,10 +1,10 @@
-"""What results/ says: a table and a figure of how good the best config is after so many minutes, for each arm.
+"""Write tables and a figure from results/: the score of the best config over the minutes, for each arm.
 
 python experiments/budget/answer.py [--results experiments/budget/results]
 
 Reads trials.csv and sweeps.csv, writes answer.md and answer.png. The best is the complete trial with the highest
-validation accuracy, of equals the first, as for `mnistexp best`. Its test accuracy stands beside it: nothing is
-chosen by that.
+validation accuracy, the first of equal ones, as in `mnistexp best`. Its test accuracy is shown, but no choice depends
+on it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MINUTES = (1.0, 2.0, 5.0, 10.0, 20.0)
 
 @dataclass(frozen=True)
 class BestComparison:
-    """Where one sweep is after so many minutes."""
+    """State of one sweep after some minutes."""
 
     trials: int  # that have ended by then
     pruned: int
@@ -45,7 +45,7 @@ class BestComparison:
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm less the default, paired by seed."""
+    """Difference of an arm to the default, paired by seed."""
 
     values: tuple[float, ...]
     interval: Interval | None  # 95 %, of the mean; None with one seed
@@ -53,7 +53,7 @@ class Difference:
 
 
 def standing(trials: pd.DataFrame, minutes: float) -> BestComparison:
-    """Where a sweep is, from its trials; a trial counts from the moment that its result is there."""
+    """Return the state of a sweep from its trials. A trial counts from the time at which its result exists."""
     ended = trials[trials["ended"] <= 60 * minutes]
     complete = ended[(ended["state"] == "COMPLETE") & np.isfinite(ended["val_accuracy"].astype(float))]
     ranked = complete.sort_values(["val_accuracy", "trial"], ascending=[False, True])
@@ -64,37 +64,37 @@ def standing(trials: pd.DataFrame, minutes: float) -> BestComparison:
 
 @dataclass(frozen=True)
 class Sweeps:
-    """All arms over the seeds that every one of them has: a block that is not whole is left out."""
+    """All arms over the seeds that each arm has. An incomplete block is left out."""
 
     trials: dict[tuple[str, int], pd.DataFrame]  # by arm and seed
-    machine: dict[tuple[str, int], str]  # the processor that each ran on
+    machine: dict[tuple[str, int], str]  # CPU, by arm and seed
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
     minutes: float  # of each sweep
-    step: dict[str, float]  # between two accuracies of a column of trials.csv, one image
+    step: dict[str, float]  # smallest difference (one image), by column of trials.csv
 
     def times(self) -> list[float]:
-        """The minutes that the question asks for, as far as the sweeps go."""
+        """Return the minutes of the tables, up to the length of the sweeps."""
         return [minutes for minutes in MINUTES if minutes <= self.minutes] or [MINUTES[0]]
 
     def standings(self, arm: str, minutes: float) -> list[BestComparison]:
-        """An arm's sweeps in the order of the seeds."""
+        """Return the states of an arm's sweeps, in the order of the seeds."""
         return [standing(self.trials[arm, seed], minutes) for seed in self.seeds]
 
     def scores(self, arm: str, minutes: float) -> list[float]:
-        """Validation accuracy of the best so far, by seed."""
+        """Return the validation accuracy of the best so far, by seed."""
         return [each.val_accuracy for each in self.standings(arm, minutes)]
 
     def overall(self, arm: str) -> list[float]:
-        """One number for each seed: the mean of its scores at all the times. The default is decided by it."""
+        """Return one number per seed: the mean of its scores at all times. The default is decided by it."""
         return [float(value) for value in np.mean([self.scores(arm, minutes) for minutes in self.times()], axis=0)]
 
     def unpaired(self, arm: str) -> list[int]:
-        """The seeds with which an arm and the default ran on different machines: a faster one sees more trials."""
+        """Return the seeds for which arm and default ran on different machines: a faster one runs more trials."""
         return [seed for seed in self.seeds if self.machine[arm, seed] != self.machine[DEFAULT, seed]]
 
     def difference(self, arm: str, minutes: float | None) -> Difference | None:
-        """An arm less the default; None if either lacks a score. Without `minutes`: of `overall`."""
+        """Return the difference to the default; None if either lacks a score. Without `minutes`: of `overall`."""
         if DEFAULT not in self.arms:
             return None
         ours, default = (
@@ -105,21 +105,21 @@ class Sweeps:
 
 
 def paired(values: Sequence[float] | Floats, step: float) -> Difference:
-    """The mean of differences with its interval and test; `step` is that between two accuracies."""
-    found = np.round(np.asarray(values, dtype=float), 12)  # equal accuracies, not bits, are equal
+    """Return the mean of differences with its interval and test; `step`: smallest accuracy difference."""
+    found = np.round(np.asarray(values, dtype=float), 12)  # equal accuracies may differ in the last bits
     if len(found) < 2:
         return Difference(tuple(found.tolist()), None, 1.0)
-    floor = 2 * rounding_variance(step)  # of one accuracy each; a mean of several is rounded less
+    floor = 2 * rounding_variance(step)  # for single accuracies; rounding affects a mean of several less
     return Difference(tuple(found.tolist()), mean_interval(found, floor=floor), paired_t(found, floor))
 
 
 def smallest_step(accuracies: Sequence[float] | Floats) -> float:
-    """The least that two accuracies differ by: an image of those that they are of, or more; 1 if none differ."""
+    """Return the smallest difference of two accuracies: one image or more; 1 if all are equal."""
     return float(np.diff(np.unique(np.round(accuracies, 9))).min(initial=1.0))
 
 
 def load(results: Path) -> Sweeps:
-    """The sweeps in results/. Raises: SystemExit if there is none."""
+    """Read the sweeps in results/. Raises: SystemExit if there is none."""
     if not (results / "sweeps.csv").exists():
         raise SystemExit(f"{results} has no sweeps.csv; run experiments/budget/run.py first")
     listed = pd.read_csv(results / "sweeps.csv")
@@ -129,7 +129,7 @@ def load(results: Path) -> Sweeps:
     keys = machine.keys()
     main = [arm for arm in MAIN if arm in {arm for arm, _ in keys}]
     seeds = tuple(seed for seed in sorted({seed for _, seed in keys}) if all((arm, seed) in keys for arm in main))
-    extra = [arm for arm in EXTRA if all((arm, seed) in keys for seed in seeds)]  # half an arm would cost whole blocks
+    extra = [arm for arm in EXTRA if all((arm, seed) in keys for seed in seeds)]  # an incomplete arm would drop blocks
     step = {name: smallest_step(trials[name].dropna().to_numpy(float)) for name in ("val_accuracy", "test_accuracy")}
     minutes = float(listed["minutes"].iloc[0])
     return Sweeps({key: by_sweep[key] for key in keys}, machine, (*main, *extra), seeds, minutes, step)
@@ -139,7 +139,7 @@ def load(results: Path) -> Sweeps:
 
 
 def _mean(values: Sequence[float], step: float) -> str:
-    """Mean ± half of the 95 % interval in %; "–" if a seed has no value."""
+    """Format mean ± half of the 95 % interval in %; "–" if a seed has no value."""
     if not values or not np.all(np.isfinite(values)):
         return "–"
     if len(values) < 2:
@@ -158,7 +158,7 @@ def _clock(sweeps: Sweeps) -> list[str]:
 
 
 def score_tables(sweeps: Sweeps) -> list[str]:
-    """Validation, test and counts: a row for each arm, a column for each time."""
+    """Return the tables of validation, test and counts: a row per arm, a column per time."""
     lines = []
     titles = {"val_accuracy": "validation accuracy of the best so far (%)", "test_accuracy": "its test accuracy (%)"}
     for name, title in titles.items():
@@ -179,9 +179,9 @@ def score_tables(sweeps: Sweeps) -> list[str]:
 
 
 def difference_table(sweeps: Sweeps) -> list[str]:
-    """Each arm less the default: percentage points, 95 % interval, p-value after Holm's correction."""
+    """Return the differences to the default: percentage points, 95 % interval, Holm-corrected p-value."""
     others = [arm for arm in sweeps.arms if arm != DEFAULT]
-    times: list[float | None] = [*sweeps.times(), None]  # None: the mean of them all
+    times: list[float | None] = [*sweeps.times(), None]  # None: the mean over all times
     found = {(arm, t): sweeps.difference(arm, t) for arm in others for t in times}
     adjusted: dict[tuple[str, float | None], float] = {}
     for family in (times[:-1], times[-1:]):
@@ -192,7 +192,7 @@ def difference_table(sweeps: Sweeps) -> list[str]:
 
 
 def _unpaired(sweeps: Sweeps) -> list[str]:
-    """Which differences are of fewer seeds."""
+    """Return a note about the differences that have fewer seeds."""
     found = [
         f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} of {ARMS[arm].title}"
         for arm in sweeps.arms
@@ -212,10 +212,10 @@ def _difference(found: Difference | None, p_value: float | None) -> str:
 
 
 def twins(sweeps: Sweeps) -> str:
-    """What pruning stopped, from random search: with one seed both of its arms draw the same configs and seeds.
+    """Compare pruned trials of random search with the same trials run to their end.
 
-    So each pruned trial has a twin that ran to its end, if the other arm came so far; and what is complete in both
-    must have the same score.
+    With the same seed both arms draw the same configs and seeds. So each pruned trial has a complete twin, if the other
+    arm reached it. A trial that is complete in both must have the same score.
     """
     pairs = []
     for seed in sweeps.seeds:
@@ -238,7 +238,7 @@ def twins(sweeps: Sweeps) -> str:
 
 
 def provenance(results: Path, sweeps: Sweeps) -> list[str]:
-    """On what and when each block ran; a block of two machines or commits is said to be one."""
+    """Return the date, machine, commit and load of each block. A block on two machines or commits lists both."""
     table = pd.read_csv(results / "sweeps.csv")
     table = table[table["seed"].isin(sweeps.seeds)]
     columns = {"machine": "cpu", "cores": "cores", "commit": "commit"}
@@ -254,7 +254,7 @@ def provenance(results: Path, sweeps: Sweeps) -> list[str]:
 
 
 def document(results: Path, sweeps: Sweeps) -> str:
-    """All of it as Markdown."""
+    """Return all tables as Markdown."""
     arms = f"{len(sweeps.arms)} arm{'s' * (len(sweeps.arms) != 1)}"
     seeds = f"seed{'s' * (len(sweeps.seeds) != 1)} {', '.join(map(str, sweeps.seeds))}"
     lines = [
@@ -277,9 +277,9 @@ def document(results: Path, sweeps: Sweeps) -> str:
 
 @styled
 def figure(sweeps: Sweeps) -> Figure:
-    """The best so far over the minutes: means as lines, 95 % intervals at the times that the table has.
+    """Draw the best so far over the minutes: means as lines, 95 % intervals at the times of the table.
 
-    Those of two seeds are 13 standard errors long to each side, and would hide the lines: the table has them.
+    Intervals of two seeds are only in the table: they extend 13 standard errors to each side and would hide the lines.
     """
     start = max(_first(sweeps.trials[arm, seed]) for arm in sweeps.arms for seed in sweeps.seeds) / 60
     grid = np.geomspace(min(start, 0.5), sweeps.times()[-1], 200)
@@ -305,19 +305,19 @@ def figure(sweeps: Sweeps) -> Figure:
 
 
 def running_best(trials: pd.DataFrame, seconds: Floats) -> Floats:
-    """The best so far at each of these times; NaN before the first complete trial."""
+    """Return the best so far at each of these times; NaN before the first complete trial."""
     complete = trials[trials["state"] == "COMPLETE"].sort_values("ended")
     best = np.concatenate([[math.nan], np.maximum.accumulate(complete["val_accuracy"].to_numpy(dtype=float))])
     return best[np.searchsorted(complete["ended"].to_numpy(), seconds, side="right")]
 
 
 def _first(trials: pd.DataFrame) -> float:
-    """Seconds until a sweep has its first complete trial."""
+    """Return the seconds until the first complete trial."""
     return float(trials.loc[trials["state"] == "COMPLETE", "ended"].min())
 
 
 def _whiskers(axes: Axes, sweeps: Sweeps, arm: str, aside: float) -> list[float]:
-    """An arm's intervals, a little aside so that none hides another. Returns: their ends."""
+    """Draw an arm's intervals with a small offset, so that they do not overlap. Returns: their ends."""
     found: list[float] = []
     color = ARMS[arm].color
     for minutes in sweeps.times():

@@ -1,6 +1,6 @@
-"""The arms of this experiment: what each sweep is given, and how it is drawn.
+"""The arms of this experiment: the overrides of each sweep and its style in the figure.
 
-The first six answer the question; the others are run and shown where they are asked for (run.py --arms).
+The six arms of MAIN answer the question. Those of EXTRA run only on request (run.py --arms).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Arm:
     title: str
     overrides: tuple[str, ...]
     color: str
-    line: Any  # Matplotlib's style
+    line: Any  # Matplotlib line style
 
 
 def _arm(sampler: str, pruner: str, title: str, color: str, line: str, *more: str) -> Arm:
@@ -39,4 +39,4 @@ EXTRA = {
     "tpe.median.early": _arm("tpe", "median", "TPE and median pruner, early", PURPLE, "--", *EARLY),
 }
 ARMS = MAIN | EXTRA
-DEFAULT = "tpe.median"  # what `sweep` does as it stands
+DEFAULT = "tpe.median"  # the defaults of `sweep`

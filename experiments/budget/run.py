@@ -1,9 +1,9 @@
-"""How good is a sweep's best config after 1, 2, 5, 10 and 20 minutes? Every sampler with and without pruning.
+"""Run sweeps to compare samplers with and without pruning: the best config after 1, 2, 5, 10 and 20 minutes.
 
 python experiments/budget/run.py --data FOLDER [--sitting 120]
 
-Runs one sweep after the other and appends each to results/ when it has ended; stopped and started again, it goes
-on with the next that isn't there. In the end answer.py says what they found. README.md has what is measured and why so.
+Runs one sweep after another and appends each to results/ when it has ended. After an interruption the same command
+continues with the first missing sweep. At the end answer.py writes the tables. README.md explains the measurement.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 KEY = ["arm", "seed"]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-ENDING = 60.0  # seconds that a sweep may take after its time is over: the last trainings, the summary
+ENDING = 60.0  # seconds that a sweep may need after its timeout, for the last trainings and the summary
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ class Sweep:
 
     @property
     def name(self) -> str:
-        """What its study and its folder are called."""
+        """Name of its study and its folder."""
         return f"{self.arm}.{self.seed}"
 
 
 def order(arms: Sequence[str], seeds: Sequence[int]) -> Iterator[Sweep]:
-    """A block for each seed: every arm once, in an order drawn by the seed.
+    """Yield one block per seed: each arm once, in an order drawn by the seed.
 
-    What changes slowly (another machine, another commit, a neighbour's load) then hits all arms of a block alike,
-    and what changes within a block hits no arm always. The arms are compared within blocks.
+    A slow change (another machine, another commit, other load) then affects all arms of a block equally. A change
+    within a block does not always affect the same arm. The arms are compared within blocks.
     """
     for seed in seeds:
         shuffled = list(ARMS)
@@ -66,7 +66,7 @@ def order(arms: Sequence[str], seeds: Sequence[int]) -> Iterator[Sweep]:
 
 
 def command(sweep: Sweep, data: str, minutes: float) -> list[str]:
-    """What is typed."""
+    """Return the arguments of the sweep command."""
     where = ["data=digits"] if data == "digits" else [f"data.root='{data}'"]
     study = [f"study.name={sweep.name}", *ARMS[sweep.arm].overrides]
     study += [f"study.timeout={60 * minutes:g}", f"seed={sweep.seed}"]
@@ -74,10 +74,10 @@ def command(sweep: Sweep, data: str, minutes: float) -> list[str]:
 
 
 def run(sweep: Sweep, data: str, minutes: float, work: Path) -> dict[str, Any]:
-    """Run a sweep from start to end in a folder of its own. Returns: when it was typed, how long it took, on what.
+    """Run a sweep from start to end in its own folder. Returns: its start time, its duration, commit and load.
 
-    The folder is empty: databases that grow, and compiled code that an earlier sweep has left in the cache,
-    would favour whoever comes later. One that an earlier session left there was cut off, and is moved aside.
+    The folder is empty, because growing databases would slow down later sweeps and compiled code in the cache would
+    speed them up. A folder of this name belongs to an interrupted sweep, and is moved aside.
     """
     folder = work / sweep.name
     if folder.exists():
@@ -94,23 +94,23 @@ def run(sweep: Sweep, data: str, minutes: float, work: Path) -> dict[str, Any]:
         raise SystemExit(f"{sweep.name} ended with exit code {code}; it will be run anew:\n{said}")
     others = max(0.0, _busy_seconds() - busy - (_children_seconds() - own)) / seconds
     about |= {"typed": typed, "seconds": seconds, "other_cores": others, "cores": int(joblib.cpu_count())}
-    (folder / "ended.json").write_text(json.dumps(about))  # from here on nothing of it can be lost
+    (folder / "ended.json").write_text(json.dumps(about))  # the sweep is complete from here on
     return about
 
 
 def _watched(arguments: list[str], folder: Path) -> int:
-    """Run a process in a folder; a signal to this one is passed on to it. Returns: its exit code."""
+    """Run a process in a folder and forward signals to it. Returns: its exit code."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "MNISTEXP_"))}
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # this checkout is measured
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # measure this checkout
     environment = kept | {"PYTHONPATH": paths, "XDG_CACHE_HOME": str(folder / "cache")}
     running: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, _: FrameType | None) -> None:
         if not running:
             raise SystemExit("interrupted")
-        running[0].send_signal(number)  # it ends in order, within ten seconds; a second one ends it at once
+        running[0].send_signal(number)  # the first ends it in order within ten seconds, a second one at once
 
-    hears = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores one
+    hears = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
     before = {number: signal.signal(number, pass_on) for number in hears}
     try:
         with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as err:
@@ -123,7 +123,7 @@ def _watched(arguments: list[str], folder: Path) -> int:
 
 
 def _commit() -> str:
-    """The commit of the code that runs, and whether it was changed; results/ grows meanwhile, and is none of it."""
+    """Return the commit of the code, and whether it has changes (without results/, which changes during a run)."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
@@ -133,7 +133,7 @@ def _commit() -> str:
 
 
 def _busy_seconds() -> float:
-    """CPU seconds that all of this machine's processes have used since it started."""
+    """Return the CPU seconds of all processes since the machine started."""
     times = psutil.cpu_times()
     return sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq", "steal"))
 
@@ -147,12 +147,12 @@ def _children_seconds() -> float:
 
 
 def read(sweep: Sweep, folder: Path, about: dict[str, Any]) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """A finished sweep's trials, and its own row. Times are seconds since the command was typed.
+    """Return a finished sweep's trials, and its row of sweeps.csv. Times are seconds since the start of the command.
 
-    They are those of MLflow's runs: the sweep takes a run's end on its own clock at the moment that a worker's
-    result arrives, and so before it is written anywhere.
+    They come from MLflow's runs. The end of a run is the time at which the sweep process receives the worker's result,
+    before it is written.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when it is imported
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads it during its import
     import mlflow
 
     mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
@@ -186,7 +186,7 @@ def read(sweep: Sweep, folder: Path, about: dict[str, Any]) -> tuple[pd.DataFram
 
 
 def _row(run: Any, typed: float) -> dict[str, Any]:
-    """One trial. A failed one has no scores."""
+    """Return the row of one trial. A failed trial has no scores."""
     metrics = run.data.metrics
     return {
         "trial": int(run.data.tags["trial"]),
@@ -210,7 +210,7 @@ def _version(package: str) -> str:
 
 
 def done(results: Path, minutes: float, data: str) -> list[Sweep]:
-    """The sweeps that are in the results. Raises: SystemExit if those there are of another kind."""
+    """Return the sweeps in the results. Raises: SystemExit if their minutes or data differ."""
     path = results / "sweeps.csv"
     if not path.exists():
         return []
@@ -223,13 +223,13 @@ def done(results: Path, minutes: float, data: str) -> list[Sweep]:
 
 
 def keep(results: Path, trials: pd.DataFrame, row: dict[str, Any]) -> None:
-    """Append a finished sweep: its trials first, so that a sweep that stands in sweeps.csv is there whole."""
+    """Append a finished sweep. Its trials are written first, so a sweep in sweeps.csv always has its trials."""
     results.mkdir(parents=True, exist_ok=True)
     for name, new in (("trials.csv", trials), ("sweeps.csv", pd.DataFrame([row]))):
         path = results / name
         if path.exists():
             old = pd.read_csv(path, dtype={"epochs": "Int64"} if name == "trials.csv" else None)
-            same = (old[KEY] == [row[key] for key in KEY]).all(axis=1)  # written before a crash between the two
+            same = (old[KEY] == [row[key] for key in KEY]).all(axis=1)  # written before a crash between the two files
             new = pd.concat([old[~same], new])
         scratch = path.with_suffix(".new")
         new.to_csv(scratch, index=False)
@@ -237,7 +237,7 @@ def keep(results: Path, trials: pd.DataFrame, row: dict[str, Any]) -> None:
 
 
 def refuse_company(work: Path) -> None:
-    """Raises: SystemExit if a sweep of this folder still runs: two at once would share the cores."""
+    """Raise SystemExit if a sweep of this folder still runs, because two sweeps would share the cores."""
     for process in psutil.process_iter():
         try:
             inside = process.pid != os.getpid() and Path(process.cwd()).is_relative_to(work)
@@ -249,7 +249,7 @@ def refuse_company(work: Path) -> None:
 
 
 def run_all(options: argparse.Namespace) -> None:
-    """Run what isn't in the results yet, as far as this sitting's time goes."""
+    """Run the missing sweeps, as many as fit into this sitting."""
     started, data = time.monotonic(), options.data
     finished = done(options.results, options.minutes, data)
     refuse_company(options.work)
@@ -269,7 +269,7 @@ def run_all(options: argparse.Namespace) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """What was typed, checked."""
+    """Parse and check the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--data",

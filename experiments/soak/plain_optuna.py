@@ -1,11 +1,11 @@
-"""What does a sweep in plain Optuna lose or leave behind under faults? Every fault, both databases, both scripts.
+"""What does a sweep in plain Optuna lose or leave behind under faults? All faults, both databases, both scripts.
 
 python experiments/soak/plain_optuna.py                  # 20 to 25 minutes on two cores
 python experiments/soak/plain_optuna.py --only kill_one  # one kind of fault again: replaces its rows of the results
 
-Runs plain_sweep.py in four processes, with and without Optuna's remedies, injects faults at random (seeded) moments,
-starts what died again until the total is reached, and compares both stores with the trainings' own journal.
-Prints a table, and writes results/plain_optuna.json and .md. README.md says what is counted and why so.
+Runs plain_sweep.py in four processes, with and without Optuna's remedies, and injects faults at random (seeded) times.
+Dead processes are started again until the total is reached. Both stores are compared with the journal of the trainings.
+Prints a table, and writes results/plain_optuna.json and .md. README.md explains the counts.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-# The tests' PostgreSQL and MLflow server: tests/ is no package, since pytest puts it on the path by itself.
+# The PostgreSQL and MLflow servers of the tests. tests/ is not a package, because pytest adds it to the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from services import MlflowServer, Postgres, find_postgres
 
 HERE = Path(__file__).parent
 PROCESSES = 4
-CELL_SECONDS = 180  # a cell that takes longer is ended, and says so
+CELL_SECONDS = 180  # timeout of a cell
 MOST_STARTS = 40
 STOP_SECONDS, LOCK_SECONDS, DOWN_SECONDS = 8, 30, 10
 
 
 @dataclass
 class Cell:
-    """One storage, one script, one kind of fault: its services, its processes and what became of them."""
+    """One storage, one script, one kind of fault: its services, its processes and how they ended."""
 
     fault: str
     storage: str
@@ -64,10 +64,10 @@ class Cell:
     server: MlflowServer
     postgres: Postgres | None
     rng: random.Random
-    running: dict[subprocess.Popen[bytes], Path] = field(default_factory=dict)  # and where its stderr goes
-    endings: list[tuple[int, str]] = field(default_factory=list)  # exit code, the last lines of stderr
+    running: dict[subprocess.Popen[bytes], Path] = field(default_factory=dict)  # process: file of its stderr
+    endings: list[tuple[int, str]] = field(default_factory=list)  # exit code, stderr
     starts: int = 0
-    idle_deaths: int = 0  # processes in a row that ended badly and trained nothing
+    idle_deaths: int = 0  # failed processes in a row that trained nothing
     lines_seen: int = 0
 
     @property
@@ -93,7 +93,7 @@ class Cell:
         self.running[process] = errors
 
     def reap(self) -> int:
-        """Take the ended processes off the list. Returns: how many of them died, killed ones included."""
+        """Remove ended processes from the list. Returns: how many of them failed or were killed."""
         ended = [process for process in self.running if process.poll() is not None]
         lines = len(self.journal)
         for process in ended:
@@ -104,12 +104,12 @@ class Cell:
         return len([process for process in ended if process.returncode != 0])
 
     def at_work(self) -> bool:
-        """Whether every process has begun a training, so that a fault hits a sweep and not its imports."""
+        """Whether each process has begun a training, so that a fault does not occur during its imports."""
         trained = {line["process"] for line in self.journal if line["event"] == "begun"}
         return bool(self.running) and all(process.pid in trained for process in self.running)
 
     def victim(self) -> subprocess.Popen[bytes]:
-        """One of the processes at random that have trained something: not one that is still importing."""
+        """Return a random process that has begun a training, not one that is still importing."""
         trained = {line["process"] for line in self.journal if line["event"] == "begun"}
         living = list(self.running)
         return self.rng.choice([process for process in living if process.pid in trained] or living)
@@ -132,7 +132,7 @@ def sigterm(cell: Cell) -> None:
 
 
 def sigstop(cell: Cell) -> None:
-    """A closed lid: one process sleeps for longer than the grace period."""
+    """Suspend one process for longer than the grace period, like a laptop with a closed lid."""
     process = cell.victim()
     process.send_signal(signal.SIGSTOP)
     time.sleep(STOP_SECONDS)
@@ -140,7 +140,7 @@ def sigstop(cell: Cell) -> None:
 
 
 def sqlite_lock(cell: Cell) -> None:
-    """Another connection writes for half a minute: a backup, a file browser."""
+    """Lock the database for half a minute, like a backup or a file browser."""
     connection = sqlite3.connect(cell.folder / "optuna.db", timeout=30, isolation_level=None)
     connection.execute("BEGIN EXCLUSIVE")
     time.sleep(LOCK_SECONDS)
@@ -163,7 +163,7 @@ def mlflow_down(cell: Cell) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """A kind of fault: its title, how it is injected and how often. Without an injection it happens inside."""
+    """A kind of fault: its title, how it is injected and how often. Without `inject`, the script itself causes it."""
 
     title: str
     inject: Callable[[Cell], None] | None = None
@@ -190,7 +190,7 @@ FAULTS = {
 
 
 def trials_of(cell: Cell) -> list[FrozenTrial]:
-    """The study's trials; none where the fault left no study."""
+    """Return the study's trials; an empty list if the fault left no study."""
     try:
         storage = plain_sweep.open_storage(cell.url, remedies=False)
         found = optuna.load_study(study_name=cell.name, storage=storage).trials
@@ -201,7 +201,7 @@ def trials_of(cell: Cell) -> list[FrozenTrial]:
 
 
 def reached(cell: Cell) -> bool:
-    """Whether the total is reached. In SQL: opening Optuna's storage would write into a database just being created."""
+    """Whether the total is reached. Uses SQL, because Optuna's storage would write to a database being created."""
     engine = create_engine(cell.url)
     query = (
         "SELECT count(*) FROM trials JOIN studies USING (study_id) "
@@ -211,18 +211,18 @@ def reached(cell: Cell) -> bool:
         with engine.connect() as connection:
             return int(connection.execute(text(query), {"name": cell.name}).scalar_one()) >= cell.trials
     except SQLAlchemyError:
-        return False  # no tables yet, or none that work
+        return False  # the tables are missing or incomplete
     finally:
         engine.dispose()
 
 
 def tend(cell: Cell, deadline: float) -> bool:
-    """Start again what died, and all where all ended too early. Returns: whether the sweep goes on."""
+    """Restart dead processes, or all if all ended too early. Returns: whether the sweep continues."""
     ended = len(cell.running)
     bad = cell.reap()
     ended -= len(cell.running)
     if ended and not reached(cell) and cell.idle_deaths < 2 * PROCESSES and cell.starts < MOST_STARTS:
-        # A process that did its share is not replaced, unless it was the last one and trials are missing.
+        # A process that finished its share is only replaced if it was the last one and trials are missing.
         for _ in range(bad if cell.running else PROCESSES):
             cell.start()
     if time.monotonic() > deadline:
@@ -234,7 +234,7 @@ def tend(cell: Cell, deadline: float) -> bool:
 
 
 def sweep(cell: Cell) -> None:
-    """Run one sweep to its end, with its faults at random moments of the first half."""
+    """Run one sweep to its end, with its faults at random times in the first half."""
     fault = FAULTS[cell.fault]
     deadline = time.monotonic() + CELL_SECONDS
     due = sorted(cell.rng.uniform(0.1, 0.5) * cell.trials for _ in range(fault.times))
@@ -244,13 +244,13 @@ def sweep(cell: Cell) -> None:
         begun = sum(line["event"] == "begun" for line in cell.journal)
         if due and fault.inject is not None and begun >= due[0] and cell.at_work():
             due.pop(0)
-            time.sleep(cell.rng.uniform(0, 0.6))  # anywhere in a training, not just after its begin
+            time.sleep(cell.rng.uniform(0, 0.6))  # at any point of a training, not only at its start
             cell.reap()
             if cell.running:
                 fault.inject(cell)
         time.sleep(0.1)
     if cell.remedies and any(trial.state == TrialState.RUNNING for trial in trials_of(cell)):
-        time.sleep(plain_sweep.GRACE_SECONDS + 1)  # one more start, which fails stale trials: the remedy's best case
+        time.sleep(plain_sweep.GRACE_SECONDS + 1)  # one more start fails stale trials: the best case of the remedies
         cell.start()
         while cell.running and time.monotonic() < deadline + 30:
             cell.reap()
@@ -261,7 +261,7 @@ def sweep(cell: Cell) -> None:
 
 
 def runs_of(cell: Cell) -> list[Any]:
-    """MLflow's runs of this sweep; none where the fault left no experiment."""
+    """Return MLflow's runs of this sweep; an empty list if the fault left no experiment."""
     try:
         client = MlflowClient(cell.tracking)
         experiment = client.get_experiment_by_name(cell.name)
@@ -271,7 +271,7 @@ def runs_of(cell: Cell) -> list[Any]:
 
 
 def lost(ended: list[dict[str, Any]], trials: list[FrozenTrial], runs: list[Any]) -> dict[str, int]:
-    """Trainings with a sound end that a store doesn't have as such: where they are instead."""
+    """Count trainings with a valid end by the stores that have them in this state."""
     status = {run.data.tags.get("training"): run.info.status for run in runs}
     names = {
         (True, True): "both",
@@ -280,7 +280,7 @@ def lost(ended: list[dict[str, Any]], trials: list[FrozenTrial], runs: list[Any]
         (False, False): "neither",
     }
     found = Counter(dict.fromkeys(names.values(), 0))
-    claimed: set[int] = set()  # a trial number trained twice is one trial in Optuna: the second training isn't there
+    claimed: set[int] = set()  # Optuna has a trial number only once, so it does not have a second training
     for line in ended:
         value = line["value"]  # None: pruned
         if value is not None and not math.isfinite(value):
@@ -297,7 +297,7 @@ def lost(ended: list[dict[str, Any]], trials: list[FrozenTrial], runs: list[Any]
 
 
 def disagree(trials: list[FrozenTrial], runs: list[Any]) -> int:
-    """COMPLETE trials without exactly one FINISHED run, and FINISHED runs of a trial that isn't COMPLETE."""
+    """Count COMPLETE trials without exactly one FINISHED run, and FINISHED runs of a trial that is not COMPLETE."""
     finished = Counter(int(run.data.tags["trial"]) for run in runs if run.info.status == "FINISHED")
     complete = {trial.number for trial in trials if trial.state == TrialState.COMPLETE}
     return sum(finished[number] != 1 for number in complete) + sum(
@@ -306,7 +306,7 @@ def disagree(trials: list[FrozenTrial], runs: list[Any]) -> int:
 
 
 def count(cell: Cell) -> dict[str, Any]:
-    """The facts about one sweep, from both stores, the journal and the processes' ends."""
+    """Return the counts of one sweep, from both stores, the journal and the exit codes."""
     trials, runs = trials_of(cell), runs_of(cell)
     ended = [line for line in cell.journal if line["event"] == "ended"]
     states = Counter(trial.state.name for trial in trials)
@@ -332,7 +332,7 @@ def count(cell: Cell) -> dict[str, Any]:
 
 
 def error_of(errors: str) -> str:
-    """The class of the exception that a traceback ends with, without its message, which names paths."""
+    """Return the exception class at the end of a traceback, without its message, which contains paths."""
     names = re.findall(r"^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Pruned|Exit|Timeout))\b", errors, re.MULTILINE)
     return names[-1].rpartition(".")[2] if names else "unknown"
 
@@ -341,7 +341,7 @@ def error_of(errors: str) -> str:
 
 
 def prepare(cell: Cell) -> None:
-    """Create both stores beforehand, as a careful user does, except where creating them is the question."""
+    """Create both stores, as a careful user does. The fault `fresh` tests their creation, so it skips this."""
     if cell.fault == "fresh":
         return
     storage = plain_sweep.open_storage(cell.url, remedies=False)
@@ -353,10 +353,10 @@ def prepare(cell: Cell) -> None:
 def measure(
     fault: str, storage: str, remedies: bool, options: argparse.Namespace, services: Services
 ) -> dict[str, Any]:
-    """One cell of the table, on a database of its own."""
+    """Measure one cell of the table, on its own database."""
     with TemporaryDirectory(prefix="plain-optuna-") as folder:
         url, tracking = f"sqlite:///{folder}/optuna.db", services.server.url
-        if fault == "fresh":  # the server has its tables already
+        if fault == "fresh":  # the tables of the server already exist
             tracking = f"sqlite:///{folder}/mlflow.db"
         name = f"{fault}_{'remedies' if remedies else 'plain'}"
         if storage == "postgresql":
@@ -381,7 +381,7 @@ def measure(
 
 @dataclass(frozen=True)
 class Services:
-    """What all cells share: MLflow's server, and PostgreSQL where it is installed."""
+    """Servers that all cells share: MLflow's, and PostgreSQL if it is installed."""
 
     server: MlflowServer
     postgres: Postgres | None
@@ -407,7 +407,7 @@ def measure_all(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def summary(measured: list[dict[str, Any]]) -> str:
-    """What is wrong after each fault, by database and script; a dash where all is as it should be."""
+    """Return the table of errors after each fault, by database and script; a dash if there are none."""
     columns = [(storage, remedies) for storage in ("sqlite", "postgresql") for remedies in (False, True)]
     titles = [f"{storage}, {'remedies' if remedies else 'plain'}" for storage, remedies in columns]
     lines = ["| fault | " + " | ".join(titles) + " |", "| --- " * 5 + "|"]
@@ -441,7 +441,7 @@ HEAD = (
 
 
 def table(measured: list[dict[str, Any]], about: dict[str, Any]) -> str:
-    """Both tables as Markdown, with what the figures depend on above them."""
+    """Return both tables as Markdown, below a line about machine and versions."""
     lines = [", ".join(f"{key} {value}" for key, value in about.items()), "", summary(measured)]
     lines += [HEAD.format(asked=about["trials"]), "| --- | --- | --- " + "| ---: " * 8 + "|"]
     for row in measured:
@@ -461,13 +461,13 @@ def table(measured: list[dict[str, Any]], about: dict[str, Any]) -> str:
 
 
 def merged(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of before, with those that were measured again in their places."""
+    """Return the earlier rows, replaced by those that were measured again."""
     rows = {(row["fault"], row["storage"], row["remedies"]): row for row in [*before, *now]}
     return sorted(rows.values(), key=lambda row: list(FAULTS).index(row["fault"]))
 
 
 def machine(options: argparse.Namespace) -> dict[str, Any]:
-    """What the figures depend on; no name and no path of the machine."""
+    """Return what the numbers depend on, without the machine's name and paths."""
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "cores": len(os.sched_getaffinity(0)),
@@ -487,7 +487,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=FAULTS, help="some faults again; the other rows stay")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that no service outlives this
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that the services end with this process
     if find_postgres() is None:
         print("no PostgreSQL here (Debian: apt-get install postgresql): its cells are left out", file=sys.stderr)
     about = machine(options)

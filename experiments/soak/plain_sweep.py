@@ -1,11 +1,11 @@
-"""The sweep that one would write: `study.optimize` in several processes, MLflow's client in the objective.
+"""A sweep in plain Optuna: `study.optimize` in several processes, MLflow's client in the objective.
 
 python experiments/soak/plain_sweep.py --storage sqlite:///optuna.db --tracking http://127.0.0.1:5000 \
     --trials 40 --processes 4 --journal trainings.jsonl [--remedies]
 
-Start it once per process. With --remedies it takes all that Optuna offers against faults: heartbeats, retries of
-stale trials, a limit on the study's total, `catch`; and it turns SIGTERM into KeyboardInterrupt, which Optuna handles.
-The journal is no part of such a script: it is what the experiment compares both stores with, and neither sees it.
+Start it once per process. With --remedies it uses all that Optuna has against faults: heartbeats, retries of stale
+trials, a limit on the study's total, `catch`. It also turns SIGTERM into KeyboardInterrupt, which Optuna handles.
+The journal is for the experiment only: both stores are compared with it, and neither uses it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from optuna.trial import TrialState
 
 EPOCHS = 5
 EPOCH_SECONDS = 0.1
-HEARTBEAT_SECONDS, GRACE_SECONDS = 1, 2  # four trainings long; days of training would have minutes
+HEARTBEAT_SECONDS, GRACE_SECONDS = 1, 2  # as long as four trainings; long trainings would need minutes
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class Journal:
-    """What was really trained: one JSON line per event, appended in one write."""
+    """A record of the trainings: one JSON line per event, appended in one write."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,13 +45,13 @@ class Journal:
     def add(self, **event: Any) -> None:
         file = os.open(self.path, os.O_APPEND | os.O_CREAT | os.O_WRONLY)
         try:
-            # The newline in front parts it from a line that a SIGKILL tore: Linux looks for one at every page.
+            # The leading newline separates it from a partial line: a SIGKILL can interrupt a write at each page.
             os.write(file, f"\n{json.dumps(event)}\n".encode())
         finally:
             os.close(file)
 
     def read(self) -> list[dict[str, Any]]:
-        """The events so far, without a torn one: a training killed while it wrote its end has not ended."""
+        """Return the events without partial lines: a training that was killed while it wrote its end has not ended."""
         events = []
         for line in self.path.read_text().splitlines() if self.path.exists() else ():
             with suppress(json.JSONDecodeError):
@@ -63,7 +63,7 @@ class Journal:
 
 
 def accuracies(rate: float, dropout: float) -> list[float]:
-    """A made-up learning curve in [0, 1], one value an epoch."""
+    """Return a simulated learning curve in [0, 1], one value per epoch."""
     best = 0.98 - 0.02 * (math.log10(rate) + 2.5) ** 2 - 0.1 * (dropout - 0.3) ** 2
     return [best * (1 - 0.5**epoch) for epoch in range(1, EPOCHS + 1)]
 
@@ -74,7 +74,7 @@ def train(trial: optuna.Trial, client: MlflowClient, run: str, fault: str) -> fl
     dropout = trial.suggest_float("dropout", 0.0, 1.0)
     client.log_param(run, "learning_rate", rate)
     client.log_param(run, "dropout", dropout)
-    unlucky = trial.number % 10 == 3  # by number: the sampler would seek or shun a region of the parameters
+    unlucky = trial.number % 10 == 3  # by number, because the sampler could avoid a region of the parameters
     for epoch, accuracy in enumerate(accuracies(rate, dropout)):
         time.sleep(EPOCH_SECONDS)
         if unlucky and fault == "exception":
@@ -88,7 +88,7 @@ def train(trial: optuna.Trial, client: MlflowClient, run: str, fault: str) -> fl
 
 
 def objective_of(client: MlflowClient, experiment: str, journal: Journal, fault: str) -> Callable[..., float]:
-    """The objective: a run in MLflow around a training, ended in whatever way the training ends."""
+    """Return the objective: a training in an MLflow run. The run is ended however the training ends."""
 
     def objective(trial: optuna.Trial) -> float:
         training = uuid.uuid4().hex
@@ -114,7 +114,7 @@ def objective_of(client: MlflowClient, experiment: str, journal: Journal, fault:
 
 
 def open_storage(url: str, remedies: bool) -> RDBStorage:
-    """The database, with the time limit and the ping that each kind is known to need."""
+    """Open the database, with the recommended timeout (SQLite) or ping (PostgreSQL)."""
     sqlite = url.startswith("sqlite")
     engine = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
     if not remedies:
@@ -136,7 +136,7 @@ def open_study(storage: RDBStorage, name: str) -> optuna.Study:
 
 
 def optimize(study: optuna.Study, objective: Callable[..., float], options: argparse.Namespace) -> None:
-    """Train what is left of the total: this process's share of it, or with the remedies until all have done it."""
+    """Train what is left of the total: the share of this process, or with the remedies until the total is reached."""
     if options.remedies:
         fail_stale_trials(study)
     left = options.trials - len(study.get_trials(deepcopy=False, states=DONE))

@@ -1,11 +1,10 @@
-"""A sweep of 2,000 short trials while something dies every few seconds: what is lost, doubled or stuck in the end?
+"""A sweep of 2,000 short trials with a fault every few seconds: what is lost, duplicated or stuck at the end?
 
     python experiments/soak/soak.py
 
-Two drivers share one study on a real PostgreSQL, logging to a real MLflow server on the same PostgreSQL. At
-random times (seeded) one of the faults below happens; a driver that has died is started again with the same
-command. What the drivers print, one line a finished trial, is a witness of its own: what a user was shown as
-finished must be in both stores, once.
+Two sweep processes share one study on PostgreSQL and log to an MLflow server on the same PostgreSQL. At random
+(seeded) times one of the faults below is injected. A dead sweep process is started again with the same command. The
+sweep processes print one line per finished trial. Each printed trial must be in both stores exactly once.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))  # the tests' own PostgreSQL and MLflow servers: nobody else needs them
+sys.path.insert(0, str(ROOT / "tests"))  # the PostgreSQL and MLflow servers of the tests
 
 import psutil  # noqa: E402 - after the path above
 from services import MlflowServer, Postgres  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 DRIVERS = 2
-LEASE = 20  # seconds; short, so that a driver that is stopped for longer is taken over
+LEASE = 20  # seconds; short, so that a stop can last longer than the lease
 WORDS = (
     *("data=digits", "study.name=soak", f"study.lease={LEASE}", "study/sampler=random", "study/pruner=none"),
     *(
@@ -47,12 +46,12 @@ WORDS = (
         "executor.workers=1",
     ),
     "model.dropout=interval(0.01,0.5)",
-    "optimizer.learning_rate=choice(0.05,0.1,0.2,1000)",  # the last one's loss is NaN: one trial in four fails
+    "optimizer.learning_rate=choice(0.05,0.1,0.2,1000)",  # 1000 gives a NaN loss: one of four trials fails
 )
 
 
 class Soak:
-    """The drivers, the servers, and what has happened so far."""
+    """The sweep processes, the servers and the faults so far."""
 
     def __init__(self, folder: Path, trials: int, seed: int, postgres: Postgres) -> None:
         self._folder, self._trials, self._postgres = folder, trials, postgres
@@ -61,7 +60,7 @@ class Soak:
         self._random = random.Random(seed)
         self._drivers: list[subprocess.Popen[bytes]] = []
         self._logs: list[IO[bytes]] = []
-        self._streams: dict[int, IO[bytes]] = {}  # stderr, by driver
+        self._streams: dict[int, IO[bytes]] = {}  # stderr, by sweep process
         self.faults: Counter[str] = Counter()
         self.starts = 0
 
@@ -71,22 +70,22 @@ class Soak:
         return self._server.url
 
     def run(self) -> None:
-        """Start, break and start again until a driver says that all is done; then let the rest end in peace."""
+        """Inject faults and restart until a sweep process ends with exit code 0; then wait for the others."""
         self._server.start()
         self._drivers = [self._start(index) for index in range(DRIVERS)]
         faults = self._faults()
         while self._mend():
             time.sleep(self._random.uniform(2, 10))
             [name] = self._random.choices(list(faults), [weight for weight, _ in faults.values()])
-            with contextlib.suppress(psutil.NoSuchProcess):  # it had ended by itself
+            with contextlib.suppress(psutil.NoSuchProcess):  # the process had already ended
                 faults[name][1]()
                 self.faults[name] += 1
         for driver in self._drivers:
             driver.wait()
-        self._start(0).wait()  # the command once more, as its user would
+        self._start(0).wait()  # the command once more, as a user would run it
 
     def end(self) -> None:
-        """Stop whatever is left."""
+        """Stop all remaining processes."""
         for driver in self._drivers:
             if driver.poll() is None:
                 os.killpg(driver.pid, signal.SIGKILL)
@@ -96,17 +95,17 @@ class Soak:
             log.close()
 
     def printed(self) -> list[int]:
-        """The numbers of the trials that users were shown as finished, in no order."""
+        """Return the numbers of the trials that were printed as finished, in no order."""
         lines = [line for path in self._folder.glob("driver-*.out") for line in path.read_text().splitlines()]
         found = (re.match(r" *\d+/\d+  .*  (\d{3,}) sgd lr=", line) for line in lines)
         return [int(match[1]) for match in found if match]
 
     def tracebacks(self) -> list[str]:
-        """The drivers' outputs that have a traceback."""
+        """Return the output files that contain a traceback."""
         return [path.name for path in self._folder.glob("driver-*") if "Traceback" in path.read_text()]
 
     def _start(self, index: int) -> subprocess.Popen[bytes]:
-        """One more driver, in a process group of its own, as a terminal has it."""
+        """Start a sweep process in its own process group, as a terminal does."""
         command = [sys.executable, "-m", "mnistexp", "sweep", *WORDS, f"study.trials={self._trials}"]
         stores = [f"study.storage={self.study}", f"tracking.uri={self.uri}"]
         streams = [(self._folder / f"driver-{self.starts}.{kind}").open("wb") for kind in ("out", "err")]
@@ -124,7 +123,7 @@ class Soak:
         )
 
     def _mend(self) -> bool:
-        """Start dead drivers and servers again. Returns: False once a driver ended because all is done."""
+        """Restart dead sweep processes and servers. Returns: False if a sweep process has finished."""
         if self._server.process is None:
             self._server.start()
         codes = [driver.poll() for driver in self._drivers]
@@ -132,21 +131,21 @@ class Soak:
             return False
         for index, code in enumerate(codes):
             said = self._said(index) if code == 2 else ""
-            if said and "tracking.uri" not in said and "study.storage" not in said:  # no server that was away just then
+            if said and "tracking.uri" not in said and "study.storage" not in said:  # not a server that was down
                 raise RuntimeError(said)
             if code not in (None, 0):
                 self._drivers[index] = self._start(index)
         return True
 
     def _said(self, index: int) -> str:
-        """What a driver wrote to stderr."""
+        """Return the stderr of a sweep process."""
         return Path(str(self._streams[index].name)).read_text()
 
     def _driver(self) -> psutil.Process:
         return psutil.Process(self._random.choice(self._drivers).pid)
 
     def _faults(self) -> dict[str, tuple[int, Callable[[], None]]]:
-        """By name: how often in comparison, and what is done. What costs a start of TensorFlow is rarer."""
+        """Return the faults: name → (relative frequency, function). Faults that restart TensorFlow are rarer."""
         return {
             "kill -9 of a worker": (2, self._kill_worker),
             "kill -9 of a driver": (1, lambda: self._driver().kill()),
@@ -176,7 +175,7 @@ class Soak:
         driver.send_signal(signal.SIGINT)
 
     def _stop(self, seconds: float) -> None:
-        """A laptop's lid: the driver sleeps while everything else, further faults too, goes on."""
+        """Suspend a sweep process, like a laptop with a closed lid. Everything else continues, further faults too."""
         driver = self._driver()
         driver.suspend()
         threading.Timer(seconds, _wake, [driver]).start()
@@ -193,7 +192,7 @@ def _wake(driver: psutil.Process) -> None:
 
 
 def verdict(soak: Soak, trials: int) -> dict[str, Any]:
-    """What both stores hold in the end, and what they should."""
+    """Return the counts from both stores and the printed lines."""
     import optuna
     from mlflow import MlflowClient
 
@@ -238,13 +237,13 @@ def verdict(soak: Soak, trials: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the soak, print and keep its figures. Exit code 1 if anything was lost, doubled or stuck."""
+    """Run the soak, print and store its counts. Exit code 1 after a lost, duplicated or stuck trial or a traceback."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="a folder for what the drivers print; default: a temporary one")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server outlives this
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end with this process
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch, Postgres() as postgres:
         folder = arguments.keep or Path(scratch)

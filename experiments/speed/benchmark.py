@@ -1,10 +1,9 @@
-"""What does mnistexp's sweep cost beside the script that one would write? All variants, side by side.
+"""Compare the speed of mnistexp's sweep with a plain script. All variants, in rounds.
 
 python experiments/speed/benchmark.py --data FOLDER --rounds 3
 
-Prints a table, and writes it, its figures and a picture to results/speed_avx512.md, .json and .png, or to speed_avx2.*:
-by what the machine's cores have. A round takes four to seven minutes on two cores.
-README.md says what is measured and why so.
+Prints a table, and writes it, its numbers and a figure to results/speed_avx512.md, .json and .png, or to speed_avx2.*,
+depending on the CPU. A round takes four to seven minutes on two cores. README.md explains the measurement.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from mnistexp.report.plot_style import BLUE, GREY, new_figure, styled, to_png
 HERE = Path(__file__).parent
 CONFIGS = json.loads((HERE / "configs.json").read_text())
 EPOCHS = 10  # mnistexp's default
-CORES = joblib.cpu_count()  # knows of affinity and containers' quotas
+CORES = joblib.cpu_count()  # respects CPU affinity and container quotas
 TUNED = ("--jit", "--steps-per-execution", "50")
 STUDIES = {"plain": "Keras script", "tuned": "Keras script, tuned", "sweep": "mnistexp sweep"}
 Figures = dict[str, float]
@@ -44,8 +43,8 @@ Figures = dict[str, float]
 
 
 def run(arguments: list[str], folder: Path) -> tuple[str, float, float]:
-    """Run one Python process in an empty folder. Returns: its stdout, wall and CPU seconds (children's too)."""
-    # A fresh cache folder: no variant may live on code that an earlier round compiled.
+    """Run one Python process in an empty folder. Returns: stdout, wall seconds, CPU seconds (children included)."""
+    # An empty cache folder: no variant may reuse code that an earlier round compiled.
     environment = os.environ | {
         "XDG_CACHE_HOME": str(folder / "cache"),
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -57,7 +56,7 @@ def run(arguments: list[str], folder: Path) -> tuple[str, float, float]:
         process = subprocess.Popen(
             [sys.executable, *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err
         )
-        _, status, usage = os.wait4(process.pid, 0)  # wait() tells no CPU time
+        _, status, usage = os.wait4(process.pid, 0)  # wait() does not return the CPU time
         seconds = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0), err.seek(0)
@@ -67,7 +66,7 @@ def run(arguments: list[str], folder: Path) -> tuple[str, float, float]:
 
 
 def figures(wall: float, import_seconds: float, cpu: float, accuracies: list[float]) -> Figures:
-    """What is kept of one study. `seconds` leaves nothing out but the imports."""
+    """Return the numbers of one study. `seconds` excludes only the imports."""
     seconds = wall - import_seconds
     return {
         "seconds": seconds,
@@ -80,7 +79,7 @@ def figures(wall: float, import_seconds: float, cpu: float, accuracies: list[flo
 
 
 def script(data: Path, folder: Path, *flags: str) -> Figures:
-    """plain_keras.py, which times its own imports."""
+    """Run plain_keras.py, which times its own imports."""
     arguments = [str(HERE / "plain_keras.py"), "--data", str(data), "--epochs", str(EPOCHS), *flags]
     out, wall, cpu = run(arguments, folder)
     said = json.loads(out.splitlines()[-1])
@@ -88,7 +87,7 @@ def script(data: Path, folder: Path, *flags: str) -> Figures:
 
 
 def epoch_seconds(name: str, folder: Path, *flags: str) -> Figures:
-    """What one of the two epoch scripts prints."""
+    """Run one of the two epoch scripts. Returns: its output."""
     return json.loads(run([str(HERE / name), *flags], folder)[0].splitlines()[-1])
 
 
@@ -96,10 +95,10 @@ def epoch_seconds(name: str, folder: Path, *flags: str) -> Figures:
 
 
 def sweep(data: Path, folder: Path) -> Figures:
-    """`mnistexp sweep` over exactly the eight configs, without pruning, in as many workers as cores.
+    """Run `mnistexp sweep` over exactly the eight configs, without pruning, with as many workers as cores.
 
-    Its imports overlap with other work, in several processes. Taken off is what no sweep can go below, the time
-    that a bare process takes to import TensorFlow; all its other imports count against it.
+    Its imports overlap with other work in several processes. Only the time that a bare process needs to import
+    TensorFlow and Keras is subtracted, because each sweep needs it. All other imports count.
     """
     write_options(folder / "options")
     _, import_seconds, _ = run(["-c", "import tensorflow, keras"], folder)
@@ -117,7 +116,7 @@ def sweep_arguments(data: Path, folder: Path) -> list[str]:
         *("--config-dir", str(folder / "options")),
         *("data=mnist", f"data.root='{data}'"),
         *("search=none", f"search.optimizer=choice({names})"),
-        *("optimizer=speed_0", "trainer=speed"),  # the first trial is the composed config: the first of the eight
+        *("optimizer=speed_0", "trainer=speed"),  # the first trial is the composed config: one of the eight
         *("study.name=speed", f"study.trials={len(CONFIGS)}", "study/sampler=grid", "study/pruner=none"),
         *("study.storage=sqlite:///optuna.db", "tracking.uri=sqlite:///mlflow.db"),
         *("executor.workers=auto", "trainer.threads=1", "trainer.device=cpu"),
@@ -125,7 +124,7 @@ def sweep_arguments(data: Path, folder: Path) -> list[str]:
 
 
 def write_options(folder: Path) -> None:
-    """One optimizer option per config, whose search space is that one point: so the grid is the eight configs."""
+    """Write one optimizer option per config. Its search space is this config, so the grid is the eight configs."""
     for group in ("optimizer", "trainer"):
         (folder / group).mkdir(parents=True)
     first = CONFIGS[0]["batch_size"]
@@ -145,7 +144,7 @@ def write_options(folder: Path) -> None:
 
 
 def check_study(database: Path) -> list[float]:
-    """The eight trials' values, after a look that they were those eight, each once and to its end."""
+    """Return the values of the eight trials. Raises: SystemExit unless exactly these ran, each to its end."""
     import optuna
 
     trials = optuna.load_study(study_name="speed", storage=f"sqlite:///{database}").trials
@@ -157,7 +156,7 @@ def check_study(database: Path) -> list[float]:
 
 
 def session_seconds(database: Path) -> float:
-    """The sweep's own figure: from the first worker's being ready to the last trial's being told."""
+    """Return the sweep's own measurement: from the first ready worker to the last finished trial."""
     with sqlite3.connect(database) as connection:
         row = connection.execute("SELECT value FROM latest_metrics WHERE key = 'sweep/session_seconds'").fetchone()
     return float(row[0])
@@ -167,7 +166,7 @@ def session_seconds(database: Path) -> float:
 
 
 def variants(data: Path) -> dict[str, Callable[[Path], Figures]]:
-    """Name → what runs it in an empty folder."""
+    """Return name → function that runs the variant in an empty folder."""
     found: dict[str, Callable[[Path], Figures]] = {
         "plain": lambda folder: script(data, folder),
         "tuned": lambda folder: script(data, folder, *TUNED),
@@ -183,7 +182,7 @@ def variants(data: Path) -> dict[str, Callable[[Path], Figures]]:
 
 
 def measure(chosen: dict[str, Callable[[Path], Figures]], rounds: int) -> dict[str, list[Figures]]:
-    """Every variant once a round, starting with another one each time, so that a slow minute hits none alone."""
+    """Run each variant once per round, each round in another order, so that a slow minute affects different ones."""
     measured: dict[str, list[Figures]] = {name: [] for name in chosen}
     names = list(chosen)
     for number in range(rounds):
@@ -200,7 +199,7 @@ def brief(values: Figures) -> str:
 
 
 def ratios(measured: dict[str, list[Figures]]) -> dict[str, dict[str, float]]:
-    """Median, lowest and highest over the rounds of: sweep against scripts, epoch against matrix products."""
+    """Return median, lowest and highest ratio over the rounds: sweep to scripts, epoch to matrix products."""
     pairs = {f"sweep / {other}": ("sweep", other, "trials_per_minute") for other in ("plain", "tuned")}
     pairs |= {f"sweep / {other}, imports included": (other, "sweep", "wall_seconds") for other in ("plain", "tuned")}
     for threads in sorted({1, CORES}):
@@ -218,7 +217,7 @@ def ratios(measured: dict[str, list[Figures]]) -> dict[str, dict[str, float]]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on; no name and no path of it."""
+    """Return what the numbers depend on, without the machine's name and paths."""
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     source = source_state(HERE.parent.parent)
     packages = ("tensorflow", "keras", "numpy", "optuna", "mlflow")
@@ -236,7 +235,7 @@ def machine() -> dict[str, Any]:
 
 @styled
 def figure(measured: dict[str, list[Figures]]) -> Figure:
-    """A bar of trials a minute for each way to run the study, its median written beside, a dot for each round."""
+    """Draw trials per minute: a bar with its median for each way to run the study, a dot for each round."""
     drawn = new_figure(1.7)
     axes = drawn.add_subplot()
     names = [name for name in STUDIES if name in measured][::-1]
@@ -253,7 +252,7 @@ def figure(measured: dict[str, list[Figures]]) -> Figure:
 
 
 def table(measured: dict[str, list[Figures]], compared: dict[str, dict[str, float]], about: dict[str, Any]) -> str:
-    """The results as Markdown: medians over the rounds."""
+    """Return the results as Markdown: medians over the rounds."""
 
     def median(name: str, key: str) -> float:
         return statistics.median(figures[key] for figures in measured[name])

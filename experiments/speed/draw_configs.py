@@ -2,8 +2,8 @@
 
 python experiments/speed/draw_configs.py
 
-The draw is seeded, so it writes the same file again. Dropout is left out: Keras and mnistexp draw its masks
-by different algorithms, whose difference in cost (tenfold) would hide everything else.
+The draw is seeded, so it always writes the same file. Dropout is left out: Keras and mnistexp draw its masks by
+different algorithms. Their difference in cost (tenfold) would hide all other differences.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-HIDDEN_UNITS = ([300],)  # the tutorial's; what it tells its readers to try is everything below
+HIDDEN_UNITS = ([300],)  # from the tutorial; the parameters below are those that it suggests to vary
 ACTIVATIONS = ("relu", "gelu", "tanh")
-BATCH_SIZES = (32, 64, 128)  # from Keras's default up
+BATCH_SIZES = (32, 64, 128)  # 32 is Keras's default
 LEARNING_RATES = {  # as in conf/optimizer/
     "sgd": (0.01, 1.0),
     "momentum": (0.003, 0.3),
@@ -29,7 +29,7 @@ LEARNING_RATES = {  # as in conf/optimizer/
 
 
 def draw_configs(seed: int, count: int) -> list[dict[str, object]]:
-    """`count` configs; each option as often as the others, the learning rate evenly over its logarithm."""
+    """Return `count` configs. Each option is equally frequent, the learning rate is log-uniform."""
     rng = random.Random(seed)
     columns = [deal(rng, values, count) for values in (HIDDEN_UNITS, ACTIVATIONS, LEARNING_RATES, BATCH_SIZES)]
     configs = []
@@ -49,7 +49,7 @@ def draw_configs(seed: int, count: int) -> list[dict[str, object]]:
 
 
 def deal(rng: random.Random, values: Iterable[Any], count: int) -> list[Any]:
-    """`count` of the values in random order, each as often as the others, or once more."""
+    """Return `count` values in random order. Their frequencies differ by at most one."""
     shuffled = rng.sample(list(values), k=len(list(values)))
     dealt = [shuffled[i % len(shuffled)] for i in range(count)]
     return rng.sample(dealt, k=count)

@@ -1,9 +1,9 @@
-"""The floor: NumPy doing only the matrix products of one epoch of 784-300-10 at batch 100.
+"""Time only the matrix products of one epoch of 784-300-10 at batch 100, in NumPy: the lower limit of an epoch.
 
 python experiments/speed/matrix_products.py --threads 1
 
-Five products a step (two forward, three backward: the input needs no gradient) for 55,000 images, and two
-for each of 50 validation minibatches. No activation, no loss, no update, no shuffling: less than a training.
+Five products per step (two forward, three backward, as the input needs no gradient) for 55,000 images, and two for
+each of 50 validation minibatches. No activation, no loss, no update, no shuffling, so this is less than a training.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BATCH, INPUTS, HIDDEN, CLASSES = 100, 784, 300, 10
 
 
 def epoch(train: np.ndarray, validation: np.ndarray, rng: np.random.Generator) -> float:
-    """Seconds of one epoch. train: float32 [55000, 784], validation: float32 [5000, 784]."""
+    """Return the seconds of one epoch. train: float32 [55000, 784], validation: float32 [5000, 784]."""
     first = rng.standard_normal((INPUTS, HIDDEN), np.float32)
     second = rng.standard_normal((HIDDEN, CLASSES), np.float32)
     output_gradient = rng.standard_normal((BATCH, CLASSES), np.float32)

@@ -1,9 +1,9 @@
-"""Time mnistexp's own epochs of 784-300-10 at batch 100, beside matrix_products.py.
+"""Time mnistexp's epochs of 784-300-10 at batch 100, for comparison with matrix_products.py.
 
 python experiments/speed/mnistexp_epoch.py --data FOLDER --threads 1
 
-One warm worker, started as a sweep starts it. An epoch's seconds are those that it reports: shuffling, 550 steps
-with momentum, and validation on 5,000 images. The first epoch compiles and is left out.
+Uses one worker, started as in a sweep. The worker reports the seconds of each epoch: shuffling, 550 steps with
+momentum, and validation on 5,000 images. The first epoch compiles and is left out.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def run_config(folder: Path, threads: int, epochs: int) -> RunConfig:
 
 
 def epoch_seconds(config: RunConfig) -> list[float]:
-    """Seconds of each epoch of one training."""
+    """Return the seconds of each epoch of one training."""
     threads = config.trainer.threads
     executor = LocalPool(Setup(data=config.data, threads=threads, device="cpu"), workers=1, at_most=1)
     try:

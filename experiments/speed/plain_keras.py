@@ -1,9 +1,9 @@
-"""The script that one would write: Optuna's `optimize`, Keras's `fit`, MLflow's log calls.
+"""A plain script: Optuna's `optimize`, Keras's `fit`, MLflow's log calls.
 
 python plain_keras.py --data FOLDER [--jit --steps-per-execution 50]
 
-Runs the configs of configs.json as one study, writes optuna.db and mlflow.db into the working folder, and
-prints one line of JSON. It knows nothing of mnistexp.
+Runs the configs of configs.json as one study, writes optuna.db and mlflow.db to the working folder, and prints one
+line of JSON. It does not use mnistexp.
 """
 # ruff: noqa: E402 - the imports are timed
 
@@ -62,12 +62,12 @@ def build(config: dict, options: argparse.Namespace) -> keras.Model:
 
 
 def train(config: dict, data: dict[str, np.ndarray], options: argparse.Namespace) -> float:
-    """Train one config, log it, and give the best epoch's validation accuracy."""
+    """Train and log one config. Returns: the best epoch's validation accuracy."""
     keras.utils.set_random_seed(config["seed"])
     model = build(config, options)
     with mlflow.start_run():
         mlflow.log_params(config)
-        # By hand: on TensorFlow 2.21 mlflow.tensorflow.autolog fails, and mlflow.keras.autolog makes a run
+        # Explicit calls: with TensorFlow 2.21 mlflow.tensorflow.autolog fails, and mlflow.keras.autolog makes a run
         # seven times slower.
         log = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: mlflow.log_metrics(logs, step=epoch))
         history = model.fit(  # the first 5,000 are for validation
@@ -85,7 +85,7 @@ def train(config: dict, data: dict[str, np.ndarray], options: argparse.Namespace
 
 
 def suggest(trial: optuna.Trial) -> dict:
-    """The search space of such a script; the configs are queued, so these draws give them back."""
+    """Define the search space of such a script. The configs are queued, so the suggestions return them."""
     return {
         "seed": trial.suggest_int("seed", 0, 99),
         "hidden_units": json.loads(
