@@ -49,7 +49,6 @@ def web_app(uri: str, allowed_hosts: Sequence[str]) -> Any:
         os.environ |= {  # MLflow reads them when the application is imported
             "MLFLOW_SERVER_ALLOWED_HOSTS": os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS") or ",".join(allowed_hosts),
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # another process of 200 MB
-            "MLFLOW_ENABLE_REMOTE_ASSISTANT": "false",  # it can run shell commands
             constants.BACKEND_STORE_URI_ENV_VAR: uri,
             constants.REGISTRY_STORE_URI_ENV_VAR: uri,
             constants.ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/",
@@ -58,6 +57,9 @@ def web_app(uri: str, allowed_hosts: Sequence[str]) -> Any:
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of deprecated calls inside MLflow
+            from mlflow.server.assistant.api import assistant_router
+
+            assistant_router.routes.clear()  # it can run shell commands for anybody on this machine, and has no switch
             from mlflow.server.fastapi_app import app
         from mlflow.server.handlers import initialize_backend_stores
 
