@@ -158,7 +158,7 @@ def test_a_data_set_and_a_model_of_ones_own_go_all_the_way(folder: Path) -> None
     assert re.search(r"residual units=(16|32) blocks=1 b=32", swept)
     assert "python -m mnistexp rerun study.name=squares --code functions.py" in swept
     assert "bit-identical: the scores and every weight came out as before" in rerun
-    assert "is the champion now: there was none" in " ".join(confirmed.split())
+    assert "is the champion now; there was none" in " ".join(confirmed.split())
     assert re.search(r"corner\.png +\d +\d", asked)
     assert {kept.read_text() for kept in (folder / "mlruns").rglob("code.py")} == {CODE}
 
