@@ -1,4 +1,4 @@
-"""Paths as users type them, where pathlib would raise."""
+"""Paths as users type them, in cases where pathlib raises."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def expanded(text: str) -> Path:
-    """A path with ~ spelled out; the ~NAME of nobody stays as it is, as in a shell."""
+    """Expand ~ and ~NAME in a path; the ~NAME of an unknown user stays as it is, as in a shell."""
     return Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib's raises RuntimeError
 
 
 def exists(text: str) -> bool:
-    """Whether something is there that can be seen from here: nothing can in a closed folder."""
+    """Whether a path exists; False in a folder without permission."""
     return os.path.exists(expanded(text))  # noqa: PTH110 - pathlib's raises PermissionError
