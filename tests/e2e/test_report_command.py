@@ -16,6 +16,6 @@ def test_a_sweep_becomes_a_report(folder: Folder) -> None:
     html = (folder.path / "pages" / "report-one.html").read_text()
     best = max(trial.value or 0.0 for trial in folder.trials("one"))
     assert f"{best:.4f}" in html
-    assert re.search(rf"On the 300 validation images the best trial makes\s+{round(300 * (1 - best))} mistake", html)
+    assert re.search(rf"wrong predictions[^>]*</td>\s*<td[^>]*>{round(300 * (1 - best))}</td>", html)
     assert done.stdout.splitlines()[0] == "pages/report-one.html"
     assert "logged to run" in done.stderr
