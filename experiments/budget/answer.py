@@ -34,7 +34,7 @@ MINUTES = (1.0, 2.0, 5.0, 10.0, 20.0)
 
 
 @dataclass(frozen=True)
-class BestComparison:
+class SweepState:
     """State of one sweep after some minutes."""
 
     trials: int  # that have ended by then
@@ -52,14 +52,14 @@ class Difference:
     p_value: float  # two-sided paired t-test; 1 with one seed
 
 
-def standing(trials: pd.DataFrame, minutes: float) -> BestComparison:
+def state_after(trials: pd.DataFrame, minutes: float) -> SweepState:
     """Return the state of a sweep from its trials. A trial counts from the time at which its result exists."""
     ended = trials[trials["ended"] <= 60 * minutes]
     complete = ended[(ended["state"] == "COMPLETE") & np.isfinite(ended["val_accuracy"].astype(float))]
     ranked = complete.sort_values(["val_accuracy", "trial"], ascending=[False, True])
     best = ranked.iloc[0] if len(ranked) else {"val_accuracy": math.nan, "test_accuracy": math.nan}
     pruned = int((ended["state"] == "PRUNED").sum())
-    return BestComparison(len(ended), pruned, float(best["val_accuracy"]), float(best["test_accuracy"]))
+    return SweepState(len(ended), pruned, float(best["val_accuracy"]), float(best["test_accuracy"]))
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,13 @@ class Sweeps:
         """Return the minutes of the tables, up to the length of the sweeps."""
         return [minutes for minutes in MINUTES if minutes <= self.minutes] or [MINUTES[0]]
 
-    def standings(self, arm: str, minutes: float) -> list[BestComparison]:
+    def states(self, arm: str, minutes: float) -> list[SweepState]:
         """Return the states of an arm's sweeps, in the order of the seeds."""
-        return [standing(self.trials[arm, seed], minutes) for seed in self.seeds]
+        return [state_after(self.trials[arm, seed], minutes) for seed in self.seeds]
 
     def scores(self, arm: str, minutes: float) -> list[float]:
         """Return the validation accuracy of the best so far, by seed."""
-        return [each.val_accuracy for each in self.standings(arm, minutes)]
+        return [each.val_accuracy for each in self.states(arm, minutes)]
 
     def overall(self, arm: str) -> list[float]:
         """Return one number per seed: the mean of its scores at all times. The default is decided by it."""
@@ -165,13 +165,13 @@ def score_tables(sweeps: Sweeps) -> list[str]:
         more = ["mean of these"] if name == "val_accuracy" else []
         rows, step = [], sweeps.step[name]
         for arm in sweeps.arms:
-            cells = [_mean([getattr(s, name) for s in sweeps.standings(arm, t)], step) for t in sweeps.times()]
+            cells = [_mean([getattr(s, name) for s in sweeps.states(arm, t)], step) for t in sweeps.times()]
             rows.append([ARMS[arm].title, *cells, *([_mean(sweeps.overall(arm), step)] if more else [])])
         lines += _table([title, *_clock(sweeps), *more], rows)
     counts = []
     for arm in sweeps.arms:
         means = [
-            np.mean([(each.trials, each.pruned) for each in sweeps.standings(arm, minutes)], axis=0)
+            np.mean([(each.trials, each.pruned) for each in sweeps.states(arm, minutes)], axis=0)
             for minutes in sweeps.times()
         ]
         counts.append([ARMS[arm].title, *(f"{trials:.0f} ({pruned:.0f})" for trials, pruned in means)])
@@ -198,8 +198,8 @@ def _unpaired(sweeps: Sweeps) -> list[str]:
         for arm in sweeps.arms
         if (seeds := sweeps.unpaired(arm))
     ]
-    told = f"Differences leave out what ran on another machine than its pair: {'; '.join(found)}."
-    return [told, ""] if found else []
+    note = f"Differences leave out what ran on another machine than its pair: {'; '.join(found)}."
+    return [note, ""] if found else []
 
 
 def _difference(found: Difference | None, p_value: float | None) -> str:
@@ -260,8 +260,8 @@ def document(results: Path, sweeps: Sweeps) -> str:
     lines = [
         f"{arms}, {seeds}, {sweeps.minutes:g} minutes a sweep. ± and [ ] are 95 % t intervals over "
         "seeds; p-values are of paired t-tests, after Holm's correction over the arms (last column) or over all arms "
-        "and times (the other columns). The best so far is the luckiest so far: its validation accuracy is too high, "
-        "and the more so the more trials it was chosen from; its test accuracy isn't. No interval is shorter than the "
+        "and times (the other columns). The validation accuracy of the best so far "
+        "is biased upwards, more so with more trials; its test accuracy is not. No interval is shorter than the "
         "rounding of scores to one image makes it. Trials that failed count as trials.",
         "",
         *score_tables(sweeps),

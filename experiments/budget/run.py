@@ -90,8 +90,8 @@ def run(sweep: Sweep, data: str, minutes: float, work: Path) -> dict[str, Any]:
     code = _watched([sys.executable, "-m", "mnistexp", *command(sweep, data, minutes)], folder)
     seconds = time.time() - typed
     if code != 0:
-        said = "".join((folder / name).read_text()[-2000:] for name in ("stdout", "stderr"))
-        raise SystemExit(f"{sweep.name} ended with exit code {code}; it will be run anew:\n{said}")
+        log = "".join((folder / name).read_text()[-2000:] for name in ("stdout", "stderr"))
+        raise SystemExit(f"{sweep.name} ended with exit code {code}; it will be run again:\n{log}")
     others = max(0.0, _busy_seconds() - busy - (_children_seconds() - own)) / seconds
     about |= {"typed": typed, "seconds": seconds, "other_cores": others, "cores": int(joblib.cpu_count())}
     (folder / "ended.json").write_text(json.dumps(about))  # the sweep is complete from here on
@@ -110,8 +110,8 @@ def _watched(arguments: list[str], folder: Path) -> int:
             raise SystemExit("interrupted")
         running[0].send_signal(number)  # the first ends it in order within ten seconds, a second one at once
 
-    hears = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
-    before = {number: signal.signal(number, pass_on) for number in hears}
+    handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+    before = {number: signal.signal(number, pass_on) for number in handled}
     try:
         with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as err:
             streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
@@ -236,7 +236,7 @@ def keep(results: Path, trials: pd.DataFrame, row: dict[str, Any]) -> None:
         scratch.replace(path)
 
 
-def refuse_company(work: Path) -> None:
+def refuse_other_sweeps(work: Path) -> None:
     """Raise SystemExit if a sweep of this folder still runs, because two sweeps would share the cores."""
     for process in psutil.process_iter():
         try:
@@ -252,7 +252,7 @@ def run_all(options: argparse.Namespace) -> None:
     """Run the missing sweeps, as many as fit into this sitting."""
     started, data = time.monotonic(), options.data
     finished = done(options.results, options.minutes, data)
-    refuse_company(options.work)
+    refuse_other_sweeps(options.work)
     wanted = list(order(options.arms, options.blocks or range(options.seeds)))
     for place, sweep in enumerate(wanted, 1):
         folder = options.work / sweep.name

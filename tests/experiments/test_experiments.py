@@ -70,7 +70,7 @@ def test_a_named_sweep_has_a_sound_space(option: str) -> None:
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_an_experiment_tells_question_setup_result_conclusion_and_limits(folder: Path) -> None:
+def test_an_experiment_has_question_setup_result_conclusion_and_limits(folder: Path) -> None:
     """Each folder's README has the five parts in order, and stands in the index."""
     lines = (folder / "README.md").read_text().splitlines()
     index = (ROOT / "experiments" / "README.md").read_text()
