@@ -21,7 +21,7 @@ sweep: setup
 	@$(PY) -m mnistexp sweep $(ARGS)
 
 test: setup
-	@$(PY) -m pytest -n auto --dist loadfile $(ARGS)
+	@$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .

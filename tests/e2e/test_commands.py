@@ -160,7 +160,8 @@ def offline(tmp_path: Path) -> Folder:
     )
     home = str(tmp_path / "home")
     gate = {"MNISTEXP_PLANT": f"wait@epoch2#{trial_seed(0, 1)}", "MNISTEXP_PLANT_GATES": home}
-    return Folder(tmp_path / "work", {"HOME": home, "XDG_CACHE_HOME": home, "PYTHONPATH": f"{PLANT}:{ROOT}", **gate})
+    workers = {"PYTHONPATH": f"{PLANT}:{ROOT}", "MNISTEXP_SCRIPTED": "1", **gate}
+    return Folder(tmp_path / "work", {"HOME": home, "XDG_CACHE_HOME": home, **workers})
 
 
 @pytest.mark.slow
