@@ -1,4 +1,4 @@
-"""Paths as users type them, in cases where pathlib raises."""
+"""Paths as users type them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,3 @@ from pathlib import Path
 def expanded(text: str) -> Path:
     """Expand ~ and ~NAME in a path; the ~NAME of an unknown user stays as it is, as in a shell."""
     return Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib's raises RuntimeError
-
-
-def exists(text: str) -> bool:
-    """Whether a path exists; False in a folder without permission."""
-    return os.path.exists(expanded(text))  # noqa: PTH110 - pathlib's raises PermissionError

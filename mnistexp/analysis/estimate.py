@@ -102,7 +102,7 @@ def epoch_cost(config: RunConfig, dataset: Dataset) -> float:
 def _weights(config: RunConfig, dataset: Dataset) -> int:
     """The number of weights; for a custom model the product of its whole-number settings, which orders sizes."""
     if isinstance(config.model, UserModel):
-        settings = [value for value in config.model.settings.values() if type(value) in (int, tuple)]
+        settings = [value for value in config.model.settings.values() if isinstance(value, int | tuple)]
         return math.prod(max(1, sum(value) if isinstance(value, tuple) else value) for value in settings)
     sizes = [math.prod(dataset.image_shape), *config.model.hidden_units, dataset.classes]
     return sum((inputs + 1) * outputs for inputs, outputs in itertools.pairwise(sizes))

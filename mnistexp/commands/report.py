@@ -51,12 +51,10 @@ def report(request: ParsedOverrides, own: CommandArgs) -> int:
 
 def _requests(request: ParsedOverrides, own: CommandArgs) -> list[ParsedOverrides]:
     """Return a request for each study. Raises: ConfigError for arguments that a report does not take."""
-    given = sorted(
-        key for key in (*request.fixed_keys, *request.swept_keys) if key.split(".")[0].split("/")[0] not in NODES
-    )
-    given += [f"search.{key}" for key, _ in request.search if key not in request.swept_keys]
-    if given or request.swept_keys:
-        raise ConfigError(f"{(given or request.swept_keys)[0]}: a report reads a study as it is; leave it out")
+    given = sorted(key for key in request.fixed_keys if key.split(".")[0].split("/")[0] not in NODES)
+    given += [key for key, _ in request.search]
+    if given:
+        raise ConfigError(f"{given[0]}: a report reads a study as it is; leave it out")
     if not own.names:
         return [request]
     if "study.name" in request.fixed_keys:

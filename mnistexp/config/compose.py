@@ -1,7 +1,8 @@
 """Compose the config from conf/ and the user's overrides, with Hydra's compose API.
 
 mnistexp has its own command line instead of `@hydra.main`, which runs `_target_`s of `hydra.callbacks`, writes
-`.hydra/` (with database passwords) and configures logging.
+`.hydra/` (with database passwords) and configures logging. Hydra composes the options; values are set here, because
+Hydra stops at the first unknown key and takes 60 to 90 ms for each composition.
 """
 
 from __future__ import annotations
@@ -20,30 +21,32 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mnistexp.config import option_files, user_code
 from mnistexp.config.option_files import config_groups
-from mnistexp.config.overrides import ParsedOverrides, key_of, override_text, sort_overrides, value_text
-from mnistexp.config.schema import Config, Mlp, RunConfig, format_value, suggestion
+from mnistexp.config.overrides import (
+    ParsedOverrides,
+    key_of,
+    parse_override,
+    sort_overrides,
+    value_text,
+)
+from mnistexp.config.schema import Config, Mlp, RunConfig, format_value
 from mnistexp.config.validation import check
 from mnistexp.errors import ConfigError
 
 SECRET_KEYS = ("study.storage", "tracking.uri", "data.root")
 """The only settings that may read the environment. Of these, addresses with a password are never logged."""
 
-NO_EFFECT = ("data.root", "data.mirrors", "data.timeout", "trainer.timeout")
+NO_EFFECT = {"data": {"root", "mirrors", "timeout"}, "trainer": {"timeout"}}
 """Settings of a run that do not change its result: where the data come from, and when a training counts as hung."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """A composed config with open interpolations. Given values, it returns a checked Config.
-
-    A sweep composes once per combination of options (60 to 90 ms) and then fills in the values of each trial (1 ms).
-    """
+    """A composed config with open interpolations. Given values, it returns a checked Config (1 ms)."""
 
     plain: dict[str, Any]
     options: dict[str, str]  # group → the option that Hydra composed, defaults included
@@ -53,16 +56,11 @@ class Template:
         """The search space: override key → distribution."""
         return dict(self.plain["search"])
 
-    def get(self, key: str) -> Any:
-        """Return the value of an override key. Raises: KeyError."""
-        return flatten(self.plain)[key]
-
     def config(self, values: Mapping[str, Any] | None = None) -> Config:
         """Return the config with these values (override key → plain value). Raises: ConfigError with every fault."""
         plain = copy.deepcopy(self.plain)
         for key, value in (values or {}).items():
-            *nodes, leaf = key.split(".")
-            functools.reduce(operator.getitem, nodes, plain)[leaf] = value
+            _assign(plain, key, value)
         flat = flatten(plain) | {f"search.{key}": text for key, text in plain["search"].items()}
         forbidden = [
             f"{key}={value}: only {', '.join(SECRET_KEYS)} may use ${{resolver:…}}; write the value itself"
@@ -78,18 +76,21 @@ class Template:
 
 def parse_request(overrides: Iterable[str], config_dir: Path | None = None) -> ParsedOverrides:
     """Parse the overrides of a command line. Raises: ConfigError with every fault."""
+    if config_dir:
+        option_files.check_folder(config_dir)
     request, faults = sort_overrides(overrides, config_dir)
     if not faults:
         return request
     found = [fault for each in faults.values() for fault in each]
-    wrong_nodes = {re.split("[./=@]", text.lstrip("+~"))[0] for text in faults}
+    wrong_nodes = {_node_of(text.lstrip("+~")) for text in faults}
     if "experiments" not in wrong_nodes:  # an experiment could set anything, so it hides all other faults
-        choices, values = (
-            tuple(text for text in texts if re.split("[./=]", text)[0] not in wrong_nodes)
-            for texts in (request.choices, request.values)
-        )
-        found += faults_of(lambda: compose(replace(request, choices=choices, values=values)))
+        values = tuple(text for text in request.values if _node_of(text) not in wrong_nodes)
+        found += faults_of(lambda: compose(replace(request, values=values)))
     raise ConfigError(*found)
+
+
+def _node_of(text: str) -> str:
+    return re.split("[./=@]", text)[0]
 
 
 def compose(request: ParsedOverrides) -> Config:
@@ -99,15 +100,15 @@ def compose(request: ParsedOverrides) -> Config:
 
 def template(request: ParsedOverrides) -> Template:
     """Compose and check a config, with its interpolations left open. Raises: ConfigError with every fault."""
-    faults: list[str] = []
-    try:
-        plain, options = _hydra(request.overrides, request.config_dir)
-    except ConfigError:  # Hydra stops at the first unknown key: find all of them, and check the rest without them
-        known = flatten(_hydra(request.choices, request.config_dir)[0])
-        usable = [text for text in request.values if key_of(text) in known]
-        groups = config_groups(request.config_dir)
-        faults = [_unknown_key(text, known, groups) for text in request.values if text not in usable]
-        plain, options = _hydra((*request.choices, *usable), request.config_dir)
+    plain, options = copy.deepcopy(_hydra(request.choices, request.config_dir, option_files.ROOT))
+    known, faults = flatten(plain), []
+    for text in request.values:
+        key = key_of(text)
+        try:
+            known[key]
+            _assign(plain, key, parse_override(text).value())
+        except KeyError:
+            faults.append(_unknown_key(text, known, request.config_dir))
     plain["search"] = _merged_search(plain, request)
     composed = Template(plain, options)
     if faults := [*faults, *faults_of(composed.config)]:
@@ -125,53 +126,44 @@ def faults_of(call: Callable[[], object]) -> tuple[str, ...]:
 
 
 def key_suggestion(key: str, known: Iterable[str]) -> str:
-    """Return '; did you mean …?' for an unknown key: a sibling, else the same last part elsewhere, else any key."""
-    node, _, leaf = key.rpartition(".")
-    last_part = {other: other.rpartition(".")[2] for other in known if other != key}
-    siblings = {last: other for other, last in last_part.items() if node and other == f"{node}.{last}"}
-    if siblings:
-        close = difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.6)
-        return f"; did you mean {siblings[close[0]]}?" if close else ""
-    same = [other for other, last in last_part.items() if last == leaf]
-    return f"; did you mean {same[0]}?" if same else suggestion(key, last_part)
+    """Return '; did you mean …?' for an unknown key: one with a similar last part, preferably in the same node."""
+    node, _, last = key.rpartition(".")
+    by_last_part = {other.rpartition(".")[2]: other for other in known}
+    by_last_part |= {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == node}
+    close = difflib.get_close_matches(last, by_last_part, n=1, cutoff=0.6)
+    return f"; did you mean {by_last_part[close[0]]}?" if close else ""
 
 
-def _unknown_key(text: str, known: Mapping[str, Any], groups: Iterable[str]) -> str:
+def _unknown_key(text: str, known: Mapping[str, Any], config_dir: Path | None) -> str:
     key = key_of(text)
-    if any(other.startswith(f"{key}.") for other in known):
-        return f"{text}: {key} has settings of its own; give them one by one{_children(key, known)}"
-    return (
-        f"{text}: the config has no {key}{_children(key.rpartition('.')[0], known)}"
-        f"{key_suggestion(key, [*groups, *known])}"
-    )
+    is_node = any(other.startswith(f"{key}.") for other in known)
+    node = f"{key if is_node else key.rpartition('.')[0]}."
+    inside = sorted(other.removeprefix(node) for other in known if other.startswith(node))
+    listed = f"; {node[:-1]} has {', '.join(inside)}" if inside else ""
+    if is_node:
+        return f"{text}: {key} has settings of its own; give them one by one{listed}"
+    return f"{text}: the config has no {key}{listed}{key_suggestion(key, [*config_groups(config_dir), *known])}"
 
 
-def _children(node: str, known: Iterable[str]) -> str:
-    inside = sorted(key.removeprefix(f"{node}.") for key in known if node and key.startswith(f"{node}."))
-    return f"; {node} has {', '.join(inside)}" if inside else ""
+def _assign(plain: dict[str, Any], key: str, value: Any) -> None:
+    *nodes, last = key.split(".")
+    functools.reduce(operator.getitem, nodes, plain)[last] = value
 
 
-def _hydra(overrides: Sequence[str], config_dir: Path | None) -> tuple[dict[str, Any], dict[str, str]]:
-    """Compose with Hydra. Returns: plain values with open interpolations, and the option of each group."""
-    return copy.deepcopy(_hydra_cached(tuple(overrides), config_dir, option_files.ROOT))
-
-
-@functools.lru_cache(maxsize=64)  # a command composes the same base up to four times, 60 to 90 ms each
-def _hydra_cached(
-    overrides: tuple[str, ...], config_dir: Path | None, root: Path
-) -> tuple[dict[str, Any], dict[str, str]]:
+@functools.lru_cache(maxsize=64)
+def _hydra(choices: tuple[str, ...], config_dir: Path | None, root: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Compose options with Hydra. Returns: plain values with open interpolations, and the option of each group."""
     # compose() accepts search paths only as an override
     paths = value_text([f"file://{path.resolve()}" for path in (root, config_dir) if path])
     try:
         with initialize_config_dir(str(root / "conf"), version_base="1.3"):
-            node = hydra_compose("config", [f"hydra.searchpath={paths}", *overrides], return_hydra_config=True)
+            node = hydra_compose("config", [f"hydra.searchpath={paths}", *choices], return_hydra_config=True)
         options = dict(node.hydra.runtime.choices)
         plain = OmegaConf.to_container(node, resolve=False)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_with_causes(error)) from None
     except Exception as error:  # noqa: BLE001 - Hydra does not expect every content of an option file
-        source = f"--config-dir {config_dir}" if config_dir else "the overrides"
-        raise ConfigError(f"{source}: Hydra can't compose that ({type(error).__name__}: {error})") from None
+        source = f"--config-dir {config_dir}" if config_dir else "conf/"
+        reason = " ".join(f"{error} {error.__cause__ or ''}".split())  # not all causes: their chain may be a ring
+        raise ConfigError(f"{source}: {type(error).__name__}: {reason}") from None
     assert isinstance(plain, dict)
     return {str(k): v for k, v in plain.items() if k not in ("hydra", "experiments")}, options
 
@@ -182,21 +174,11 @@ def _resolved(plain: dict[str, Any]) -> dict[str, Any]:
     except RecursionError:
         raise ConfigError("an interpolation ${…} is nested too deeply") from None
     except OmegaConfBaseException as error:
-        reason = _with_causes(error).removeprefix("KeyError raised while resolving interpolation: ").strip('"')
-        raise ConfigError(f"{error.full_key}={flatten(plain).get(str(error.full_key))}: {reason}") from None
+        reason = str(error).partition("\n")[0].removeprefix("KeyError raised while resolving interpolation: ")
+        given = flatten(plain).get(str(error.full_key))
+        raise ConfigError(f"{error.full_key}={given}: {reason.strip(chr(34))}") from None
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
-
-
-def _with_causes(error: BaseException) -> str:
-    """Return the first line of an error and of its causes: Hydra's own is only 'Error merging override …'."""
-    parts = []
-    cause: BaseException | None = error
-    while cause is not None:
-        first, *more = str(cause).strip().splitlines() or [type(cause).__name__]
-        parts.append(f"{first} {more[0].strip()}" if first.endswith(":") and more else first)
-        cause = cause.__cause__
-    return "; ".join(dict.fromkeys(parts))
 
 
 def _with_code_hash(plain: dict[str, Any]) -> dict[str, Any]:
@@ -239,11 +221,7 @@ def run_config(config: Config) -> RunConfig:
 
 def identity(config: RunConfig) -> dict[str, Any]:
     """Return the plain config without NO_EFFECT. Two runs with equal identities have equal bits."""
-    plain = config.model_dump(mode="json")
-    for key in NO_EFFECT:
-        node, _, leaf = key.partition(".")
-        plain[node].pop(leaf, None)  # only some data sets have mirrors
-    return plain
+    return config.model_dump(mode="json", exclude=NO_EFFECT)
 
 
 def signature(config: RunConfig, *, seed: bool = True) -> str:
@@ -253,26 +231,13 @@ def signature(config: RunConfig, *, seed: bool = True) -> str:
 
 
 def rebuild(config: RunConfig, overrides: Sequence[str], config_dir: Path | None = None) -> tuple[str, ...]:
-    """Return overrides that compose exactly this config: the recorded ones, completed where conf/ has changed since.
-
-    Raises: ConfigError if conf/ has lost a key or an option of the config, or has a new key that no override removes.
-    """
+    """Return the overrides of a recorded config. Raises: ConfigError if they do not compose exactly this config now."""
     request = ParsedOverrides(config_dir=config_dir).with_overrides(overrides)
-    if compose(request).optimizer.name != config.optimizer.name:  # the default of conf/ has changed
-        request = request.with_overrides([override_text("optimizer", config.optimizer.name)])
-    recorded = flatten(config.model_dump(mode="json"))
-    changed = [key for key in _differences(request, config) if recorded.get(key, {}) != {}]  # {}: not an override
-    request = request.with_overrides([override_text(key, recorded[key]) for key in changed])
-    if left := _differences(request, config):
+    now, then = (flatten(identity(each)) for each in (run_config(compose(request)), config))
+    keys = [key for key in {**then, **now} if not key.startswith("data.files")]
+    if changed := [key for key in keys if (key in now) != (key in then) or now.get(key) != then.get(key)]:
         raise ConfigError(
-            f"{', '.join(left)}: changed in conf/ or --config-dir since this run, so no command composes its config; "
-            f"`rerun` trains what was recorded"
+            f"{', '.join(changed)}: changed in conf/ or --config-dir since this run, so its overrides compose another "
+            f"config; `rerun` trains what was recorded"
         )
     return request.overrides
-
-
-def _differences(request: ParsedOverrides, config: RunConfig) -> list[str]:
-    """Return the keys that a request composes differently from a config, except those without effect."""
-    now, then = (flatten(each.model_dump(mode="json")) for each in (run_config(compose(request)), config))
-    keys = [key for key in {**then, **now} if not key.startswith((*NO_EFFECT, "data.files"))]
-    return [key for key in keys if (key in now) != (key in then) or now.get(key) != then.get(key)]

@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from mnistexp.config.option_files import check_folder, config_groups
+from mnistexp.config.option_files import config_groups
 from mnistexp.config.schema import RunConfig, format_value, suggestion
 from mnistexp.errors import ConfigError
 
@@ -19,7 +19,6 @@ MAX_TEXT = 4096
 """Most characters of one override: Hydra's parser takes 0.3 ms for each, and no path is longer."""
 
 RESERVED_WORDS = ("true", "false", "null", "nan", "inf")
-NO_CODE = "are refused, since mnistexp runs no code that a config names"
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,6 @@ class ParsedOverrides:
     choices: tuple[str, ...] = ()  # group=option
     values: tuple[str, ...] = ()  # key=value
     search: tuple[tuple[str, str | None], ...] = ()  # (override key, distribution; None: not searched)
-    swept_keys: tuple[str, ...] = ()  # keys of distributions without the prefix search.: model.activation='choice(…)'
     config_dir: Path | None = None
 
     @property
@@ -58,12 +56,15 @@ class ParsedOverrides:
         more, faults = sort_overrides(overrides, self.config_dir)
         if faults:
             raise ConfigError(*(fault for found in faults.values() for fault in found))
-        keys = more.fixed_keys
+        return self.then(more)
+
+    def then(self, later: ParsedOverrides) -> ParsedOverrides:
+        """Return these overrides with later ones. Of one key the last override counts, as in Hydra."""
+        keys = later.fixed_keys
         return ParsedOverrides(
-            tuple(text for text in self.choices if key_of(text) not in keys) + more.choices,
-            tuple(text for text in self.values if key_of(text) not in keys) + more.values,
-            tuple(entry for entry in self.search if entry[0] not in keys) + more.search,
-            self.swept_keys + more.swept_keys,
+            tuple(text for text in self.choices if key_of(text) not in keys) + later.choices,
+            tuple(text for text in self.values if key_of(text) not in keys) + later.values,
+            tuple(entry for entry in self.search if entry[0] not in keys) + later.search,
             self.config_dir,
         )
 
@@ -71,31 +72,19 @@ class ParsedOverrides:
 def sort_overrides(
     overrides: Iterable[str], config_dir: Path | None = None
 ) -> tuple[ParsedOverrides, dict[str, tuple[str, ...]]]:
-    """Parse and sort overrides. Of one key the last override counts, as in Hydra.
+    """Parse and sort overrides.
 
     Returns: the sorted overrides, and of each wrong one (as typed) what is wrong with it.
     """
-    if config_dir:
-        check_folder(config_dir)
     groups = config_groups(config_dir)
-    parts: list[ParsedOverrides] = []
+    request = ParsedOverrides(config_dir=config_dir)
     faults: dict[str, tuple[str, ...]] = {}
     for text in overrides:
         try:
-            part = _sort_one(text, groups)
+            request = request.then(_sort_one(text, groups))
         except ConfigError as error:
             faults[text] = error.faults
-            continue
-        # A plain value replaces an earlier distribution, but not one of search.KEY: that one's baseline is the value.
-        parts = [other for other in parts if not part.fixed_keys.intersection(other.swept_keys)] + [part]
-    sorted_ = ParsedOverrides(
-        tuple(entry for part in parts for entry in part.choices),
-        tuple(entry for part in parts for entry in part.values),
-        tuple(entry for part in parts for entry in part.search),
-        tuple(key for part in parts for key in part.swept_keys),
-        config_dir,
-    )
-    return sorted_, faults
+    return request, faults
 
 
 def _sort_one(text: str, groups: Mapping[str, list[str]]) -> ParsedOverrides:
@@ -106,7 +95,7 @@ def _sort_one(text: str, groups: Mapping[str, list[str]]) -> ParsedOverrides:
     key, group = override.key_or_group, override.key_or_group.replace(".", "/")
     _refuse_unsafe(text, override)
     if override.is_sweep_override():
-        return ParsedOverrides(search=((key, text.partition("=")[2]),), swept_keys=(key,))
+        return ParsedOverrides(search=((key, text.partition("=")[2]),))
     value = override.value()
     if key in groups:
         if value not in groups[key]:
@@ -126,31 +115,27 @@ def _refuse_unsafe(text: str, override: Override) -> None:
     key = override.key_or_group
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         raise ConfigError(f"{text}: Hydra's own settings can't be overridden here; leave it out")
-    if any(re.fullmatch(r"_\w+_", part) for part in re.split(r"[./@]", key)):
-        raise ConfigError(f"{text}: keys like _target_ {NO_CODE}")
+    if "_target_" in text or any(re.fullmatch(r"_\w+_", part) for part in re.split(r"[./@]", key)):
+        raise ConfigError(f"{text}: _target_ and the like are refused, since mnistexp runs no code that a config names")
     if override.is_add() or override.is_delete() or override.is_force_add() or override.package is not None:
         raise ConfigError(f"{text}: the config takes no new, removed or moved keys; write KEY=VALUE with a key it has")
-    if "_target_" in text:
-        raise ConfigError(f"{text}: values with _target_ {NO_CODE}")
 
 
 def _search_entry(text: str) -> tuple[str, str | None]:
     """Parse search.KEY=DISTRIBUTION, or ~search.KEY, which takes a key out of the search."""
     key, given, distribution = text.removeprefix("~").removeprefix("search.").partition("=")
-    if not key:
-        raise ConfigError(f"{text}: has no key; write search.KEY=DISTRIBUTION")
-    if not given and not text.startswith("~"):
-        raise ConfigError(f"{text}: write {text}=DISTRIBUTION, or ~{text} to leave it out")
-    return key, None if text.startswith("~") or distribution in ("null", "") else distribution
+    removed = text.startswith("~")
+    if not key or not (given or removed):
+        raise ConfigError(f"{text}: write search.KEY=DISTRIBUTION, or ~search.KEY to leave a key out")
+    return key, None if removed or distribution in ("null", "") else distribution
 
 
 def refuse_search(request: ParsedOverrides, command: str) -> None:
     """Raises: ConfigError if there is a distribution, for commands with one value for each key."""
     searched = [key for key, distribution in request.search if distribution]
-    swept = [*request.swept_keys, *(f"search.{key}" for key in searched if key not in request.swept_keys)]
-    if swept:
+    if searched:
         raise ConfigError(
-            f"{swept[0]}: {command} takes one value, not a distribution; give a value, or use the command sweep"
+            f"{searched[0]}: {command} takes one value, not a distribution; give a value, or use the command sweep"
         )
 
 

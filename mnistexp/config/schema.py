@@ -11,35 +11,20 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mnistexp.errors import ConfigError, StoreError
 
-NAME_PATTERN = r"^[A-Za-z0-9._ -]{1,100}$"
 SETTING_PATTERN = r"^[A-Za-z]\w{0,63}$"
-FILE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-MIRROR_PATTERN = r"^https?://[^/@\s]+(/\S*)?$"
-
-
-def _check_name(name: str) -> str:
-    if not name.strip(". "):
-        raise ValueError(f"the name {name!r} has only dots and spaces; give one with a letter or a digit")
-    return name
-
-
-def _check_setting(value: object) -> object:
-    if isinstance(value, list | tuple) and len(value) <= 64 and all(type(item) is int for item in value):
-        return tuple(value)
-    if isinstance(value, bool | int | float) and abs(value) <= 2**53:  # False for NaN and infinity
-        return value
-    if isinstance(value, str) and len(value) <= 1000:
-        return value
-    raise ValueError("must be a number, true or false, a text or a list of whole numbers")
-
-
-Name = Annotated[str, Field(pattern=NAME_PATTERN), AfterValidator(_check_name)]  # it becomes part of paths and URLs
-Mirror = Annotated[str, Field(pattern=MIRROR_PATTERN)]  # without user and password, since a run records its mirrors
-Setting = Annotated[Any, AfterValidator(_check_setting)]
+# A name becomes a part of paths and URLs, so it has more than dots and spaces.
+Name = Annotated[str, Field(pattern=r"^[. ]*[A-Za-z0-9_-][A-Za-z0-9._ -]*$", max_length=100)]
+# Without user and password, since a run records its mirrors.
+Mirror = Annotated[str, Field(pattern=r"^https?://[^/@\s]+(/\S*)?$")]
+Integer = Annotated[int, Field(ge=-(2**53), le=2**53)]
+Number = Annotated[float, Field(ge=-(2**53), le=2**53)]
+Text = Annotated[str, Field(max_length=1000)]
+Integers = Annotated[tuple[Integer, ...], Field(strict=False, max_length=64)]
+Setting = bool | Integer | Number | Text | Integers
 SettingName = Annotated[str, Field(pattern=SETTING_PATTERN)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -84,7 +69,7 @@ class _Data(Settings):
 class IdxFile(Settings):
     """One published file with its published digests."""
 
-    name: str = Field(pattern=FILE_PATTERN)
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     bytes: int = Field(gt=0)
     md5: str = Field(pattern=r"^[0-9a-f]{32}$")
     # null: a local copy is compared by its MD5, and nothing is downloaded

@@ -8,6 +8,7 @@ an edit during a sweep has no effect.
 from __future__ import annotations
 
 import ast
+import copy
 import functools
 import hashlib
 import inspect
@@ -15,7 +16,6 @@ import sys
 import traceback
 import types
 from collections.abc import Mapping
-from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,8 @@ def sha256() -> str | None:
 def read(path: Path) -> UserCode:
     """Read a file with Unix line ends and check that it is Python. Raises: ConfigError."""
     try:
-        if not path.is_file():
-            raise ConfigError(f"--code {path}: is not a file; give the Python file with your functions")
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise ConfigError(f"--code {path}: has {size} bytes; at most {MAX_BYTES} are allowed")
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"--code {path}: is not a Python file of at most {MAX_BYTES} bytes")
         found = UserCode(name=str(path), text=path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--code {path}: can't be read ({error}); give a Python file in UTF-8") from None
@@ -77,14 +75,10 @@ def nodes(config: Config | RunConfig) -> list[UserData | UserModel]:
 
 def require(node: UserData | UserModel) -> UserCode:
     """Return the file of a node. Raises: ConfigError unless this process has the file that the node was made with."""
-    copy = "MLflow keeps a copy as the artifact code.py of the run or of its sweep: download it and read it first"
-    ours, theirs = sha256(), node.code or ""
-    if _given is None or ours is None:
-        raise ConfigError(f"{node.function}: is a function of your own file; give --code FILE.py. {copy}")
-    if ours != theirs:
+    if _given is None or sha256() != node.code:
         raise ConfigError(
-            f"--code {_given.name}: is other code (SHA-256 {ours[:12]}…) than the recorded {node.function} "
-            f"({theirs[:12]}…). {copy}, then give --code FILE"
+            f"{node.function}: is a function of your own file (SHA-256 {str(node.code)[:12]}…); give --code FILE.py. "
+            f"MLflow keeps a copy as the artifact code.py of the run or of its sweep: download it and read it first"
         )
     return _given
 
@@ -124,31 +118,20 @@ def check(name: str, positional: int, settings: Mapping[str, object]) -> None:
     function = functions[name]
     try:
         _signature(function.args).bind(*[None] * positional, **settings)
-    except TypeError as error:
+    except (TypeError, SyntaxError) as error:  # SyntaxError: def f(a, a)
         raise ConfigError(
             f"{_given.name}:{function.lineno}: {name}({ast.unparse(function.args)}) can't be called with {positional} "
             f"positional arguments and the settings {', '.join(settings) or 'none'}: {error}"
         ) from None
 
 
-def _signature(taken: ast.arguments) -> inspect.Signature:
-    """Return the signature of a function in the text. Its defaults are replaced by None, since they are code."""
-    positional = [*taken.posonlyargs, *taken.args]
-    required = len(positional) - len(taken.defaults)
-    parameters = [
-        Parameter(
-            argument.arg,
-            Parameter.POSITIONAL_ONLY if index < len(taken.posonlyargs) else Parameter.POSITIONAL_OR_KEYWORD,
-            default=Parameter.empty if index < required else None,
-        )
-        for index, argument in enumerate(positional)
-    ]
-    parameters += [Parameter(taken.vararg.arg, Parameter.VAR_POSITIONAL)] if taken.vararg else []
-    for argument, default in zip(taken.kwonlyargs, taken.kw_defaults, strict=True):
-        empty = Parameter.empty if default is None else None
-        parameters.append(Parameter(argument.arg, Parameter.KEYWORD_ONLY, default=empty))
-    parameters += [Parameter(taken.kwarg.arg, Parameter.VAR_KEYWORD)] if taken.kwarg else []
-    return inspect.Signature(parameters)
+def _signature(arguments: ast.arguments) -> inspect.Signature:
+    """Return the signature of a function in the text. Its defaults and annotations are code, so they are left out."""
+    stub = ast.Lambda(copy.deepcopy(arguments), ast.Constant(None))
+    stub.args.defaults = [ast.Constant(None) for _ in stub.args.defaults]
+    stub.args.kw_defaults = [default and ast.Constant(None) for default in stub.args.kw_defaults]
+    expression = ast.fix_missing_locations(ast.Expression(stub))
+    return inspect.signature(eval(compile(expression, "<signature>", "eval")))
 
 
 def call(name: str, *arguments: object, settings: Mapping[str, Any]) -> Any:
@@ -182,18 +165,13 @@ def _functions(given: UserCode) -> dict[str, ast.FunctionDef]:
     """Parse the functions at the top level of a file. Raises: ConfigError if it is not Python."""
     try:
         body = ast.parse(given.text, given.name).body
-    except SyntaxError as error:
-        raise ConfigError(f"{given.name}:{error.lineno}: SyntaxError: {error.msg}") from None
-    except (ValueError, RecursionError, MemoryError) as error:  # a NUL, or brackets nested too deeply
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # also a NUL, or brackets nested too deeply
         raise ConfigError(f"{given.name}: is not Python ({type(error).__name__}: {error})") from None
     return {statement.name: statement for statement in body if isinstance(statement, ast.FunctionDef)}
 
 
 def _error_text(error: BaseException, file: str) -> str:
     """Return 'FILE.py:12: ValueError: …' with the last line of the user's file in the traceback."""
-    frames = traceback.walk_tb(error.__traceback__)
-    lines = [line for frame, line in frames if frame.f_code.co_filename == file]
-    if isinstance(error, SyntaxError) and error.filename == file:  # found by the compiler, not by the parser
-        lines = [error.lineno or 1]
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     where = f"{file}:{lines[-1]}" if lines else file
     return f"{where}: {type(error).__name__}: {' '.join(str(error).split())[:500]}".rstrip(": ")

@@ -10,10 +10,6 @@ from pydantic import ValidationError
 
 from mnistexp.config import user_code
 from mnistexp.config.schema import (
-    FILE_PATTERN,
-    MIRROR_PATTERN,
-    NAME_PATTERN,
-    SETTING_PATTERN,
     Config,
     DataConfig,
     Mlp,
@@ -88,51 +84,37 @@ PHRASES = {
     "model_type": "must be a node with settings of its own",
     "tuple_type": "must be a list, such as [300, 100]",
     "finite_number": "must be finite",
-    NAME_PATTERN: "must be 1 to 100 letters, digits, dots, hyphens, underscores or spaces",
-    FILE_PATTERN: "must be a file's name without folders: letters, digits, dots, hyphens and underscores",
-    SETTING_PATTERN: "must be a name in Python: a letter, then letters, digits and underscores",
-    MIRROR_PATTERN: "must be like https://HOST/FOLDER/, without user and password",
+    "extra_forbidden": "the config has no such key",
+    "missing": "needs a value, and no option file gives one",
+    "union_tag_not_found": "needs a name, and no option file gives one",
 }
-"""Replacements of pydantic's messages, by the type of the fault or the pattern that did not match."""
+"""Replacements of pydantic's messages."""
 
 
 def _sentences(error: ValidationError, plain: Mapping[str, Any]) -> list[str]:
     """Write one sentence for each key. The members of a union count as one key."""
     problems: dict[str, list[str]] = {}
     for fault in error.errors():
-        subject, problem = _problem(dict(fault), ".".join(_without_tags(fault["loc"], plain)))
-        problems.setdefault(subject, []).append(problem)
-    return [f"{subject}: {', or '.join(found)}" if subject else found[0] for subject, found in problems.items()]
-
-
-def _problem(fault: Mapping[str, Any], key: str) -> tuple[str, str]:
-    """Return what was given ('key=value') and what is wrong with it."""
-    given, kind, context = fault["input"], fault["type"], fault.get("ctx", {})
-    if kind == "extra_forbidden":
-        return key, "the config has no such key"
-    if kind in ("missing", "union_tag_not_found"):
-        return key if kind == "missing" else f"{key}.name", "needs a value, and no option file gives one"
-    if kind == "value_error":
-        reason = str(context["error"])
-        return (f"{key}={format_value(given)}", reason) if reason.startswith("must ") else ("", reason)
-    if kind == "union_tag_invalid":
-        key, given = f"{key}.name", given["name"]
-    allowed = re.findall(r"'([^']*)'", str(context.get("expected") or context.get("expected_tags") or ""))
-    if allowed:
-        message = f"must be {'one of ' * (len(allowed) > 1)}{', '.join(allowed)}{suggestion(given, allowed)}"
-    else:
-        message = PHRASES.get(context.get("pattern", kind)) or fault["msg"].removeprefix("Input ").replace(
-            "should", "must"
-        )
-        message = message[0].lower() + message[1:]
-    return f"{key}={format_value(given)}", message
+        kind, given, context = fault["type"], fault["input"], fault.get("ctx", {})
+        key = ".".join(_without_tags(fault["loc"], plain))
+        if kind == "union_tag_invalid":
+            key, given = f"{key}.name", given["name"]
+        if kind not in ("extra_forbidden", "missing", "union_tag_not_found"):
+            key = f"{key}={format_value(given)}"
+        allowed = re.findall(r"'([^']*)'", str(context.get("expected") or context.get("expected_tags") or ""))
+        if allowed:
+            message = f"must be {'one of ' * (len(allowed) > 1)}{', '.join(allowed)}{suggestion(given, allowed)}"
+        else:
+            message = PHRASES.get(kind) or fault["msg"].replace("Input should", "must").replace("String should", "must")
+        problems.setdefault(key, []).append(message)
+    return [f"{key}: {', or '.join(dict.fromkeys(found))}" for key, found in problems.items()]
 
 
 def _without_tags(place: Sequence[str | int], plain: Mapping[str, Any]) -> Iterator[str]:
     """Yield the keys of a fault's place without the union members that pydantic adds ('optimizer.sgd.momentum')."""
     node: Any = plain
     for key in place:
-        if isinstance(node, list) or (isinstance(node, Mapping) and key in node):
+        if (isinstance(node, list) and isinstance(key, int)) or (isinstance(node, Mapping) and key in node):
             yield str(key)
             node = node[key]  # type: ignore[index]  # a list has numbers, a mapping has names
         elif isinstance(node, Mapping) and key != node.get("name"):

@@ -14,14 +14,11 @@ from mnistexp.errors import DataError
 
 Array = npt.NDArray[Any]
 
+MAX_BYTES = 4 * 1024**3
+"""The most that a file may unpack to: five million images of MNIST's."""
+
 MAX_CLASSES = 65_536
 """The schema's limit on units: a label of 10**9 must not become a network with as many outputs."""
-
-SAFE_BYTES = 150_000_000
-"""Any file may unpack to this size: 250,000 images of MNIST's."""
-
-MAX_RATIO = 50
-"""The limit on the compression of a larger one. Images give 2 to 25, a decompression bomb 1000."""
 
 REQUIRED = ("x_train", "y_train", "x_test", "y_test")
 OPTIONAL = ("x_validation", "y_validation")
@@ -29,11 +26,9 @@ OPTIONAL = ("x_validation", "y_validation")
 
 def read_npz(path: Path) -> dict[str, Array]:
     """Read and check the arrays of an .npz file; see `check`. Raises: DataError."""
-    if not zipfile.is_zipfile(path):
-        raise DataError(f"{path} is no .npz file, or a truncated one. Write it with numpy.savez.")
     try:
         with zipfile.ZipFile(path) as archive:
-            _check_size(archive, path.stat().st_size)
+            _check_size(archive.infolist())
         with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in REQUIRED + OPTIONAL if name in arrays.files}
     except Exception as error:  # zipfile, zlib and NumPy raise a dozen classes for damaged files
@@ -42,14 +37,21 @@ def read_npz(path: Path) -> dict[str, Array]:
     return check(found, str(path))
 
 
+def _check_size(members: list[zipfile.ZipInfo]) -> None:
+    """Raise DataError for a decompression bomb. zipfile never unpacks more than the size that a member declares."""
+    if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+        raise DataError("it is compressed in another way than by numpy.savez_compressed")  # zipfile has no limit there
+    if (total := sum(member.file_size for member in members)) > MAX_BYTES:
+        raise DataError(f"its arrays unpack to {total} bytes; at most {MAX_BYTES} are allowed")
+
+
 def check_returned(found: object, function: str) -> dict[str, Array]:
     """Check the data set that a user's function returned; see `check`. Raises: DataError."""
     wanted = f"a dict of NumPy arrays named {', '.join(REQUIRED)}, and optionally {', '.join(OPTIONAL)}"
-    if not isinstance(found, dict):
-        raise DataError(f"{function} returned a {type(found).__name__}; it must return {wanted}.")
+    if not isinstance(found, dict) or found.keys() - {*REQUIRED, *OPTIONAL}:
+        given = sorted(map(str, found)) if isinstance(found, dict) else f"a {type(found).__name__}"
+        raise DataError(f"{function} returned {given}; it must return {wanted}.")
     for name, array in found.items():
-        if name not in REQUIRED + OPTIONAL:
-            raise DataError(f"{function} returned {name!r}; it must return {wanted}.")
         if type(array) is not np.ndarray:  # a masked array would lose its mask, a data frame its index
             raise DataError(f"{function}: {name} is a {type(array).__name__}; use a NumPy array: numpy.asarray(…).")
     return check(found, function)
@@ -73,25 +75,13 @@ def check(arrays: Mapping[str, Array], source: str) -> dict[str, Array]:
             f"{' and '.join(OPTIONAL)} come together or not at all."
         )
     for name in names:  # in this order: each is compared with those before it
-        split = name[2:]
-        fault = (
-            _image_fault(arrays[name], arrays["x_train"])
-            if name.startswith("x")
-            else _label_fault(arrays[name], arrays[f"x_{split}"].shape[:1], arrays["y_train"])
-        )
+        if name.startswith("x"):
+            fault = _image_fault(arrays[name], arrays["x_train"])
+        else:
+            fault = _label_fault(arrays[name], len(arrays[f"x_{name[2:]}"]), arrays["y_train"])
         if fault:
             raise DataError(f"{source}: {name} {fault}.")
     return dict(arrays)
-
-
-def _check_size(archive: zipfile.ZipFile, packed: int) -> None:
-    """Raise DataError for a decompression bomb. zipfile never unpacks more than the size that a member declares."""
-    members = archive.infolist()
-    if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
-        raise DataError("it is compressed in another way than by numpy.savez_compressed")  # zipfile has no limit there
-    total, limit = sum(member.file_size for member in members), max(SAFE_BYTES, MAX_RATIO * packed)
-    if total > limit:
-        raise DataError(f"its arrays unpack to {total} bytes; a file of {packed} bytes may hold {limit}")
 
 
 def _image_fault(images: Array, train: Array) -> str | None:
@@ -109,11 +99,9 @@ def _image_fault(images: Array, train: Array) -> str | None:
     return None
 
 
-def _label_fault(labels: Array, shape: tuple[int, ...], train: Array) -> str | None:
-    if labels.dtype.kind not in "iu":
-        return f"is {labels.dtype}; allowed are integers: the class of each image, from 0"
-    if labels.shape != shape:
-        return f"has the shape {labels.shape}; allowed is {shape}: one class per image"
+def _label_fault(labels: Array, images: int, train: Array) -> str | None:
+    if labels.dtype.kind not in "iu" or labels.shape != (images,):
+        return f"is {labels.dtype} of shape {labels.shape}; allowed are integers of shape ({images},): classes from 0"
     if labels.min() < 0 or labels.max() >= MAX_CLASSES:
         return f"has labels from {labels.min()} to {labels.max()}; allowed are 0 to {MAX_CLASSES - 1}"
     if train.min() == train.max():

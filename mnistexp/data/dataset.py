@@ -20,7 +20,7 @@ from mnistexp.config.schema import DataConfig, DigitsData, IdxData, NpzData, Use
 from mnistexp.data import arrays, mnist
 from mnistexp.data.arrays import Array
 from mnistexp.errors import DataError
-from mnistexp.paths import exists, expanded
+from mnistexp.paths import expanded
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +60,14 @@ def load(config: DataConfig) -> Dataset:
         case DigitsData():
             return _load_digits(config)
         case NpzData():
-            return _load_npz(config)
+            path = find(config)
+            if path is None:
+                raise DataError(f"data.root={config.root} is no file: give data.root=FILE.npz.")
+            return _from_arrays("npz", arrays.read_npz(path), config, str(path))
         case UserData():
-            return _load_user_data(config)
+            source = f"{config.function}() of {user_code.require(config).name}"
+            returned = user_code.call(config.function, settings=config.keywords)
+            return _from_arrays(config.function, arrays.check_returned(returned, source), config, source)
         case _:
             assert_never(config)
 
@@ -77,8 +82,9 @@ def find(config: DataConfig) -> Path | None:
 
 def relocate(config: DataConfig, root: str | None) -> DataConfig:
     """Return a recorded config that reads from `root`, else from its recorded root if that exists here."""
-    recorded = config.root if config.root and exists(config.root) else None
-    return config.model_copy(update={"root": root or recorded})
+    if root is None and config.root and expanded(config.root).exists():
+        root = config.root
+    return config.model_copy(update={"root": root})
 
 
 # ------------------------------------------------------------------------------------------ sources
@@ -88,9 +94,8 @@ def _load_idx(config: IdxData) -> Dataset:
     if config.name == "auto":
         raise ValueError("data.name is still auto: call mnist.resolve_auto first")
     train_files, test_files, folder = mnist.load(config)
-    train, validation = _hold_out_validation(_split(*train_files), config, config.name)
-    splits = (train, validation, _split(*test_files))
-    return _dataset(config.name, splits, mnist.CLASSES, mnist.IMAGE_SHAPE, 1 / 255, folder)
+    train, validation = _hold_out_validation(_split(*train_files), config)
+    return _dataset(config.name, (train, validation, _split(*test_files)), mnist.IMAGE_SHAPE, 1 / 255, folder)
 
 
 def _load_digits(config: DigitsData) -> Dataset:
@@ -100,24 +105,9 @@ def _load_digits(config: DigitsData) -> Dataset:
         raise DataError(f"data=digits reads no files: leave data.root={config.root} out.")
     bunch = load_digits()
     everything = _split(bunch.images.astype(np.uint8), bunch.target)  # integers from 0 to 16
-    rest, test = _stratify(everything, config.test_size, config.split_seed, "data.test_size", "digits")
-    train, validation = _hold_out_validation(rest, config, "digits")
-    return _dataset("digits", (train, validation, test), 10, (8, 8), 1 / 16, "scikit-learn")
-
-
-def _load_npz(config: NpzData) -> Dataset:
-    if config.root is None:
-        raise DataError("data=npz reads x_train, y_train, x_test and y_test from a file: give data.root=FILE.npz.")
-    path = find(config)
-    if path is None:
-        raise DataError(f"data.root={config.root} is no file: give data.root=FILE.npz.")
-    return _from_arrays("npz", arrays.read_npz(path), config, str(path))
-
-
-def _load_user_data(config: UserData) -> Dataset:
-    source = f"{config.function}() of {user_code.require(config).name}"
-    returned = user_code.call(config.function, settings=config.keywords)
-    return _from_arrays(config.function, arrays.check_returned(returned, source), config, source)
+    rest, test = _stratify(everything, config.test_size, config.split_seed, "data.test_size")
+    train, validation = _hold_out_validation(rest, config)
+    return _dataset("digits", (train, validation, test), (8, 8), 1 / 16, "scikit-learn")
 
 
 def _from_arrays(name: str, named: dict[str, Array], config: NpzData | UserData, source: str) -> Dataset:
@@ -128,10 +118,9 @@ def _from_arrays(name: str, named: dict[str, Array], config: NpzData | UserData,
     if "x_validation" in named:
         train, validation = split("train"), split("validation")
     else:
-        train, validation = _hold_out_validation(split("train"), config, source)
-    classes = 1 + int(named["y_train"].max())  # no later split has a label that y_train lacks
+        train, validation = _hold_out_validation(split("train"), config)
     scale = 1 / 255 if train.images.dtype == np.uint8 else 1.0
-    return _dataset(name, (train, validation, split("test")), classes, named["x_train"].shape[1:], scale, source)
+    return _dataset(name, (train, validation, split("test")), named["x_train"].shape[1:], scale, source)
 
 
 # ------------------------------------------------------------------------------------------ splits and fingerprint
@@ -142,37 +131,31 @@ def _split(images: Array, labels: Array) -> Split:
     return Split(np.ascontiguousarray(images.reshape(len(images), -1)), labels.astype(np.int32))
 
 
-def _hold_out_validation(whole: Split, config: DataConfig, source: str) -> tuple[Split, Split]:
+def _hold_out_validation(whole: Split, config: DataConfig) -> tuple[Split, Split]:
     """Split training images into train and validation as configured by `data.split`."""
     size, images = config.validation_size, len(whole.labels)
     if config.split == "stratified":
-        return _stratify(whole, size, config.split_seed, "data.validation_size", source)
-    _check_size(size, 1, images - 1, f"data.validation_size={size}", f"{images} images of {source}")
+        return _stratify(whole, size, config.split_seed, "data.validation_size")
+    if size >= images:
+        raise DataError(f"data.validation_size={size} can't be held out of {images} images: give 1 to {images - 1}.")
     return _part(whole, slice(size, None)), _part(whole, slice(None, size))
 
 
-def _stratify(whole: Split, size: int, seed: int, key: str, source: str) -> tuple[Split, Split]:
+def _stratify(whole: Split, size: int, seed: int, key: str) -> tuple[Split, Split]:
     """Hold out `size` images, each class in proportion; both parts keep the order of the files.
 
     Another version of scikit-learn may draw other images; the fingerprint then differs.
     """
     from sklearn.model_selection import train_test_split
 
-    present, counts = np.unique(whole.labels, return_counts=True)
-    if counts.min() < 2:
+    images = np.arange(len(whole.labels))
+    try:
+        rest, held_out = train_test_split(images, test_size=size, stratify=whole.labels, random_state=seed)
+    except ValueError as error:  # a class with one image, or fewer images than classes in one of the parts
         raise DataError(
-            f"{source} has only one image of class {present[counts.argmin()]}: a stratified split needs two. "
-            "Give more of it, or data.split=first."
-        )
-    images, classes = len(whole.labels), len(present)
-    _check_size(size, classes, images - classes, f"{key}={size}", f"{images} images of {source}")
-    rest, held_out = train_test_split(np.arange(images), test_size=size, stratify=whole.labels, random_state=seed)
+            f"{key}={size} can't be held out of {len(images)} images with data.split=stratified: {error}"
+        ) from None
     return _part(whole, np.sort(rest)), _part(whole, np.sort(held_out))
-
-
-def _check_size(size: int, low: int, high: int, given: str, images: str) -> None:
-    if not low <= size <= high:
-        raise DataError(f"{given} can't be held out of the {images}: give {low} to {high}.")
 
 
 def _part(whole: Split, index: slice | Array) -> Split:
@@ -180,14 +163,10 @@ def _part(whole: Split, index: slice | Array) -> Split:
 
 
 def _dataset(
-    name: str,
-    splits: tuple[Split, Split, Split],
-    classes: int,
-    image_shape: tuple[int, ...],
-    scale: float,
-    source: str,
+    name: str, splits: tuple[Split, Split, Split], image_shape: tuple[int, ...], scale: float, source: str
 ) -> Dataset:
     """Build a data set. Its fingerprint covers all that a training can see; MLflow's dataset digests have 36 digits."""
+    classes = 1 + max(int(split.labels.max()) for split in splits)
     digest = hashlib.sha256(repr((classes, image_shape, scale)).encode())
     for split in splits:
         for array in (split.images, split.labels):

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import platformdirs
 
-from mnistexp.config.schema import IdxData, IdxFile, IdxFiles
+from mnistexp.config.schema import IdxData, IdxFile
 from mnistexp.errors import DataError
 from mnistexp.paths import expanded
 
@@ -45,8 +45,8 @@ def load(config: IdxData) -> tuple[tuple[Bytes, Bytes], tuple[Bytes, Bytes], str
     """
     folder, files = obtain(config), config.files
     try:
-        train = _read_pair(folder, files.train_images, files.train_labels, files)
-        test = _read_pair(folder, files.test_images, files.test_labels, files)
+        train = _read_pair(folder, files.train_images, files.train_labels)
+        test = _read_pair(folder, files.test_images, files.test_labels)
     except DataError as error:
         remedy = f"Put the published {config.name} file there, give another data.root=FOLDER, or use data=digits."
         if folder == _cache_folder(config):
@@ -121,11 +121,8 @@ def obtain(config: IdxData) -> Path:
     if folder := find(config):
         return folder
     if config.root is not None:
-        root = expanded(config.root)
-        if not root.is_dir():
-            raise DataError(f"data.root={root} is no folder. Give one with the four files, or leave data.root out.")
-        names = ", ".join(_missing(root, config))
-        raise DataError(f"data.root={root} lacks {names}. Put them there, or leave data.root out to download them.")
+        names = ", ".join(_missing(expanded(config.root), config))
+        raise DataError(f"data.root={config.root} lacks {names}. Put them there, or leave data.root out.")
     cache = _cache_folder(config)
     try:
         fetch(cache, _files(config), config.mirrors, config.timeout)
@@ -141,9 +138,9 @@ def obtain(config: IdxData) -> Path:
 # ------------------------------------------------------------------------------------------ read
 
 
-def _read_pair(folder: Path, images: IdxFile, labels: IdxFile, files: IdxFiles) -> tuple[Bytes, Bytes]:
-    pixels = _read(folder / images.name, images, files, IMAGE_SHAPE)
-    digits = _read(folder / labels.name, labels, files, ())
+def _read_pair(folder: Path, images: IdxFile, labels: IdxFile) -> tuple[Bytes, Bytes]:
+    pixels = _read(folder / images.name, images, IMAGE_SHAPE)
+    digits = _read(folder / labels.name, labels, ())
     if len(pixels) != len(digits) or digits.max() >= CLASSES:
         raise DataError(
             f"{folder / labels.name}: it has {len(digits)} labels up to {digits.max()} for {len(pixels)} images; "
@@ -152,16 +149,19 @@ def _read_pair(folder: Path, images: IdxFile, labels: IdxFile, files: IdxFiles) 
     return pixels, digits
 
 
-def _read(path: Path, file: IdxFile, files: IdxFiles, item_shape: tuple[int, ...]) -> Bytes:
+def _read(path: Path, file: IdxFile, item_shape: tuple[int, ...]) -> Bytes:
     """Read, compare and parse one file. The comparison comes first, so hostile contents are not unpacked."""
     try:
         with path.open("rb") as stream:
             packed = stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror}.") from error
+    if not matches(packed, file):
+        what = f"{len(packed)} bytes, the published file has {file.bytes}"
+        if len(packed) == file.bytes:
+            what = "its digest is not the published one"
+        raise DataError(f"{path}: is damaged or another file ({what}).")
     try:
-        if not matches(packed, file):
-            raise DataError(_difference(packed, file, files))
         return parse(packed, item_shape)
     except DataError as error:
         raise DataError(f"{path}: {error}.") from None
@@ -177,16 +177,6 @@ def matches(packed: bytes, file: IdxFile) -> bool:
     return hashlib.md5(packed, usedforsecurity=False).hexdigest() == file.md5
 
 
-def _difference(packed: bytes, file: IdxFile, files: IdxFiles) -> str:
-    """Describe how a file differs from the published one."""
-    for other in dict(files).values():
-        if matches(packed, other):
-            return f"it holds what belongs in {other.name} (were files swapped or misnamed?)"
-    if len(packed) != file.bytes:
-        return f"it is damaged or another file: it has {len(packed)} bytes, the published file {file.bytes}"
-    return f"it is damaged or another file: its {'SHA-256' if file.sha256 else 'MD5'} is not the published one"
-
-
 def parse(packed: bytes, item_shape: tuple[int, ...]) -> Bytes:
     """Unpack and parse a gzipped IDX file of unsigned bytes.
 
@@ -200,35 +190,24 @@ def parse(packed: bytes, item_shape: tuple[int, ...]) -> Bytes:
     Raises:
         DataError: the file has another format, or more than MAX_BYTES.
     """
-    raw = _unpack(packed)
-    header = struct.Struct(f">{2 + len(item_shape)}I")
-    if len(raw) < header.size:
-        raise DataError(f"it unpacks to {len(raw)} bytes; an IDX header has {header.size}")
-    magic, count, *shape = header.unpack_from(raw)
-    if (magic, *shape) != (0x0801 + len(item_shape), *item_shape):
-        raise DataError(
-            f"its header has the magic number {magic} and items of shape {tuple(shape)}; "
-            f"needed are {0x0801 + len(item_shape)} and {item_shape}"
-        )
-    if count == 0 or len(raw) - header.size != count * math.prod(item_shape):
-        raise DataError(f"its header announces {count} items, and {len(raw) - header.size} bytes follow")
-    return np.frombuffer(raw, np.uint8, offset=header.size).reshape(count, *item_shape)
-
-
-def _unpack(packed: bytes) -> bytes:
     # Not gzip.GzipFile: it accepts joined members, and misses a wrong CRC if exactly N bytes are read.
     stream = zlib.decompressobj(wbits=31)
     try:
         raw = stream.decompress(packed, MAX_BYTES + 1)
     except zlib.error as error:
         raise DataError(f"it is not gzip, or damaged ({str(error).rpartition(': ')[2]})") from None
-    if len(raw) > MAX_BYTES:
-        raise DataError(f"it unpacks to more than {MAX_BYTES} bytes")
-    if not stream.eof:
-        raise DataError("it is truncated: its gzip data break off")
-    if stream.unused_data:
-        raise DataError(f"{len(stream.unused_data)} bytes follow the end of its gzip data")
-    return raw
+    if len(raw) > MAX_BYTES or not stream.eof or stream.unused_data:
+        raise DataError(f"it is not one whole gzip file of at most {MAX_BYTES} bytes; {len(raw)} were unpacked")
+    dimensions = 1 + len(item_shape)
+    start, item_bytes = 4 * (1 + dimensions), math.prod(item_shape)
+    count = (len(raw) - start) // item_bytes
+    header = struct.pack(f">{1 + dimensions}I", 0x0800 + dimensions, max(0, count), *item_shape)
+    if count < 1 or raw[:start] != header or len(raw) != start + count * item_bytes:
+        raise DataError(
+            f"it is no IDX file of bytes with items of shape {item_shape}: it unpacks to {len(raw)} bytes, which "
+            f"begin with {raw[:start].hex(' ', 4)}"
+        )
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(count, *item_shape)
 
 
 # ------------------------------------------------------------------------------------------ download
@@ -288,7 +267,7 @@ def _get(url: str, file: IdxFile, timeout: float) -> bytes:
     """Download a file into memory and check it. Raises: DataError with a short reason."""
     import requests  # 0.2 s to import. Not urllib: python.org's Python on a Mac has no certificates for it
     from tqdm import tqdm
-    from urllib3.exceptions import HTTPError, ReadTimeoutError
+    from urllib3.exceptions import HTTPError
 
     content = bytearray()
     try:
@@ -296,19 +275,15 @@ def _get(url: str, file: IdxFile, timeout: float) -> bytes:
             requests.get(url, stream=True, timeout=timeout, headers={"Accept-Encoding": "identity"}) as response,
             tqdm(desc=file.name, total=file.bytes, unit="B", unit_scale=True, leave=False, disable=None) as bar,
         ):
-            response.raise_for_status()
+            if response.status_code != 200:
+                raise DataError(f"HTTP status {response.status_code}")
             # The raw stream, not iter_content: some servers label .gz files `Content-Encoding: gzip`, and requests
             # would unpack them, unchecked and without a limit.
             while len(content) <= file.bytes and (chunk := response.raw.read(_CHUNK, decode_content=False)):
                 content += chunk
                 bar.update(len(chunk))
-    except (requests.Timeout, ReadTimeoutError):
-        raise DataError(f"no data for {timeout:g} s") from None
-    except requests.HTTPError as error:
-        raise DataError(f"HTTP {error.response.status_code} {error.response.reason}".rstrip()) from None
     except (requests.RequestException, HTTPError) as error:
-        raise DataError(f"the connection failed ({type(error).__name__})") from None
-    packed = bytes(content)
-    if not matches(packed, file):
-        raise DataError(f"sent {len(packed)} bytes that are not the published file of {file.bytes}")
-    return packed
+        raise DataError(f"the download failed ({type(error).__name__})") from None
+    if not matches(bytes(content), file):
+        raise DataError(f"sent {len(content)} bytes that are not the published file of {file.bytes}")
+    return bytes(content)

@@ -89,7 +89,7 @@ class Integer:
         return trial.suggest_int(name, self.low, self.high, step=self.step, log=self.log)
 
     def contains(self, value: Value) -> bool:
-        return _is_number(value) and value in self.points()
+        return _is_number(value) and self.low <= value <= self.high and (value - self.low) % self.step == 0
 
     def points(self) -> Sequence[int]:
         return range(self.low, self.high + 1, self.step)
@@ -170,10 +170,10 @@ def _convert(override: Override, options: list[str] | None) -> Distribution:
     log = "log" in sweep.tags
     if isinstance(sweep, IntervalSweep):
         return _interval(sweep.start, sweep.end, log=log)
-    if isinstance(sweep, RangeSweep):
-        return _range(sweep, log=log)
     if log:
-        raise ValueError("the tag log is for interval() and range()")
+        raise ValueError("the tag log is for interval()")
+    if isinstance(sweep, RangeSweep):
+        return _range(sweep)
     return _choice([Override._convert_value(value) for value in sweep.list])
 
 
@@ -200,7 +200,7 @@ def _interval(low: Any, high: Any, *, log: bool) -> Distribution:
     return Integer(low, high, log=log)
 
 
-def _range(sweep: RangeSweep, *, log: bool) -> Distribution:
+def _range(sweep: RangeSweep) -> Distribution:
     start, stop, step = sweep.start or 0, sweep.stop or 0, sweep.step
     if not all(math.isfinite(number) and abs(number) <= MAX_INTEGER for number in (start, stop, step)):
         raise ValueError(f"start, stop and step must be finite, at most {MAX_INTEGER}")
@@ -211,10 +211,8 @@ def _range(sweep: RangeSweep, *, log: bool) -> Distribution:
         raise ValueError("the range is empty")
     if len(values) > MAX_POINTS:
         raise ValueError(f"the range has more than {MAX_POINTS:,} values")
-    if log and (abs(step) != 1 or not isinstance(values[0], int) or values[0] < 1):
-        raise ValueError("a logarithmic range has integers from 1 up, and steps of 1")
     if all(isinstance(value, int) for value in values):
-        return Integer(values[0], values[-1], step=int(abs(step)), log=log)
+        return Integer(values[0], values[-1], step=int(abs(step)))
     first, stride = (Decimal(repr(float(number))) for number in (start, step))
     low, high = sorted((first, first + (len(values) - 1) * stride))
     return Float(float(low), float(high), step=float(abs(step)))

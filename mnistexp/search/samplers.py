@@ -33,14 +33,11 @@ def _study_faults(config: Config, space: SearchSpace) -> Iterator[str]:
         yield f"study/sampler={name}: needs the package {package}; pip install 'mnistexp[{name}]', or take tpe"
     if name != "grid" and sampler.points is not None:
         yield f"study.sampler.points={sampler.points}: is for study/sampler=grid; leave it out"
-    if name == "grid" and size is None:
-        infinite = ", ".join(dict.fromkeys(p.key for p in space.parameters() if p.distribution.points() is None))
+    if name == "grid" and (size is None or size > MAX_GRID):
         yield (
-            f"study/sampler=grid: the space is infinite; give {infinite} as choice() or range(), or one value, "
-            f"or study.sampler.points=5"
+            f"study/sampler=grid: the space has {size or 'infinitely many'} points; a grid has at most {MAX_GRID}, so "
+            f"give choice() or range() in place of interval(), or study.sampler.points=5"
         )
-    if name == "grid" and (size or 0) > MAX_GRID:
-        yield f"study/sampler=grid: the space has {size} points; a grid has at most {MAX_GRID}, so narrow it"
     if pruner.name == "hyperband" and pruner.min_epochs >= config.trainer.epochs:
         yield (
             f"study.pruner.min_epochs={pruner.min_epochs}: must be below trainer.epochs={config.trainer.epochs}, "

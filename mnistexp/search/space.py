@@ -123,9 +123,10 @@ class SearchSpace:
     def baseline(self) -> tuple[Suggestion, dict[str, Scalar]]:
         """Return the composed config itself, and its values that lie in the space, as Optuna's parameters."""
         base, node = self.root.template, self._baseline_node()
+        plain = flatten(base.plain)
         params: dict[str, Scalar] = dict(node.choices)
         for parameter in node.values:
-            value = base.get(parameter.key)
+            value = plain[parameter.key]
             if parameter.distribution.contains(value):
                 params[parameter.name] = optuna_value(value)
         return Suggestion(self.request.run_overrides, base.config()), params
@@ -203,11 +204,8 @@ def build(request: ParsedOverrides) -> SearchSpace:
         raise ConfigError(*error.faults, *grammar) from None
     refused = {key: fault for key in base.search if (fault := _key_fault(key, groups, base))}
     faults = list(refused.values())
-    if refused:
-        without = replace(request, search=(*request.search, *((key, None) for key in refused)))
-        root = _build_node(without, template(without), (), groups, faults)
-    else:
-        root = _build_node(request, base, (), groups, faults)
+    without = replace(request, search=(*request.search, *((key, None) for key in refused)))
+    root = _build_node(without, template(without), (), groups, faults)
     if faults:
         raise ConfigError(*dict.fromkeys(faults))
     if root.group is None and not root.values:
@@ -270,14 +268,11 @@ def _key_fault(key: str, groups: Mapping[str, list[str]], base: Template) -> str
     node = key.partition(".")[0].partition("/")[0]
     if key in NOT_SEARCHABLE:
         return f"search.{key}: can't be searched: {NOT_SEARCHABLE[key]}"
-    if key.endswith(".name"):
-        return f"search.{key}: can't be searched by itself; search the config group: {key.removesuffix('.name')}=…"
-    if key == "seed" or (node in SEARCHABLE and (key in groups or "." in key)):
+    if key == "seed" or (node in SEARCHABLE and (key in groups or "." in key) and not key.endswith(".name")):
         return None
-    if node in {*base.plain, *groups} - {"search"}:
-        return f"search.{key}: can't be searched; a study searches {', '.join(SEARCHABLE)} and seed"
     known = [other for other in (*flatten(base.plain), *groups) if other.startswith(SEARCHABLE)]
-    return f"search.{key}: the config has no {key}{key_suggestion(key, known)}"
+    hint = "" if node in {*base.plain, *groups} - {"search"} else key_suggestion(key, known)
+    return f"search.{key}: can't be searched; a study searches seed, {', '.join(SEARCHABLE)} and their settings{hint}"
 
 
 def _with_names(node: Node, leaves: list[Node]) -> Node:

