@@ -205,9 +205,9 @@ def test_a_grid_over_seeds_is_reported_by_a_key(fresh: Path, tmp_path: Path, mon
             {},
             (),
             ("search.model.dropout=choice(0.1, 0.2)",),
-            r"search\.model\.dropout: a report reads a study as it is",
+            r"model\.dropout: a report reads a study as it is",
         ),
-        ({}, (), ("~search.model.activation",), r"search\.model\.activation: a report reads a study as it is"),
+        ({}, (), ("~search.model.activation",), r"model\.activation: a report reads a study as it is"),
     ],
 )
 def test_a_mistake_gets_a_sentence(
