@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ import numpy.typing as npt
 import pytest
 from confirms import with_hits
 from fakes import run_result
+from pydantic import TypeAdapter
 from runs import run_config
 from scipy import stats
 
@@ -17,7 +17,7 @@ from mnistexp.analysis import confirmation
 from mnistexp.analysis.confirmation import Confirmation
 from mnistexp.analysis.history import History, Trial
 from mnistexp.analysis.statistics import crossed
-from mnistexp.config.schema import NAME_PATTERN, RunConfig
+from mnistexp.config.schema import Name, RunConfig
 from mnistexp.report import confirmation_text
 from mnistexp.study.repeats import MAX_SEEDS, Candidate, RepeatSpace, fresh_seeds, prefix
 from mnistexp.tracking.records import RunRecord
@@ -222,7 +222,7 @@ def test_names_of_confirmations_are_names_of_studies(study: str) -> None:
     space = RepeatSpace(study, "id", tuple(candidates(0.9, 0.8)), (1, 2), 2, None)  # type: ignore[arg-type]
 
     assert space.study_name.startswith(prefix(study))
-    assert re.match(NAME_PATTERN, space.study_name)
+    assert TypeAdapter(Name).validate_python(space.study_name)
 
 
 def test_only_complete_trials_are_candidates() -> None:
