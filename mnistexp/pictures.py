@@ -65,8 +65,6 @@ def read(path: Path) -> Floats:
 
     Raises: DataError if the file is missing, not a picture, damaged or too large.
     """
-    if path.is_dir():
-        raise DataError("is a folder; name the pictures in it, such as FOLDER/*.png")
     try:
         # Pillow's own warnings are ignored: its limit of 89 million pixels is higher than ours.
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
@@ -78,16 +76,11 @@ def read(path: Path) -> Floats:
             return _colours(image)
     except DataError:
         raise
-    except FileNotFoundError:
-        raise DataError("there is no such file") from None
     except UnidentifiedImageError:
         raise DataError("is not a picture in a format that is read: PNG, JPEG, GIF, BMP, WebP, TIFF, PPM") from None
-    except Image.DecompressionBombError:
-        raise DataError(f"is too large; at most {MAX_PIXELS // 10**6} million pixels") from None
-    except PermissionError:
-        raise DataError("cannot be read: permission denied") from None
     except Exception as error:  # noqa: BLE001 - Pillow's decoders raise anything on damaged files
-        raise DataError(f"is a damaged picture ({type(error).__name__}: {error})") from None
+        why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise DataError(f"cannot be read ({why})") from None
 
 
 def _colours(image: Image.Image) -> Floats:
@@ -95,8 +88,7 @@ def _colours(image: Image.Image) -> Floats:
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith(("I", "F")):  # 16 bits per pixel, or floats of any scale
         values = np.nan_to_num(np.asarray(upright, np.float32))
-        low, high = float(values.min()), float(values.max())
-        return _shrunk((values - low) / ((high - low) or 1.0), LONGEST)[..., None]
+        return _shrunk((values - values.min()) / (np.ptp(values) or 1.0), LONGEST)[..., None]
     transparent = upright.has_transparency_data
     upright = upright.convert("RGBA" if transparent else "RGB")
     upright.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX, reducing_gap=None)
@@ -109,6 +101,11 @@ def _shrunk(values: npt.NDArray[np.generic], longest: int) -> Floats:
     image = Image.fromarray(values.astype(np.float32))
     image.thumbnail((longest, longest), Image.Resampling.BOX, reducing_gap=None)
     return np.asarray(image, np.float32)
+
+
+def _enlarged(values: npt.NDArray[np.generic], shape: tuple[int, ...]) -> Floats:
+    image = Image.fromarray(values.astype(np.float32))
+    return np.asarray(image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR), np.float32)
 
 
 def _on_paper(rgba: Floats) -> Floats:
@@ -132,9 +129,12 @@ def strokes(colours: Floats) -> Floats:
     """Return the strokes: 1 in the ink, 0 on the paper, [H, W]. Raises: DataError if the picture is blank.
 
     Args:
-        colours: [H, W, channels] in [0, 1].
+        colours: [H, W, channels] in [0, 1]. The channel with the largest contrast is used: yellow on white is blue's.
     """
-    ink, threshold = max(((ink, _otsu(ink.clip(0))) for ink in _reliefs(_clearest(colours))), key=_separation)
+    contrasts = np.ptp(np.percentile(colours, (0.1, 99.9), axis=(0, 1)), axis=0)
+    grey = colours[..., int(np.argmax(contrasts))]
+    # The model of the paper by which the picture separates best into ink and paper.
+    threshold, ink = max((_otsu(ink) for ink in _reliefs(grey)), key=lambda found: found[0])[1:]
     inside = ink > threshold
     noise = 1.4826 * float(np.median(np.abs(ink[~inside]))) if not inside.all() else 0.0
     level = float(np.median(ink[inside])) if inside.any() else 0.0
@@ -149,58 +149,40 @@ def strokes(colours: Floats) -> Floats:
     return np.asarray(np.clip((ink - floor) / (0.97 * level - floor), 0, 1) * kept, np.float32)
 
 
-def _clearest(colours: Floats) -> Floats:
-    """Return the lightness, or a colour channel with a much larger contrast: yellow on white, red on green."""
-    if colours.shape[-1] == 1:
-        return colours[..., 0]
-    planes = np.stack([colours @ np.array([0.299, 0.587, 0.114], np.float32), *np.moveaxis(colours, -1, 0)])
-    contrasts = np.ptp(np.percentile(planes, (0.1, 99.9), axis=(1, 2)), axis=0)
-    best = int(np.argmax(contrasts))
-    return np.asarray(planes[best if contrasts[best] > 1.4 * contrasts[0] else 0])
-
-
 def _reliefs(grey: Floats) -> Iterator[Floats]:
     """Yield how far each pixel is from the paper, in the direction of the ink, for three models of the paper.
 
-    First one brightness, the most common at the rim: right for drawings, even if little paper is left. Then, for dark
-    and for light ink, the surface that is left without strokes thinner than a third of the picture: right for photos.
+    First the brightness of the rim: right for drawings, even if little paper is left. Then, for dark and for light
+    ink, the surface that is left without strokes thinner than a third of the picture: right for photos.
     """
     from scipy import ndimage
 
-    rim = np.concatenate([grey[:2].ravel(), grey[-2:].ravel(), grey[:, :2].ravel(), grey[:, -2:].ravel()])
-    counts, edges = np.histogram(rim, 16)
-    first = int(np.argmax(counts))
-    common = float(np.median(rim[(rim >= edges[first]) & (rim <= edges[first + 1])]))
-    flat = grey - common
+    flat = grey - np.median(
+        np.concatenate([grey[:2].ravel(), grey[-2:].ravel(), grey[:, :2].ravel(), grey[:, -2:].ravel()])
+    )
     # The ink is the smaller part, so the pixels that are far from the paper show the sign.
     yield flat * np.float32(np.sign(np.mean(flat.astype(np.float64) ** 3)))
     small = _shrunk(grey, PAPER)
     size = 1 + 2 * (max(small.shape) // 6)
     for sign, fill in ((-1, ndimage.grey_closing), (1, ndimage.grey_opening)):
         paper = ndimage.gaussian_filter(fill(small, size=(size, size), mode="nearest"), size / 6, mode="nearest")
-        large = Image.fromarray(paper).resize(grey.shape[::-1], Image.Resampling.BILINEAR)
-        yield np.float32(sign) * (grey - np.asarray(large, np.float32))
+        yield np.float32(sign) * (grey - _enlarged(paper, grey.shape))
 
 
-def _otsu(values: Floats) -> float:
-    """Return the threshold that separates values best into two classes (Otsu 1979)."""
+def _otsu(ink: Floats) -> tuple[float, float, Floats]:
+    """Separate values into two classes (Otsu 1979).
+
+    Returns: the share of the variance that is between the classes, the threshold, the values.
+    """
+    values = ink.clip(0)
     counts, edges = np.histogram(values, bins=256)
     middles = (edges[1:] + edges[:-1]) / 2
     below = np.cumsum(counts)[:-1]
     above = counts.sum() - below
     mass = np.cumsum(counts * middles)
     between = below * above * (mass[:-1] / np.maximum(below, 1) - (mass[-1] - mass[:-1]) / np.maximum(above, 1)) ** 2
-    return float(edges[1 + int(np.argmax(between))])
-
-
-def _separation(relief: tuple[Floats, float]) -> float:
-    """Return the share of the variance between ink and paper: 1 if each of the two is flat."""
-    ink, threshold = relief
-    inside = ink > threshold
-    share, total = float(inside.mean()), float(ink.var())
-    if not (0 < share < 1 and total > 0):
-        return 0.0
-    return share * (1 - share) * float(ink[inside].mean() - ink[~inside].mean()) ** 2 / total
+    best = int(np.argmax(between))
+    return float(between[best] / values.size**2 / (ink.var() or 1.0)), float(edges[1 + best]), ink
 
 
 def _digit(inside: Bools) -> Bools:
@@ -208,8 +190,7 @@ def _digit(inside: Bools) -> Bools:
     from scipy import ndimage
 
     soft = _shrunk(inside, COARSE)
-    small = soft > 0.3 if (soft > 0.3).any() else soft > 0
-    labels, _ = ndimage.label(small, structure=np.ones((3, 3)))
+    labels, _ = ndimage.label(soft > min(0.3, soft.max() / 2), structure=np.ones((3, 3)))
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     free = sizes.copy()
@@ -217,8 +198,7 @@ def _digit(inside: Bools) -> Bools:
     if free.max() >= sizes.max() / 4:  # else the digit itself touches the edge
         sizes = free
     kept = np.isin(labels, np.flatnonzero(sizes >= max(1, sizes.max() * 0.06)))
-    around = Image.fromarray(ndimage.binary_dilation(kept, np.ones((5, 5))))
-    return np.asarray(around.resize(inside.shape[::-1], Image.Resampling.NEAREST))
+    return _enlarged(ndimage.binary_dilation(kept, np.ones((5, 5))), inside.shape) > 0.5
 
 
 def _sheet(inside: Bools) -> tuple[slice, slice] | None:
@@ -236,8 +216,10 @@ def _sheet(inside: Bools) -> tuple[slice, slice] | None:
 
 def _extent(inside: Bools) -> tuple[slice, slice]:
     """Return the bounding box."""
-    rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+    from scipy import ndimage
+
+    rows, columns = ndimage.find_objects(inside.astype(np.int8))[0]
+    return rows, columns
 
 
 # ------------------------------------------------------------------------------------------- size and place
@@ -245,16 +227,20 @@ def _extent(inside: Bools) -> tuple[slice, slice]:
 
 def normalised(ink: Floats, wanted: Style) -> Floats:
     """Bring strokes to the size and place of a data set, [H, W] to [side, side], both in [0, 1]."""
+    from scipy import ndimage
+
     cropped = ink[_extent(ink > 0.25)]
     scale = wanted.height / cropped.shape[0]
     if not wanted.squeezed:
         scale = min(scale, wanted.width / cropped.shape[1])
-    height = max(1, min(wanted.height, round(scale * cropped.shape[0])))
-    width = max(1, min(wanted.width, round(scale * cropped.shape[1])))
+    height, width = (max(1, min(wanted.side, round(scale * length))) for length in cropped.shape)
+    width = min(width, wanted.width)
     thick = Image.fromarray(_thickened(cropped, height, wanted.thinnest))
     digit = np.asarray(thick.resize((width, height), Image.Resampling.HAMMING), np.float32).clip(0, 1)
     image = np.zeros((wanted.side, wanted.side), np.float32)
-    top, left = (_offset(digit.sum(axis=axis), wanted) for axis in (1, 0))
+    offsets = wanted.middle - 0.5 - np.array(ndimage.center_of_mass(digit))
+    top, left = (int(np.ceil(offset)) for offset in offsets)
+    top, left = max(0, min(top, wanted.side - height)), max(0, min(left, wanted.side - width))
     image[top : top + height, left : left + width] = digit
     return image
 
@@ -267,19 +253,14 @@ def _thickened(ink: Floats, height: int, thinnest: float) -> Floats:
     from scipy import ndimage
 
     inside = np.pad(ink > 0.5, 1)
-    # A line's thickness is twice its area by its outline; the outline's steps are longer than it by 4/π on average.
-    steps = sum(int(np.count_nonzero(np.diff(inside, axis=axis))) for axis in (0, 1))
-    missing = thinnest - height / ink.shape[0] * 2 * int(inside.sum()) / max(1.0, steps * np.pi / 4)
+    scale = height / ink.shape[0]
+    # A line's pixels are a quarter of its thickness from its edge, on average.
+    thickness = 4 * float(ndimage.distance_transform_edt(inside)[inside].mean()) - 1 if inside.any() else 0
+    missing = thinnest - scale * thickness
     if missing <= 0:
         return ink
     finer = max(1, -(-4 * height // ink.shape[0]))  # else one pixel of growth is too much
     fine = Image.fromarray(ink).resize((finer * ink.shape[1], finer * ink.shape[0]), Image.Resampling.BICUBIC)
-    radius = round(missing * finer * ink.shape[0] / height / 2)
+    radius = round(missing * finer / scale / 2)
     grown = ndimage.maximum_filter(np.pad(np.asarray(fine, np.float32).clip(0, 1), radius), 2 * radius + 1)
     return np.asarray(grown, np.float32)
-
-
-def _offset(mass: Floats, wanted: Style) -> int:
-    """Return the first row or column of a digit, from the mass of each of its rows or columns."""
-    centre = float((mass * np.arange(len(mass))).sum() / mass.sum())
-    return max(0, min(int(np.ceil(wanted.middle - 0.5 - centre)), wanted.side - len(mass)))

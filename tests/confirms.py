@@ -34,15 +34,12 @@ def with_hits(fit: FitResult, right: np.ndarray) -> FitResult:
 class Networks(FakeExecutor):
     """A fake executor whose networks are right about as many images as their accuracy says, the easy ones first."""
 
-    weights_hash = ""
-
     def next_event(self, timeout: float) -> Event | None:
         event = super().next_event(timeout)
         if isinstance(event, Finished):
             right = np.arange(IMAGES) < round(IMAGES * event.result.fit.best.val_accuracy)
-            other = {"weights_hash": self.weights_hash} if self.weights_hash else {}
             fit = with_hits(event.result.fit, right)
-            return Finished(event.job, event.result.model_copy(update={"fit": fit, **other}))
+            return Finished(event.job, event.result.model_copy(update={"fit": fit}))
         return event
 
 
@@ -72,7 +69,6 @@ class Person:
     workers: int = 2
     executors: list[Networks] = field(default_factory=list)
     name: str = "digits"  # of the study
-    weights_hash: str = ""  # of all networks, if given
 
     def confirm(self, top: int = 3, seeds: int = 2, *overrides: str) -> int:
         """Type it. Returns: the exit code."""
@@ -85,7 +81,6 @@ class Person:
 
     def _start(self, prepared: PreparedRun, at_most: int) -> WorkerPool:
         self.executors.append(Networks(self.script, self.workers))
-        self.executors[-1].weights_hash = self.weights_hash
         return self.executors[-1]
 
     def study(self) -> history.History:

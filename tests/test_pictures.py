@@ -248,14 +248,14 @@ def test_a_blank_picture_has_no_digit(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        (".", b"", "is a folder"),
-        ("none.png", b"", "there is no such file"),
+        (".", b"", "cannot be read"),
+        ("none.png", b"", "cannot be read"),
         ("text.png", b"no picture", "is not a picture in a format"),
         ("program.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "is not a picture"),
-        ("half.png", png(900, 900)[:100], "is a damaged picture"),
+        ("half.png", png(900, 900)[:100], "cannot be read"),
         ("tiny.png", png(3, 90), "is too small, with 3 x 90 pixels"),
         ("bomb.png", png(7_100, 7_100), "is too large, .* at most 50 million"),
-        ("bomb.png", png(20_000, 20_000), "is too large"),
+        ("bomb.png", png(20_000, 20_000), "cannot be read .DecompressionBomb"),
     ],
 )
 def test_what_is_no_picture_is_refused(name: str, content: bytes, sentence: str, tmp_path: Path) -> None:

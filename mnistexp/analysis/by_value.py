@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mnistexp.analysis import parameters, statistics
-from mnistexp.analysis.comparison import ALPHA, images_of
+from mnistexp.analysis.comparison import ALPHA
 from mnistexp.analysis.history import History, Trial
 from mnistexp.analysis.parameters import SEED, is_number
 from mnistexp.analysis.progress import Cost, cost_of
@@ -232,9 +232,8 @@ def _compared(
 
 
 def _step(trials: Iterable[Trial]) -> float:
-    """One validation image; 0 if no trial classified any image correctly."""
-    images = next(filter(None, map(images_of, trials)), None)
-    return 1 / images if images else 0.0
+    """One validation image; 0 without a trial."""
+    return next((1 / trial.fit.images for trial in trials if trial.fit), 0.0)
 
 
 def _tested(groups: Sequence[Group], step: float) -> tuple[Group, ...]:

@@ -5,7 +5,6 @@ Nothing here is ordered by a test score.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,27 +68,20 @@ class BestComparison:
 def compare_best(history: History) -> BestComparison | None:
     """Test the best trial against each other complete one; None if no trial completed, or if records do not fit."""
     ranked = history.ranked
-    correct = correct_of(ranked) if ranked else None
+    correct = _correct(ranked)
     if correct is None:
         return None
     tests = statistics.compare_with_best(correct, ALPHA)
     return BestComparison(ranked[0], correct, tuple(Rival(ranked[test.index], test) for test in tests))
 
 
-def images_of(trial: Trial) -> int | None:
-    """Return how many validation images a complete trial was scored on; None if it classified none correctly."""
-    # The config does not contain it: a user's own file may bring its validation split.
-    correct = int.from_bytes(trial.fit.validation_correct, "big").bit_count() if trial.fit else 0
-    return round(correct / trial.accuracy) if correct and trial.accuracy else None
-
-
-def correct_of(trials: Sequence[Trial]) -> Bools | None:
+def _correct(trials: Sequence[Trial]) -> Bools | None:
     """Return which images each trial classifies correctly, [trials, images]; None if records do not fit the scores."""
-    images = images_of(trials[0])
-    if images is None:
+    fits = [trial.fit for trial in trials if trial.fit]
+    if not fits:
         return None
     try:
-        correct = statistics.unpack_correct([trial.fit.validation_correct for trial in trials if trial.fit], images)
+        correct = statistics.unpack_correct([fit.validation_correct for fit in fits], fits[0].images)
     except ValueError:
         return None
     return correct if np.allclose(correct.mean(axis=1), [trial.accuracy for trial in trials], atol=1e-6) else None
@@ -109,16 +101,14 @@ def compare_winners(histories: Sequence[History]) -> tuple[Winner, ...] | None:
 
     The correction is for all pairs of all their complete trials, because these images selected each winner.
     """
-    ranked = [history.ranked for history in histories]
+    winners = [history.ranked[0] for history in histories if history.ranked]
     fingerprints = {record.data_fingerprint for history in histories for record in history.records}
-    if not all(ranked) or len(fingerprints) > 1:
-        return None
-    trials = sorted(itertools.chain.from_iterable(ranked), key=lambda trial: -trial.accuracy)
-    correct = correct_of(trials)
-    if correct is None:
+    trials = sorted((trial for history in histories for trial in history.ranked), key=lambda trial: -trial.accuracy)
+    correct = _correct(trials)
+    if len(winners) < len(histories) or len(fingerprints) > 1 or correct is None:
         return None
     tests = {id(trials[test.index]): test for test in statistics.compare_with_best(correct, ALPHA)}
-    return tuple(Winner(each.name, first, tests.get(id(first))) for each in histories if (first := each.ranked[0]))
+    return tuple(Winner(each.name, best, tests.get(id(best))) for each, best in zip(histories, winners, strict=True))
 
 
 @dataclass(frozen=True)
@@ -140,21 +130,16 @@ class WrongPredictions:
     trials: int  # complete ones
 
 
-def wrong_predictions(comparison: BestComparison, labels: Labels, classes: int) -> WrongPredictions | None:
-    """Return what the best trial predicts wrongly; None if its record does not fit these labels.
+def wrong_predictions(comparison: BestComparison, labels: Labels, classes: int) -> WrongPredictions:
+    """Return what the best trial predicts wrongly.
 
     Args:
-        labels: [images], of the validation split.
+        labels: [images], of the validation split of the study's data set.
     """
-    correct, fit = comparison.correct[0], comparison.best.fit
-    missed = np.flatnonzero(~correct)
-    stored = fit.wrong_predictions if fit else b""
-    if len(labels) != len(correct) or len(stored) != PREDICTION.itemsize * len(missed):
-        return None
+    assert comparison.best.fit is not None
+    missed = np.flatnonzero(~comparison.correct[0])
     predicted = labels.astype(np.int64)
-    predicted[missed] = np.frombuffer(stored, PREDICTION)
-    if predicted.max() >= classes:
-        return None
+    predicted[missed] = np.frombuffer(comparison.best.fit.wrong_predictions, PREDICTION)
     confusion = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(confusion, (labels, predicted), 1)
     missed_by = np.sum(~comparison.correct, axis=0)

@@ -7,7 +7,7 @@ images. The test score has neither bias: no choice used it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mnistexp.analysis import history as histories
@@ -28,10 +28,10 @@ from mnistexp.errors import StoreError
 from mnistexp.study import repeats
 from mnistexp.study.fingerprint import CONFIRMATION
 from mnistexp.study.repeats import Candidate, Repeat
-from mnistexp.tracking.records import RunRecord
 from mnistexp.training.results import FitResult, objective_value
 
 LEVEL = 0.95
+FIRST = Repeat(0, 0)
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class TestScore:
     seed: int
     val_accuracy: float  # of this network
     same_weights: bool = True  # as the run with this config and seed; another machine, device or version may differ
+    trial: int = -1  # its number in the confirmation's study
 
 
 @dataclass(frozen=True)
@@ -81,16 +82,12 @@ class Confirmation:
     left_out: tuple[int, ...] = ()  # trials with a failed run, which have no mean to rank
     winner: int = 0  # the study's own best trial
     level: float = LEVEL  # of the intervals in `difference`: corrected, so that all of them hold together
+    best: Repeat = FIRST  # the chosen config's best run by validation accuracy; the first of equals
 
     @property
     def chosen(self) -> ConfirmedConfig:
         """The config with the best mean."""
         return self.configs[0]
-
-    @property
-    def best_seed_index(self) -> int:
-        """The seed of the chosen config's best network by validation accuracy; the first of equals."""
-        return self.chosen.scores.index(max(self.chosen.scores))
 
 
 def candidates(study: History, top: int) -> tuple[Candidate, ...]:
@@ -103,8 +100,7 @@ def candidates(study: History, top: int) -> tuple[Candidate, ...]:
 
 def _candidate(trial: Trial) -> Candidate:
     assert trial.record is not None
-    assert trial.val_accuracy is not None
-    return Candidate(trial.number, trial.val_accuracy, trial.record.config, trial.record.overrides)
+    return Candidate(trial.number, trial.accuracy, trial.record.config, trial.record.overrides)
 
 
 def load(storage: Storage, study: History) -> Confirmation | None:
@@ -113,40 +109,10 @@ def load(storage: Storage, study: History) -> Confirmation | None:
     Raises: StoreError if another version of mnistexp wrote it.
     """
     names = histories.study_names(storage, repeats.prefix(study.name))
-    newest = sorted((histories.load(storage, name) for name in names), key=_ended, reverse=True)
-    return next((found for each in newest if (found := read(storage, study, each)) is not None), None)
-
-
-def read(storage: Storage, study: History, confirm: History) -> Confirmation | None:
-    """Return one confirmation; None if it belongs to another study, or no config has two seeds yet."""
-    ranked_trials = _repeated_trials(study, confirm)
-    try:
-        found = rank(confirm.name, ranked_trials, confirm) if ranked_trials else None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise StoreError(f"study.name={confirm.name}: was not written by this version of mnistexp") from None
-    if found is None:
-        return None
-    config_index = [each.number for each in ranked_trials].index(found.chosen.number)
-    repeat = Repeat(config_index, found.best_seed_index)
-    tested = repeats.tested_runs(storage, confirm.name).get(repeat)
-    first = next(trial.record for trial in confirm.complete if _repeat(trial) == repeat)
-    return replace(
-        found,
-        test=_test_score(tested, first) if tested else None,
-        decision=repeats.decision(storage, confirm.name),
-        test_evaluations=_test_evaluations(storage, study),
-    )
-
-
-def _test_evaluations(storage: Storage, study: History) -> int:
-    """Count the test evaluations of all confirmations of a study."""
-    names = histories.study_names(storage, repeats.prefix(study.name))
-    ours = [name for name in names if _repeated_trials(study, histories.load(storage, name))]
-    return sum(len(repeats.tested_runs(storage, name)) for name in ours)
-
-
-def _ended(confirm: History) -> float:
-    return max((trial.record.ended for trial in confirm.trials if trial.record), default=0.0)
+    ours = [each for each in (histories.load(storage, name) for name in names) if _repeated_trials(study, each)]
+    newest = sorted(ours, key=lambda each: max((record.ended for record in each.records), default=0.0), reverse=True)
+    found = next((found for each in newest if (found := rank(study, each)) is not None), None)
+    return found and replace(found, test_evaluations=sum(each.test_evaluations for each in ours))
 
 
 def _repeated_trials(study: History, confirm: History) -> tuple[Candidate, ...]:
@@ -157,94 +123,93 @@ def _repeated_trials(study: History, confirm: History) -> tuple[Candidate, ...]:
     except (KeyError, ValueError, TypeError):
         return ()
     known = {trial.number: trial for trial in study.complete}
-    if not all(number in known for number in numbers):
-        return ()
-    return tuple(_candidate(known[number]) for number in numbers)
+    return tuple(_candidate(known[number]) for number in numbers if number in known)
+
+
+def repeat_of(trial: Trial) -> Repeat:
+    """Return what a confirmation's trial repeats. Raises: StoreError if another version of mnistexp wrote it."""
+    try:
+        return Repeat(**trial.params)
+    except TypeError:
+        raise StoreError(
+            f"trial {trial.number} of a confirmation: was not written by this version of mnistexp"
+        ) from None
 
 
 # ------------------------------------------------------------------------------------------------- the ranking
 
 
-def rank(name: str, candidates: Sequence[Candidate], confirm: History) -> Confirmation | None:
+def rank(study: History, confirm: History) -> Confirmation | None:
     """Order configs by their mean over fresh seeds. None unless one of them has two seeds and no failed run."""
-    runs = {_repeat(trial): trial for trial in confirm.complete}
-    failed = {_repeat(trial).config_index for trial in confirm.trials if trial.state != "COMPLETE"}
+    candidates = _repeated_trials(study, confirm)
+    runs = {repeat_of(trial): trial for trial in confirm.complete}
+    ended = [(repeat_of(trial), trial.state) for trial in confirm.trials]
+    failed = {repeat.config_index for repeat, state in ended if state != "COMPLETE" and not repeat.test}
     rankable = [index for index in range(len(candidates)) if index not in failed]
-    seeds = min((_consecutive_seeds(runs, index) for index in rankable), default=0)
+    seeds = 0
+    while rankable and all(Repeat(index, seeds) in runs for index in rankable):
+        seeds += 1
     if seeds < 2:
         return None
     fits = {index: [_fit(runs[Repeat(index, seed)]) for seed in range(seeds)] for index in rankable}
-    mean = {index: sum(objective_value(fit) for fit in fits[index]) for index in rankable}
-    order = sorted(rankable, key=lambda index: (-mean[index], candidates[index].number))
+    scores = {index: [objective_value(fit) for fit in fits[index]] for index in rankable}
+    order = sorted(rankable, key=lambda index: (-sum(scores[index]), candidates[index].number))
     # The same runs decide which config is the best, so any pair could have been compared: Bonferroni over all pairs.
     level = 1 - (1 - LEVEL) / max(1, len(order) * (len(order) - 1) // 2)
-    best = _hits(fits[order[0]])
-    configs = [_confirmed(candidates[index], fits[index], best, level) for index in order]
+    chosen = _hits(fits[order[0]])
+    configs = [_confirmed(candidates[index], fits[index], chosen, level) for index in order]
+    best = Repeat(order[0], scores[order[0]].index(max(scores[order[0]])))
+    tested = next((trial for repeat, trial in runs.items() if repeat.test and repeat[:2] == best[:2]), None)
     return Confirmation(
-        name,
-        seeds,
-        (replace(configs[0], difference=None), *configs[1:]),
-        test=None,
-        decision="",
+        name=confirm.name,
+        seeds=seeds,
+        configs=(replace(configs[0], difference=None), *configs[1:]),
+        test=_test_score(tested, runs[best]) if tested else None,
+        decision=confirm.decision,
+        test_evaluations=confirm.test_evaluations,
         left_out=tuple(candidates[index].number for index in sorted(failed)),
         winner=candidates[0].number,
         level=level,
+        best=best,
     )
 
 
-def _confirmed(candidate: Candidate, fits: Sequence[FitResult], best: Bools, level: float) -> ConfirmedConfig:
-    """Return a config's mean with its interval, and its difference from the best one."""
-    hits, scores = _hits(fits), tuple(objective_value(fit) for fit in fits)
+def _confirmed(candidate: Candidate, fits: Sequence[FitResult], chosen: Bools, level: float) -> ConfirmedConfig:
+    """Return a config's mean with its interval, and its difference from the chosen one."""
+    hits, scores, images = _hits(fits), tuple(objective_value(fit) for fit in fits), fits[0].images
     return ConfirmedConfig(
         number=candidate.number,
         val_accuracy=candidate.val_accuracy,
         config=candidate.config,
         overrides=candidate.overrides,
         scores=scores,
-        interval=mean_interval(scores, LEVEL, floor=rounding_variance(1 / images(fits[0]))),
+        interval=mean_interval(scores, LEVEL, floor=rounding_variance(1 / images)),
         noise=crossed(hits, LEVEL),
-        difference=crossed(best.astype("int8") - hits.astype("int8"), level),
+        difference=crossed(chosen.astype("int8") - hits.astype("int8"), level),
         correct=tuple(fit.validation_correct for fit in fits),
-        images=images(fits[0]),
+        images=images,
     )
 
 
-def _repeat(trial: Trial) -> Repeat:
-    return Repeat(int(trial.params["config_index"]), int(trial.params["seed_index"]))
-
-
-def _consecutive_seeds(runs: Mapping[Repeat, Trial], config_index: int) -> int:
-    """Count a config's seeds up to the first gap."""
-    count = 0
-    while Repeat(config_index, count) in runs:
-        count += 1
-    return count
-
-
 def _fit(trial: Trial) -> FitResult:
-    assert trial.record is not None
-    assert trial.record.result is not None
-    return trial.record.result.fit
+    assert trial.fit is not None
+    return trial.fit
 
 
 def _hits(fits: Sequence[FitResult]) -> Bools:
     """Return which images each run classified correctly, bool [seeds, images]."""
-    return unpack_correct([fit.validation_correct for fit in fits], images(fits[0]))
+    return unpack_correct([fit.validation_correct for fit in fits], fits[0].images)
 
 
-def images(fit: FitResult) -> int:
-    """Count the validation images: the correct ones, and two bytes for each wrong prediction."""
-    return int.from_bytes(fit.validation_correct, "big").bit_count() + len(fit.wrong_predictions) // 2
-
-
-def _test_score(record: RunRecord, first: RunRecord | None) -> TestScore:
-    """Return the score of a tested run. `first` is the run without the test split that it repeats."""
-    assert record.result is not None
-    assert record.result.test_accuracy is not None
-    accuracy, count = record.result.test_accuracy, int(record.tags["test_images"])
+def _test_score(tested: Trial, repeated: Trial) -> TestScore:
+    """Return the score of a tested run, which repeats another run without the test split."""
+    assert tested.record is not None
+    assert tested.test_accuracy is not None
+    accuracy, count = tested.test_accuracy, int(tested.record.tags["test_images"])
     low, high = proportion_interval(round(accuracy * count), count, LEVEL)
-    same = bool(first and first.result and first.result.weights_hash == record.result.weights_hash)
-    return TestScore(accuracy, low, high, count, record.config.seed, objective_value(record.result.fit), same)
+    hashes = {each.record.result.weights_hash for each in (tested, repeated) if each.record and each.record.result}
+    seed = tested.record.config.seed
+    return TestScore(accuracy, low, high, count, seed, tested.accuracy, len(hashes) == 1, tested.number)
 
 
 def compare_with_champion(new: ConfirmedConfig, champion: Sequence[bytes], count: int) -> NoiseParts | None:
@@ -255,12 +220,9 @@ def compare_with_champion(new: ConfirmedConfig, champion: Sequence[bytes], count
         count: how many configs the new one was chosen from. The best of many is ahead by chance more often than a
             config that was fixed before: the level is corrected by Bonferroni.
     """
+    seeds = min(len(champion), len(new.correct))
     try:
-        theirs = unpack_correct(list(champion), new.images)
+        ours, theirs = (unpack_correct(list(each[:seeds]), new.images) for each in (new.correct, champion))
     except ValueError:  # of another number of images
         return None
-    seeds = min(len(theirs), len(new.correct))
-    if seeds < 2:
-        return None
-    ours = unpack_correct(list(new.correct[:seeds]), new.images)
-    return crossed(ours.astype("int8") - theirs[:seeds].astype("int8"), 1 - (1 - LEVEL) / count)
+    return crossed(ours.astype("int8") - theirs.astype("int8"), 1 - (1 - LEVEL) / count) if seeds > 1 else None

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mnistexp.errors import StoreError
 from mnistexp.study.progress import Best
-from mnistexp.study.trial_attrs import BASELINE, REASON, RECORD
+from mnistexp.study.trial_attrs import BASELINE, DECISION, REASON, RECORD
 from mnistexp.tracking.records import RunRecord, State, parse_record
 from mnistexp.training.results import FitResult, objective_value
 
@@ -71,6 +71,7 @@ class History:
     trials: tuple[Trial, ...]
     fingerprint: Mapping[str, str]  # "search.NAME": distribution as JSON; "data": the data's; the fixed settings
     config_dir: Path | None
+    decision: str = ""  # of a confirmation: whether its network became the champion, and why
 
     @property
     def complete(self) -> tuple[Trial, ...]:
@@ -110,7 +111,8 @@ def load(storage: Storage, name: str) -> History:
         raise StoreError(f"study.name={name}: was not made by mnistexp; give another study.name")
     trials = tuple(_trial(trial) for trial in study.get_trials(deepcopy=False, states=tuple(STATES)))
     study_id = str(study.user_attrs.get("id", ""))
-    return History(name, study_id, trials, fingerprint, Path(folder) if folder else None)
+    decision = str(study.user_attrs.get(DECISION, ""))
+    return History(name, study_id, trials, fingerprint, Path(folder) if folder else None, decision)
 
 
 def best(storage: Storage, name: str) -> tuple[Best, Path | None]:

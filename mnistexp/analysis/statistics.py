@@ -20,9 +20,8 @@ Bools = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-RESAMPLES_AT_ONCE = 100  # of the bootstrap: with 5,000 images their weights take 4 MB
-CONFIGS_AT_ONCE = 500  # as float32: with 5,000 images 10 MB
-PAIRED_CONFIGS = 1000  # configs of which all pairs are tested: half a million
+MAX_CONFIGS = 1000
+"""How many of the best configs are compared pair by pair (half a million tests) or resampled."""
 
 
 @dataclass(frozen=True)
@@ -55,42 +54,31 @@ class NoiseParts:
     split_sd: float  # of the accuracy averaged over all possible seeds, from one draw of N images to the next
     low: float  # the interval for the true mean, over new seeds and new images
     high: float
-    degrees: float  # of freedom, of that interval: >= 1, not whole
 
 
 # ---------------------------------------------------------------------------------- configs on the same images
 
 
 def unpack_correct(packed: Sequence[bytes], size: int) -> Bools:
-    """Unpack which images each config classifies correctly.
+    """Unpack np.packbits of the images that each config classifies correctly, to bool [configs, size].
 
-    Args:
-        packed: np.packbits of [size] bools for each config.
-        size: number of images, >= 1.
-
-    Returns: bool [configs, size].
-    Raises: ValueError if a row has another number of bytes, or a bit beyond the last image: it is of another split.
+    Raises: ValueError if a row cannot be of `size` images.
     """
-    if size < 1:
-        raise ValueError(f"size is {size}; it must be at least 1")
     width = (size + 7) // 8
-    for index, row in enumerate(packed):
-        if len(row) != width:
-            raise ValueError(f"packed[{index}] has {len(row)} bytes; {size} images are {width}")
+    if size < 1 or any(len(row) != width for row in packed):
+        raise ValueError(f"each row must have {width} bytes, for {size} images")
     rows = np.frombuffer(b"".join(packed), dtype=np.uint8).reshape(len(packed), width)
     if size % 8 and np.any(rows[:, -1] & (0xFF >> size % 8)):
-        raise ValueError(f"packed has bits beyond image {size}")
+        raise ValueError(f"there are bits beyond image {size}")
     return np.unpackbits(rows, axis=1, count=size).view(np.bool_)
 
 
 def compare_with_best(correct: Bools, alpha: float = 0.05) -> tuple[PairedTest, ...]:
-    """Compare each config with the best one, which was selected by the accuracy on these same images.
+    """Compare each config with the best one by McNemar's exact test (1947; advised by Dietterich 1998).
 
-    The test is McNemar's exact test (1947; advised by Dietterich 1998): a binomial test of the images that only one of
-    the two classifies correctly. The selection makes any of the K (K - 1) / 2 pairs a possible result, so Holm's
-    correction is for all of them; with a correction for K - 1 tests, a difference is found among 20 equal configs in
-    every seventh sweep. The pairs within the first 1,000 configs are tested. Further pairs without the best count as
-    p = 1, which is conservative and keeps memory and time linear in K: with all pairs, 10,000 configs took 5 GB.
+    The best config was selected on these same images, so any of the K (K - 1) / 2 pairs was a possible result, and
+    Holm's correction is for all of them. Pairs of the first MAX_CONFIGS configs are tested; further pairs without the
+    best one count as p = 1, which is conservative. With all pairs, 10,000 configs took 5 GB.
 
     Args:
         correct: bool [K, N], which of N images each of K configs classifies correctly. Row 0 is the best config.
@@ -101,25 +89,23 @@ def compare_with_best(correct: Bools, alpha: float = 0.05) -> tuple[PairedTest, 
     totals = correct.sum(axis=1)
     both = np.array([np.count_nonzero(row & correct[0]) for row in correct])
     only_best, only_this = (totals[0] - both)[1:], (totals - both)[1:]
-    p_values = _exact(only_best, only_this)
+    p_values = _binomial_test(only_best, only_this)
     pairs = len(correct) * (len(correct) - 1) // 2
-    adjusted = holm(np.append(p_values, _pair_p_values(correct[1:PAIRED_CONFIGS])), pairs)[: len(p_values)]
-    index = np.arange(1, len(correct))
-    columns = (index, only_best, only_this, p_values, adjusted, adjusted <= alpha)
+    adjusted = holm(np.append(p_values, _pair_p_values(correct[1:MAX_CONFIGS])), pairs)[: len(p_values)]
+    columns = (np.arange(1, len(correct)), only_best, only_this, p_values, adjusted, adjusted <= alpha)
     return tuple(PairedTest(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
 
 
 def _pair_p_values(correct: Bools) -> Floats:
-    """Return the p-values of all pairs of rows."""
     numbers = correct.astype(np.float32)  # sums are whole numbers: exact below 2**24 images
     both = numbers @ numbers.T
     only_first = np.diagonal(both)[:, None] - both  # its transpose is the other count
     first, second = np.triu_indices(len(correct), k=1)
-    return _exact(only_first[first, second], only_first[second, first])
+    return _binomial_test(only_first[first, second], only_first[second, first])
 
 
-def _exact(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Floats:
-    """Return two-sided binomial p-values of counts that are equally likely: twice the smaller tail, at most 1."""
+def _binomial_test(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Floats:
+    """Return two-sided p-values of counts that are equally likely: as scipy.stats.binomtest, on arrays."""
     counts = first.astype(np.int64) + second.astype(np.int64)
     tail: Floats = bdtr(np.minimum(first, second).astype(np.float64), counts, 0.5)
     return np.minimum(1.0, 2 * tail)
@@ -139,7 +125,7 @@ def holm(p_values: Floats, tests: int | None = None) -> Floats:
     return adjusted
 
 
-def selection_bias(correct: Bools, rng: np.random.Generator, resamples: int = 1000) -> float:
+def selection_bias(correct: Bools, rng: np.random.Generator, resamples: int = 500) -> float:
     """Estimate by how much the best config's accuracy is too high because it was selected on these images.
 
     This is the bootstrap estimate of optimism (Efron 1983; Tibshirani & Tibshirani 2009): how far does the best of a
@@ -148,25 +134,19 @@ def selection_bias(correct: Bools, rng: np.random.Generator, resamples: int = 10
     configs, and up to a third too high for configs that differ by about their noise. It does not include the seeds.
 
     Args:
-        correct: bool [K, N], which of N images each of K configs classifies correctly.
+        correct: bool [K, N], which of N images each of K configs classifies correctly. Only the MAX_CONFIGS best are
+            resampled: with 10,000 equal configs the result is 2 % lower than with all, and takes 1 s, not 20.
 
     Returns: in accuracy, >= 0.
     """
-    batches = [RESAMPLES_AT_ONCE] * (resamples // RESAMPLES_AT_ONCE) + [resamples % RESAMPLES_AT_ONCE]
-    return math.sqrt(2) * math.fsum(_fallback(correct, rng, batch) for batch in batches if batch) / resamples
-
-
-def _fallback(correct: Bools, rng: np.random.Generator, resamples: int) -> float:
-    """Sum over resamples: the resample's best less the original best, on the resample and on the original images."""
-    size = correct.shape[1]
+    size, totals = correct.shape[1], correct.sum(axis=1)
+    best_first = np.argsort(-totals, kind="stable")[:MAX_CONFIGS]
     weights = rng.multinomial(size, np.full(size, 1 / size), size=resamples).astype(np.float32)
-    parts = range(0, len(correct), CONFIGS_AT_ONCE)  # sums are whole numbers: float32 is exact below 2**24 images
-    scores = np.concatenate([weights @ correct[i : i + CONFIGS_AT_ONCE].T.astype(np.float32) for i in parts], axis=1)
-    totals = correct.sum(axis=1)
-    best, winner = totals.argmax(), scores.argmax(axis=1)
-    lead = scores.max(axis=1) - scores[:, best]
-    deficit = totals[best] - totals[winner]
-    return float(np.sum(lead + deficit, dtype=np.float64) / size)
+    scores = weights @ correct[best_first].T.astype(np.float32)  # whole numbers: exact below 2**24 images
+    winner = scores.argmax(axis=1)
+    lead = scores.max(axis=1) - scores[:, 0]
+    deficit = totals[best_first[0]] - totals[best_first[winner]]
+    return math.sqrt(2) * float(np.mean(lead + deficit) / size)
 
 
 # --------------------------------------------------------------------------------------------------- intervals
@@ -190,17 +170,12 @@ def rounding_variance(step: float) -> float:
 
 
 def mean_interval(values: Sequence[float] | Floats, level: float = 0.95, floor: float = 0.0) -> Interval:
-    """Return Student's t interval for the mean of one config's accuracies with several seeds.
-
-    It is the interval for new seeds on the same images. For new images too it is too short; see `crossed`.
+    """Return Student's t interval for the mean accuracy of new seeds on the same images; see also `crossed`.
 
     Args:
         values: [n], n >= 2.
         floor: the least variance of a value; see `rounding_variance`.
-
-    Raises: ValueError if there are fewer than two values.
     """
-    _two_or_more(values)
     mean = float(np.mean(values))
     half = float(stdtrit(len(values) - 1, (1 + level) / 2)) * _sd(values, floor) / math.sqrt(len(values))
     return Interval(mean, mean - half, mean + half)
@@ -212,10 +187,7 @@ def paired_t(differences: Sequence[float] | Floats, floor: float) -> float:
     Args:
         differences: [n], n >= 2, for example of two configs' accuracies seed by seed.
         floor: the least variance of a difference, > 0: twice `rounding_variance` for accuracies.
-
-    Raises: ValueError if there are fewer than two differences.
     """
-    _two_or_more(differences)
     t = float(np.mean(differences)) / (_sd(differences, floor) / math.sqrt(len(differences)))
     return min(1.0, 2 * float(stdtr(len(differences) - 1, -abs(t))))
 
@@ -225,20 +197,11 @@ def welch_t(first: Sequence[float] | Floats, second: Sequence[float] | Floats, f
 
     Args:
         floor: the least variance of a value, > 0: `rounding_variance` for accuracies.
-
-    Raises: ValueError if a sample has fewer than two values.
     """
     from scipy.stats import ttest_ind_from_stats
 
-    _two_or_more(first)
-    _two_or_more(second)
     of_first, of_second = ((np.mean(each), _sd(each, floor), len(each)) for each in (first, second))
     return float(ttest_ind_from_stats(*of_first, *of_second, equal_var=False).pvalue)
-
-
-def _two_or_more(values: Sequence[float] | Floats) -> None:
-    if len(values) < 2:
-        raise ValueError(f"{len(values)} values: at least 2 are needed")
 
 
 def _sd(values: Sequence[float] | Floats, floor: float) -> float:
@@ -255,34 +218,23 @@ def crossed(scores: npt.NDArray[np.generic], level: float = 0.95) -> NoiseParts:
         split_sd = sqrt(max(0, MSb - MSe) / (S N))
         variance of the mean = (MSa + MSb - MSe) / (S N), with Satterthwaite's (1946) degrees of freedom
 
+    The variance is at least that of the larger source: a smaller sum only means that one was estimated as negative.
     In simulations the 95 % interval holds the true mean in 94 to 97 % of cases for 5 or more seeds, in 92 to 96 % for
     3, and in 88 to 96 % for 2.
 
     Args:
         scores: [S, N], S >= 2 seeds, N >= 2 images: correct or not, as 0 and 1; or to compare two configs with the
             same seeds, the differences -1, 0 and 1.
-
-    Raises: ValueError if there are fewer than two seeds.
     """
     y = np.asarray(scores, dtype=np.float64)
-    _two_or_more(y)
-    seeds, images = y.shape
     rows, columns, mean = y.mean(axis=1), y.mean(axis=0), float(y.mean())
-    of_seeds, of_images = images * float(rows.var(ddof=1)), seeds * float(columns.var(ddof=1))
-    residual = float(np.sum((y - rows[:, None] - columns + mean) ** 2)) / ((seeds - 1) * (images - 1))
-    variance, degrees = _variance_of_sum(of_seeds, of_images, residual, seeds - 1, images - 1)
+    a, b = len(rows) - 1, len(columns) - 1
+    of_seeds, of_images = len(columns) * float(rows.var(ddof=1)), len(rows) * float(columns.var(ddof=1))
+    residual = float(np.sum((y - rows[:, None] - columns + mean) ** 2)) / (a * b)
+    variance, degrees = max((of_seeds, float(a)), (of_images, float(b)))
+    if residual < min(of_seeds, of_images):
+        variance = of_seeds + of_images - residual
+        degrees = max(min(a, b), variance**2 / (of_seeds**2 / a + of_images**2 / b + residual**2 / (a * b)))
     half = float(stdtrit(degrees, (1 + level) / 2)) * math.sqrt(variance / y.size)
     split_sd = math.sqrt(max(0.0, of_images - residual) / y.size)
-    return NoiseParts(mean, math.sqrt(of_seeds / images), split_sd, mean - half, mean + half, degrees)
-
-
-def _variance_of_sum(of_seeds: float, of_images: float, residual: float, a: int, b: int) -> tuple[float, float]:
-    """Return MSa + MSb - MSe and its degrees of freedom; MSa has `a` of them, MSb `b`, MSe `a * b`.
-
-    The least value is the larger of MSa and MSb: a smaller sum means only that one variance was estimated as negative.
-    """
-    if residual >= min(of_seeds, of_images):
-        return (of_seeds, float(a)) if of_seeds >= of_images else (of_images, float(b))
-    variance = of_seeds + of_images - residual
-    degrees = variance**2 / (of_seeds**2 / a + of_images**2 / b + residual**2 / (a * b))
-    return variance, max(degrees, float(min(a, b)))
+    return NoiseParts(mean, float(rows.std(ddof=1)), split_sd, mean - half, mean + half)

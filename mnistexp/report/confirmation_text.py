@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Iterator
+from dataclasses import replace
 
 from mnistexp.analysis.confirmation import Confirmation, ConfirmedConfig, TestScore
-from mnistexp.study.progress import Progress
 from mnistexp.study.repeats import RepeatSpace
 from mnistexp.terminal.console import wrap
 from mnistexp.terminal.formatting import counted, trials
-from mnistexp.tracking.records import RunRecord
 
 MOST_ROWS = 40  # on MLflow's page, which has at most 8,000 characters
 
@@ -62,66 +60,39 @@ def sentences(confirmation: Confirmation) -> list[str]:
 
 def test_sentence(test: TestScore) -> str:
     """Return the test score of the chosen network."""
+    weights = "the same weights as" if test.same_weights else "other weights than"
     return (
         f"test accuracy {test.accuracy:.4f} (95 % interval {test.low:.4f} to {test.high:.4f}, {test.images:,} images); "
-        f"the network of seed {test.seed}, validation accuracy {test.val_accuracy:.4f}"
-    )
-
-
-def lines(confirmation: Confirmation) -> Iterable[str]:
-    """Yield the ranking and its sentences, for a terminal."""
-    yield f"\nvalidation accuracy, {confirmation.seeds} fresh seeds each\n"
-    yield from _aligned([HEAD, *rows(confirmation)])
-    yield ""
-    yield from chain.from_iterable(wrap(sentence, "  ", "    ") for sentence in sentences(confirmation))
-
-
-def test_lines(confirmation: Confirmation) -> Iterable[str]:
-    """Yield the test score of the chosen network, for a terminal."""
-    assert confirmation.test is not None
-    weights = "the same weights as" if confirmation.test.same_weights else "other weights than"
-    yield f"\nchosen and tested once: #{confirmation.chosen.number}"
-    for sentence in (
-        f"{test_sentence(confirmation.test)}.",
-        f"The tested network has {weights} the run above.",
-        f"Networks tested by the confirmations of this study: {confirmation.test_evaluations}.",
-    ):
-        yield from wrap(sentence, "  ", "    ")
-
-
-def line(record: RunRecord, progress: Progress) -> str:
-    """Return the line of one run that ended."""
-    done = f"{progress.done:>3}/{progress.total}"
-    if record.result is None:
-        return f"{done}  failed: {record.reason}  {record.name}"
-    accuracy = record.result.fit.best.val_accuracy
-    return f"{done}  val {accuracy:.4f}  {record.ended - record.started:5.1f} s  {record.name}"
-
-
-def _aligned(table: Sequence[Sequence[str]]) -> Iterable[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        cells = (f"{cell:>{width}}" for cell, width in zip(row[:-1], widths[:-1], strict=True))
-        yield f"  {'  '.join(cells)}  {row[-1]}".rstrip()
-
-
-def progress_page(space: RepeatSpace, progress: Progress) -> str:
-    """Return the description of the parent run in MLflow while the repeats run."""
-    numbers = trials([candidate.number for candidate in space.candidates])
-    return (
-        f"Trials {numbers} of study **{space.study}**, each with {space.count} fresh seeds: {progress.done} of "
-        f"{progress.total} runs are done. None of them evaluates the test split."
+        f"the network of seed {test.seed}, validation accuracy {test.val_accuracy:.4f}, {weights} in the ranking"
     )
 
 
 def page(confirmation: Confirmation) -> str:
-    """Return the description of the parent run in MLflow, as Markdown."""
-    table = [HEAD, ("---",) * len(HEAD), *rows(confirmation)[:MOST_ROWS]]
+    """Return the ranking, the test score and the decision as Markdown, with aligned columns for the terminal."""
+    table = [HEAD, *rows(confirmation)[:MOST_ROWS]]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    table.insert(1, tuple("-" * width for width in widths))
     test = test_sentence(confirmation.test) if confirmation.test else "not tested yet"
     blocks = [
-        f"**#{confirmation.chosen.number}** is chosen: {test}.",
+        f"**#{confirmation.chosen.number}** has the best mean of {confirmation.seeds} fresh seeds: {test}.",
         confirmation.decision,
-        "\n".join(f"| {' | '.join(row)} |" for row in table),
+        "\n".join(f"| {' | '.join(map(str.ljust, row, widths))} |" for row in table),
         *sentences(confirmation),
+        f"Networks tested by the confirmations of this study: {confirmation.test_evaluations}.",
     ]
     return "\n\n".join(filter(None, blocks))
+
+
+def lines(confirmation: Confirmation) -> Iterator[str]:
+    """Yield the ranking and the test score for a terminal; the decision follows when it is made."""
+    for block in page(replace(confirmation, decision="")).replace("**", "").split("\n\n"):
+        yield ""
+        yield from [block] if block.startswith("|") else wrap(block)
+
+
+def unranked_page(space: RepeatSpace) -> str:
+    """Return the description of the parent run in MLflow before the configs can be ranked."""
+    numbers = trials([candidate.number for candidate in space.candidates])
+    return (
+        f"Trials {numbers} of study **{space.study}**, each with several fresh seeds. The test split is not used yet."
+    )

@@ -74,6 +74,7 @@ class Suggestion:
 
     overrides: tuple[str, ...]
     config: Config
+    evaluate_test: bool = True  # whether the trial evaluates the test split
 
 
 class Space(Protocol):

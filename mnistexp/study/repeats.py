@@ -10,21 +10,18 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import optuna
-from optuna.storages import BaseStorage
 
-from mnistexp.config.compose import signature
+from mnistexp.config.compose import run_config, signature
 from mnistexp.config.schema import Config, RunConfig
 from mnistexp.search.distributions import Scalar, Suggester
 from mnistexp.search.space import Suggestion
 from mnistexp.study.database import Database
-from mnistexp.tracking.records import RunRecord, parse_record
+from mnistexp.study.trial_attrs import DECISION
+from mnistexp.tracking.records import RunRecord, State
 from mnistexp.tracking.run_context import RunContext, run_name
 
 MAX_SEEDS = 1000
 """Optuna needs a bound. A confirmation may get more seeds later, under the same name."""
-
-TEST = "mnistexp.test"  # a study attribute for each tested run, TEST.CONFIG_INDEX.SEED_INDEX: its record
-DECISION = "mnistexp.decision"  # a study attribute: whether the tested network became the champion, and why
 
 
 @dataclass(frozen=True)
@@ -38,10 +35,11 @@ class Candidate:
 
 
 class Repeat(NamedTuple):
-    """One run of a confirmation."""
+    """One run of a confirmation. The fields are Optuna's parameters."""
 
     config_index: int  # among the candidates, from 0
     seed_index: int  # from 0; all candidates have the same seed at the same index
+    test: int = 0  # n: the n-th try to train this network again and to evaluate it on the test split
 
 
 def prefix(study: str) -> str:
@@ -62,18 +60,14 @@ def fresh_seeds(study_seed: object, candidates: Sequence[Candidate]) -> tuple[in
 
 @dataclass(frozen=True)
 class RepeatSpace:
-    """Candidates times seeds, as the space that a study draws its trials from; see search.space.Space.
-
-    Optuna's parameters are `config_index` and `seed_index`. All candidates are trained with the first seed before any
-    is trained with the second, so an interrupted confirmation still compares configs with equal seeds.
-    """
+    """Candidates times seeds, as the space that a study draws its trials from; see search.space.Space."""
 
     study: str  # the confirmed study
     study_id: str
     candidates: tuple[Candidate, ...]
     seeds: tuple[int, ...]  # of fresh_seeds
-    count: int  # how many of the seeds are run
     base: Config  # the stores, the executor and the place of the data for this command
+    repeats: tuple[Repeat, ...] = ()  # what this command runs, in order
 
     @property
     def study_name(self) -> str:
@@ -87,41 +81,31 @@ class RepeatSpace:
 
     def descriptions(self) -> dict[str, str]:
         numbers = ", ".join(f"#{candidate.number}" for candidate in self.candidates)
-        return {"config_index": f"trials {numbers} of {self.study}", "seed_index": f"{self.count} fresh seeds"}
+        return {"config_index": f"trials {numbers} of {self.study}", "seed_index": "fresh seeds"}
 
     def baseline(self) -> tuple[Suggestion, dict[str, Scalar]]:
-        return self._suggestion(Repeat(0, 0)), Repeat(0, 0)._asdict()
+        return self.suggestion(Repeat(0, 0)), Repeat(0, 0)._asdict()
 
     def points(self) -> Iterator[dict[str, Scalar]]:
-        for seed_index in range(self.count):
-            for config_index in range(len(self.candidates)):
-                yield Repeat(config_index, seed_index)._asdict()
+        return (repeat._asdict() for repeat in self.repeats)
 
     def suggest(self, trial: Suggester, seed: int | None = None) -> Suggestion:
-        config_index = trial.suggest_int("config_index", 0, len(self.candidates) - 1, step=1, log=False)
-        seed_index = trial.suggest_int("seed_index", 0, MAX_SEEDS - 1, step=1, log=False)
-        return self._suggestion(Repeat(config_index, seed_index))
+        highest = Repeat(len(self.candidates) - 1, MAX_SEEDS - 1, test=MAX_SEEDS)._asdict()
+        return self.suggestion(Repeat(*(trial.suggest_int(key, 0, highest[key], step=1, log=False) for key in highest)))
 
     def suggest_baseline(self, trial: Suggester) -> Suggestion:
         return self.suggest(trial)
 
-    def config(self, repeat: Repeat) -> RunConfig:
-        """Return a run's config: the candidate's, with a fresh seed and this command's data and device."""
-        config, base = self.candidates[repeat.config_index].config, self.base
+    def suggestion(self, repeat: Repeat) -> Suggestion:
+        """Return a run: the candidate's config with a fresh seed and this command's data and device."""
+        candidate, seed, base = self.candidates[repeat.config_index], self.seeds[repeat.seed_index], self.base
         here = {"device": base.trainer.device, "timeout": base.trainer.timeout}
-        trainer = config.trainer.model_copy(update=here)
-        fresh = {"seed": self.seeds[repeat.seed_index], "data": base.data, "trainer": trainer}
-        return config.model_copy(update=fresh)
-
-    def overrides(self, repeat: Repeat) -> tuple[str, ...]:
-        """Return the candidate's overrides with the fresh seed."""
-        kept = [text for text in self.candidates[repeat.config_index].overrides if not text.startswith("seed=")]
-        return (*kept, f"seed={self.seeds[repeat.seed_index]}")
-
-    def _suggestion(self, repeat: Repeat) -> Suggestion:
-        config = self.config(repeat)
-        nodes = {node: getattr(config, node) for node in RunConfig.model_fields}
-        return Suggestion(self.overrides(repeat), self.base.model_copy(update=nodes))
+        nodes = {node: getattr(candidate.config, node) for node in RunConfig.model_fields}
+        nodes |= {"seed": seed, "data": base.data, "trainer": candidate.config.trainer.model_copy(update=here)}
+        keep = repeat.test > 0 and base.tracking.name != "none"  # the network may become a registered model
+        nodes["tracking"] = base.tracking.model_copy(update={"save_weights": keep})
+        overrides = [text for text in candidate.overrides if not text.startswith("seed=")]
+        return Suggestion((*overrides, f"seed={seed}"), base.model_copy(update=nodes), evaluate_test=repeat.test > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,14 +120,25 @@ class RepeatContext(RunContext):
         return cls(**vars(context), space=space)
 
     def tags(self) -> dict[str, str]:
-        return {**super().tags(), "confirms": self.space.study}
+        images = len(self.prepared.dataset.test.labels)
+        return {**super().tags(), "confirms": self.space.study, "test_images": str(images)}
 
-    def trial_name(self, number: int, config: RunConfig) -> str:
-        return self.title(config)
-
-    def trial_tags(self, config: RunConfig) -> dict[str, str]:
+    def trial(
+        self,
+        number: int,
+        config: RunConfig,
+        overrides: tuple[str, ...],
+        started: float,
+        state: State,
+        tags: Mapping[str, str],
+        **outcome: Any,
+    ) -> RunRecord:
         candidate, seed_index = self._repeated(config)
-        return {"confirms_trial": str(candidate.number), "seed_index": str(seed_index)}
+        tags = {**tags, "confirms_trial": str(candidate.number), "seed_index": str(seed_index)}
+        result, name = outcome.get("result"), self.title(config)
+        if result is not None and result.test_accuracy is not None:
+            tags, name = {**tags, "final": "true"}, f"tested: {name}"
+        return super().trial(number, config, overrides, started, state, tags, name=name, **outcome)
 
     def title(self, config: RunConfig) -> str:
         """Return a run name such as '#17 seed 2: adam lr=0.0031 relu 300 b=128'."""
@@ -155,43 +150,11 @@ class RepeatContext(RunContext):
 
     @cached_property
     def _by_signature(self) -> dict[str, Candidate]:
-        firsts = [self.space.config(Repeat(index, 0)) for index in range(len(self.space.candidates))]
-        return {signature(config, seed=False): each for config, each in zip(firsts, self.space.candidates, strict=True)}
-
-
-# ----------------------------------------------------------------------- the tested run and the decision
-
-
-def tested_runs(storage: BaseStorage, name: str) -> dict[Repeat, RunRecord]:
-    """Return the records of a confirmation's runs that evaluated the test split. Raises: StoreError."""
-    found = {}
-    for key, plain in _attributes(storage, name).items():
-        if key.startswith(f"{TEST}."):
-            config_index, seed_index = key.removeprefix(f"{TEST}.").split(".")
-            found[Repeat(int(config_index), int(seed_index))] = parse_record(plain)
-    return found
-
-
-def keep_tested_run(database: Database, name: str, repeat: Repeat, record: RunRecord) -> None:
-    """Store the record of a tested run."""
-    key = f"{TEST}.{repeat.config_index}.{repeat.seed_index}"
-    _set(database, name, key, record.model_dump(mode="json"))
-
-
-def decision(storage: BaseStorage, name: str) -> str:
-    """Return whether a confirmation's network became the champion, and why; empty before that was decided."""
-    return str(_attributes(storage, name).get(DECISION, ""))
+        configs = [run_config(self.space.suggestion(Repeat(i, 0)).config) for i in range(len(self.space.candidates))]
+        return dict(zip((signature(each, seed=False) for each in configs), self.space.candidates, strict=True))
 
 
 def keep_decision(database: Database, name: str, text: str) -> None:
-    """Store whether the tested network became the champion, and why."""
-    _set(database, name, DECISION, text)
-
-
-def _attributes(storage: BaseStorage, name: str) -> Mapping[str, Any]:
-    return optuna.load_study(study_name=name, storage=storage).user_attrs
-
-
-def _set(database: Database, name: str, key: str, value: object) -> None:
+    """Store whether a confirmation's tested network became the champion, and why; see analysis.history.History."""
     study = database.retry(lambda: optuna.load_study(study_name=name, storage=database.storage))
-    database.retry(lambda: study.set_user_attr(key, value))
+    database.retry(lambda: study.set_user_attr(DECISION, text))

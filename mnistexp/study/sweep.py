@@ -92,7 +92,6 @@ class Sweep:
     """One sweep process of a study: it continues the study up to the total of `study.trials`.
 
     Args:
-        evaluate_test: whether trials evaluate the test split.
         title, page: see ParentRun.
     """
 
@@ -104,11 +103,10 @@ class Sweep:
         tracker: Tracker,
         callbacks: SweepCallbacks,
         *,
-        evaluate_test: bool = True,
         title: str = "",
         page: Callable[[Progress], str] | None = None,
     ) -> None:
-        self._database, self._callbacks, self._evaluate_test = database, callbacks, evaluate_test
+        self._database, self._callbacks = database, callbacks
         self._config = context.prepared.config
         database.on_retry = callbacks.on_note
         self._study = SharedStudy(database, context, space)
@@ -235,8 +233,9 @@ class Sweep:
 
     def _submit(self, executor: WorkerPool, claim: ClaimedTrial) -> None:
         self._jobs[claim.number] = _Job(claim, time.time())
-        weights = self._uploads.weights_path(claim.number) if self._config.tracking.save_weights else None
-        executor.submit(claim.number, claim.config, weights, test=self._evaluate_test)
+        suggestion = claim.suggestion
+        weights = self._uploads.weights_path(claim.number) if suggestion.config.tracking.save_weights else None
+        executor.submit(claim.number, claim.config, weights, test=suggestion.evaluate_test)
         self._callbacks.on_start(claim.number, claim.config)
 
     # ------------------------------------------------------------------------------------ one trial

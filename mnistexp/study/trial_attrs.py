@@ -16,6 +16,7 @@ PROCESS = "mnistexp.process"
 DEATHS = "mnistexp.deaths"
 RECORD = "mnistexp.record"
 REASON = "reason"
+DECISION = "mnistexp.decision"  # of a confirmation's study: see analysis.history.History
 
 
 class Claim(Settings):

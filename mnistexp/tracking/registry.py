@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import base64
+import json
+import math
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from mnistexp.config.schema import TrackingConfig
+from mnistexp.config import user_code
+from mnistexp.config.schema import TrackingConfig, UserModel
 from mnistexp.errors import StoreError
 from mnistexp.storage.foreign_errors import store_errors
 from mnistexp.storage.urls import redact
-from mnistexp.tracking import runs
 from mnistexp.tracking.records import LoggedRun
-from mnistexp.tracking.store import open_client
+from mnistexp.tracking.runs import open_tracker
+from mnistexp.tracking.store import open_client, resolved_uri
 
 ALIAS = "champion"
+DECISION = "decision"  # the tag of a version
 CORRECT = "mnistexp.validation_correct"  # the tag of a run
 WEIGHTS = re.compile(r"[\w-]+\.weights\.h5")  # the artifact of a run
 
-DECISION, REPLACES, PROMOTED = "decision", "replaces", "promoted"  # tags of a version
+Network = Mapping[str, Any]
+"""What the child process training.inference needs to load a run's network, as JSON types."""
 
 
 @dataclass(frozen=True)
@@ -36,54 +41,19 @@ class Version:
     tags: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class ConfirmedNetwork:
-    """A confirmed and tested network, which may become the champion."""
-
-    run: LoggedRun  # with the test score and the weights
-    study: str  # the confirmed study
-    study_id: str  # of the confirmation
-    trial: int  # in the confirmed study
-    seeds: int
-    val_accuracy: float  # mean over the seeds
-    test_accuracy: float
-
-    @property
-    def tags(self) -> dict[str, str]:
-        """The tags of its version."""
-        return {
-            "study": self.study,
-            "study_id": self.study_id,
-            "trial": str(self.trial),
-            "data_fingerprint": self.run.data_fingerprint,
-            "weights_hash": self.run.weights_hash,
-            "val_accuracy": f"{self.val_accuracy:.6f}",
-            "test_accuracy": f"{self.test_accuracy:.6f}",
-            "seeds": str(self.seeds),
-        }
-
-    @property
-    def description(self) -> str:
-        """The description of its version."""
-        return (
-            f"Trial {self.trial} of study {self.study}: validation accuracy {self.val_accuracy:.4f}, mean of "
-            f"{self.seeds} fresh seeds. Test accuracy of this network: {self.test_accuracy:.4f}."
-        )
-
-
 class Registry:
     """The registered models of one MLflow store. Each method raises StoreError if the store cannot be used."""
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
+    def __init__(self, config: TrackingConfig) -> None:
+        self.uri = resolved_uri(config)
         with self._store_errors():
-            open_client(uri, create=False)
+            open_client(self.uri, create=False)
             from mlflow import MlflowClient
 
-            self._client: Any = MlflowClient(uri, registry_uri=uri)  # else MLFLOW_REGISTRY_URI is used
+            self._client: Any = MlflowClient(self.uri, registry_uri=self.uri)  # else MLFLOW_REGISTRY_URI is used
 
     def _store_errors(self) -> AbstractContextManager[None]:
-        return store_errors(f"tracking.uri={redact(self._uri)}: MLflow's model registry cannot be used", self._uri)
+        return store_errors(f"tracking.uri={redact(self.uri)}: MLflow's model registry cannot be used", self.uri)
 
     def champion(self, name: str) -> Version | None:
         """Return the version that has the alias."""
@@ -92,26 +62,46 @@ class Registry:
             number = model.aliases.get(ALIAS) if model else None
             return _version(self._client.get_model_version(name, number)) if number else None
 
-    def version_of(self, name: str, run_id: str) -> Version | None:
-        """Return the version that was made from a run."""
-        with self._store_errors():
-            found = self._client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-            return next(map(_version, found), None)
+    def register(
+        self,
+        name: str,
+        run: LoggedRun,
+        tags: Mapping[str, str],
+        description: str,
+        decide: Callable[[Version, Version | None], tuple[bool, str]],
+        log_model: Callable[[Network], str],
+    ) -> str:
+        """Register a run's network once, and give it the alias if it is better than the champion.
 
-    def create_version(self, name: str, network: ConfirmedNetwork, log_model: Callable[[Path], str]) -> Version:
-        """Log a network's model and register it.
+        The decision is stored last, so after a kill it is taken again; once stored, the alias is not moved again.
 
         Args:
-            log_model: logs a model with the weights of this file. Returns: its id.
+            name: of the registered model.
+            tags, description: of its new version.
+            decide: whether a new version replaces the champion, and why.
+            log_model: logs the network as a model. Returns: its id.
+
+        Returns: the decision, one sentence.
         """
-        run_id = network.run.run_id
-        with self._store_errors(), tempfile.TemporaryDirectory(prefix="mnistexp-") as folder:
-            model_id = log_model(self.download_weights(run_id, Path(folder)))
-            self._ensure_registered_model(name)
-            made = self._client.create_model_version(
-                name, f"models:/{model_id}", run_id, network.tags, description=network.description, model_id=model_id
-            )
-            return _version(made)
+        with self._store_errors():
+            found = self._client.search_model_versions(f"name = '{name}' and run_id = '{run.run_id}'")
+            version = next(map(_version, found), None)
+            if version is None:
+                with TemporaryDirectory(prefix="mnistexp-") as folder:
+                    model_id = log_model(self.network(run, Path(folder)))
+                self._ensure_registered_model(name)
+                source = f"models:/{model_id}"
+                made = self._client.create_model_version(
+                    name, source, run.run_id, tags, description=description, model_id=model_id
+                )
+                version = _version(made)
+            if DECISION in version.tags:
+                return version.tags[DECISION]
+            better, decision = decide(version, self.champion(name))
+            if better:
+                self._client.set_registered_model_alias(name, ALIAS, version.number)
+            self._client.set_model_version_tag(name, version.number, DECISION, decision)
+            return decision
 
     def _ensure_registered_model(self, name: str) -> None:
         from mlflow.exceptions import MlflowException
@@ -126,31 +116,38 @@ class Registry:
         except MlflowException:
             self._client.create_registered_model(name, description=about)
 
-    def download_weights(self, run_id: str, folder: Path) -> Path:
-        """Download a run's weights into a folder."""
+    def network(self, run: LoggedRun, folder: Path) -> Network:
+        """Return a run's network. Its weights are downloaded into a folder, and no data set is loaded."""
+        if isinstance(run.config.model, UserModel):
+            user_code.require(run.config.model)
+        try:
+            features, classes = math.prod(image_shape(run)), int(run.tags["classes"])
+        except (KeyError, ValueError, TypeError):
+            raise StoreError(f"run={run.run_id}: was not logged by this version of mnistexp; give another") from None
         with self._store_errors():
-            paths = [item.path for item in self._client.list_artifacts(run_id)]
+            paths = [item.path for item in self._client.list_artifacts(run.run_id)]
             path = next(filter(WEIGHTS.fullmatch, paths), None)
             if path is None:
-                raise StoreError(f"run {run_id} has no weights in MLflow; give a run with tracking.save_weights=true")
-            return Path(self._client.download_artifacts(run_id, path, str(folder)))
-
-    def set_tags(self, version: Version, tags: Mapping[str, str]) -> Version:
-        """Write tags of a version, in this order. Returns: the version with them."""
-        with self._store_errors():
-            for key, value in tags.items():
-                self._client.set_model_version_tag(version.name, version.number, key, value)
-        return replace(version, tags={**version.tags, **tags})
-
-    def promote(self, version: Version) -> None:
-        """Give a version the alias."""
-        with self._store_errors():
-            self._client.set_registered_model_alias(version.name, ALIAS, version.number)
-        self.set_tags(version, {PROMOTED: "true"})
+                raise StoreError(
+                    f"run={run.run_id}: has no weights in MLflow; give one with tracking.save_weights=true"
+                )
+            return {
+                "code": user_code.plain(),
+                "config": run.config.model_dump(mode="json"),
+                "weights": str(self._client.download_artifacts(run.run_id, path, str(folder))),
+                "weights_hash": run.weights_hash,
+                "features": features,
+                "classes": classes,
+            }
 
 
 def _version(found: Any) -> Version:
     return Version(str(found.name), str(found.version), str(found.run_id), dict(found.tags))
+
+
+def image_shape(run: LoggedRun) -> tuple[int, ...]:
+    """Return the shape of the images that a run was trained on."""
+    return tuple(json.loads(run.tags["image_shape"]))
 
 
 def model_name(data: str, source: str | None = None) -> str:
@@ -163,57 +160,14 @@ def model_name(data: str, source: str | None = None) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", data + own)  # MLflow forbids dots, slashes and more
 
 
-def champion(uri: str, name: str) -> Version:
-    """Return the champion of a registered model. Raises: StoreError if there is none."""
-    version = Registry(uri).champion(name)
-    if version is None:
-        raise StoreError(
-            f"there is no champion for {name} in {redact(uri)} yet; run `python -m mnistexp sweep` and then "
-            f"`python -m mnistexp confirm` first"
-        )
-    return version
-
-
 def correct_predictions(config: TrackingConfig, version: Version) -> list[bytes]:
     """Return np.packbits of the images that each run of a version's confirmation got right; empty if MLflow lacks them.
 
-    The runs are in the order of their seeds.
+    The runs are in the order of their seeds, without the tested one, which repeats one of them.
     """
-    tracker = runs.open_tracker(config, "", create=False, run_id=version.run_id)
+    tracker = open_tracker(config, "", create=False, run_id=version.run_id)
     confirmed = {"study_id": version.tags.get("study_id", ""), "confirms_trial": version.tags.get("trial", "")}
-    found = sorted(tracker.find({**confirmed, "state": "COMPLETE"}), key=lambda run: int(run.tags["seed_index"]))
-    return [base64.b64decode(run.tags.get(CORRECT, "")) for run in found]
-
-
-def register(
-    registry: Registry,
-    name: str,
-    network: ConfirmedNetwork,
-    decide: Callable[[Version, Version | None], tuple[bool, str]],
-    log_model: Callable[[Path], str],
-) -> str:
-    """Register a network once, and give it the alias if it is better than the champion.
-
-    The decision is stored in the version's tags before the alias moves, so a killed process can be continued.
-
-    Args:
-        name: of the registered model.
-        decide: whether a new version replaces the champion, and why.
-        log_model: see Registry.create_version.
-
-    Returns: the decision, one sentence.
-    """
-    version, present = registry.version_of(name, network.run.run_id), registry.champion(name)
-    if version is None:
-        if present and all(present.tags.get(key) == network.tags[key] for key in ("weights_hash", "data_fingerprint")):
-            return f"Version {present.number} of {name} is the champion already and has the same weights."
-        version = registry.create_version(name, network, log_model)
-    present_number = present.number if present else "0"
-    if DECISION not in version.tags:
-        better, text = decide(version, present)
-        version = registry.set_tags(version, {REPLACES: present_number if better else "", DECISION: text})
-    if PROMOTED not in version.tags and version.tags[REPLACES] == present_number:
-        registry.promote(version)
-    elif version.tags[REPLACES] and present and present.number != version.number:
-        return f"{version.tags[DECISION]} Since then, version {present.number} has become the champion."
-    return version.tags[DECISION]
+    runs = [run for run in tracker.find({**confirmed, "state": "COMPLETE"}) if "test_accuracy" not in run.metrics]
+    return [
+        base64.b64decode(run.tags.get(CORRECT, "")) for run in sorted(runs, key=lambda r: int(r.tags["seed_index"]))
+    ]

@@ -165,17 +165,9 @@ class RunContext:
         **outcome: Any,
     ) -> RunRecord:
         """The record of a study's trial that ends now; `tags` are the study's."""
-        tags = {**tags, "kind": "trial", "trial": str(number), **self.trial_tags(config)}
-        name = self.trial_name(number, config)
-        return self.record("trial", config, overrides, started, state, name=name, tags=tags, **outcome)
-
-    def trial_name(self, number: int, config: RunConfig) -> str:
-        """The name of a trial's run."""
-        return run_name(config, number)
-
-    def trial_tags(self, config: RunConfig) -> Mapping[str, str]:
-        """More tags of a trial's run."""
-        return {}
+        tags = {**tags, "kind": "trial", "trial": str(number)}
+        outcome.setdefault("name", run_name(config, number))
+        return self.record("trial", config, overrides, started, state, tags=tags, **outcome)
 
     def tags(self) -> dict[str, str]:
         """The tags of every run: MLflow's own for the source, and the session."""

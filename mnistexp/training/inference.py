@@ -51,37 +51,36 @@ class LogModelRequest(TrainedNetwork):
     tracking_uri: str
     run_id: str
     name: str  # of the logged model
-    metadata: dict[str, str]
 
 
 def main() -> None:
     """Read one request from stdin and write the answer, or the reason of a failure, to stdout."""
     stdout, sys.stdout = sys.stdout, sys.stderr  # libraries may print
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    request = TypeAdapter[PredictRequest | LogModelRequest](PredictRequest | LogModelRequest).validate_json(
-        sys.stdin.read()
-    )
+    requests = TypeAdapter[PredictRequest | LogModelRequest](PredictRequest | LogModelRequest)
+    request = requests.validate_json(sys.stdin.read())
+    answer: dict[str, Any]
     try:
-        answer: dict[str, Any]
+        network = load_network(request)
         if isinstance(request, PredictRequest):
-            answer = {"probabilities": predict(request)}
+            answer = {"probabilities": predict(network, request.images)}
         else:
-            answer = {"model_id": log_model(request)}
+            answer = {"model_id": log_model(network, request)}
     except MnistexpError as error:
         answer = {"error": str(error)}
     print(json.dumps(answer), file=stdout)
 
 
-def predict(request: PredictRequest) -> list[list[float]]:
-    """Return the probability of each class for each image, [N, classes]. Raises: as `load_network`."""
+def predict(network: keras.Model, images: list[list[float]]) -> list[list[float]]:
+    """Return the probability of each class for each image, [N, features] to [N, classes]."""
     import keras
     import numpy as np
 
-    logits = load_network(request)(np.asarray(request.images, np.float32), training=False)
+    logits = network(np.asarray(images, np.float32), training=False)
     return np.asarray(keras.ops.softmax(logits), np.float64).tolist()  # type: ignore[no-any-return]
 
 
-def log_model(request: LogModelRequest) -> str:
+def log_model(network: keras.Model, request: LogModelRequest) -> str:
     """Log a network that returns probabilities to a finished run of MLflow. Returns: the model's id.
 
     This is `mlflow.keras.log_model`, which has no argument for the run and would reopen it. An input example is left
@@ -92,7 +91,6 @@ def log_model(request: LogModelRequest) -> str:
     import numpy as np
     from mlflow.models import Model, infer_signature
 
-    network = load_network(request)
     layers = network.layers if isinstance(network, keras.Sequential) else [network]
     served = keras.Sequential([keras.Input((request.features,)), *layers, keras.layers.Softmax()])
     example = np.zeros((1, request.features), np.float32)  # for its shape
@@ -106,7 +104,6 @@ def log_model(request: LogModelRequest) -> str:
         model_type="classifier",
         signature=infer_signature(example, np.asarray(served(example))),
         pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
-        metadata=request.metadata,
     )
     return str(logged.model_id)
 

@@ -68,6 +68,11 @@ class FitResult(_Result):
         """The scores of the epoch of the kept weights."""
         return self.epochs[self.best_epoch - 1]
 
+    @property
+    def images(self) -> int:
+        """The number of validation images: the correct ones, and two bytes for each wrong prediction."""
+        return int.from_bytes(self.validation_correct, "big").bit_count() + len(self.wrong_predictions) // 2
+
 
 class RunResult(_Result):
     """One finished run: the training, and the scores of the kept weights on the test split if they were evaluated."""

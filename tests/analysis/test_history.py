@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import optuna
 import pytest
-from fakes import FakeExecutor, RecordingTracker, Step
-from sweeps import by_rate, open_sweep, parts, trials_of
+from fakes import FakeExecutor, Step
+from sweeps import by_rate, open_sweep, trials_of
 
 from mnistexp.analysis import history
 from mnistexp.config.schema import RunConfig
 from mnistexp.errors import StoreError
 from mnistexp.study.database import Database
-from mnistexp.study.sweep import Sweep, SweepCallbacks
 
 RATES = "optimizer.learning_rate=tag(log, interval(1e-3, 1e-1))"
 
@@ -102,13 +101,3 @@ def test_too_few_or_equal_trials_have_no_importances(count: int, reason: str) ->
 
     assert found.shares == {}
     assert reason in found.why_not
-
-
-def test_trials_without_a_test_are_not_counted(database: Database) -> None:
-    """A study with `sealed` trials has no evaluation on the test split."""
-    session, space = parts(RATES, "study.trials=2")
-    listener = SweepCallbacks(lambda record, progress: None)
-
-    Sweep(database, session, space, RecordingTracker(), listener, evaluate_test=False).run(FakeExecutor(by_rate))
-
-    assert history.load(database.storage, "digits").test_evaluations == 0

@@ -1,62 +1,24 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from command_line import mistake_here, run
 from PIL import Image
+from runs import run_config
 
 from mnistexp.commands import predict
-from mnistexp.commands.predict import Network
-from mnistexp.config import compose as configs
 from mnistexp.errors import DataError, StoreError
+from mnistexp.tracking.records import LoggedRun
 
 Floats = npt.NDArray[np.float32]
 
 ANSWER = re.compile(r"(?P<file>.+?)  (?P<digit>\d) +[<\d.]+ %   or \d \([<\d. ]+%\), \d \([<\d. ]+%\)(   unsure)?")
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A folder with a network that learnt MNIST for two epochs, and the test digits."""
-
-    path: Path
-    run_id: str
-    images: Floats  # [10000, 28, 28] in [0, 1]
-    labels: npt.NDArray[np.uint8]
-
-    def ask(self, *words: str, expect: int = 0) -> tuple[dict[str, str], str]:
-        """Type `predict`. Returns: file → digit, and what was said beside."""
-        done = run(self.path, "predict", *words)
-        assert done.returncode == expect, done.stderr
-        answers = [ANSWER.fullmatch(line) for line in done.stdout.splitlines()]
-        return {found["file"].strip(): found["digit"] for found in answers if found}, done.stderr
-
-    def client(self) -> Any:
-        """MLflow."""
-        from mlflow import MlflowClient
-
-        return MlflowClient(f"sqlite:///{self.path / 'mlflow.db'}")
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory, mnist_folder: Path) -> Kept:
-    """Train it, with its weights logged; its pictures lie in the folder too."""
-    folder = tmp_path_factory.mktemp("kept")
-    short = ("data=mnist", f"data.root={mnist_folder}", "trainer.epochs=2", "tracking.save_weights=true")
-    trained = run(folder, "train", *short, "model.hidden_units=[64]")
-    assert trained.returncode == 0, trained.stderr
-    pixels = gzip.decompress((mnist_folder / "t10k-images-idx3-ubyte.gz").read_bytes())[16:]
-    labels = gzip.decompress((mnist_folder / "t10k-labels-idx1-ubyte.gz").read_bytes())[8:]
-    images = np.frombuffer(pixels, np.uint8).reshape(-1, 28, 28).astype(np.float32) / 255
-    run_id = trained.stderr.split()[-1]
-    return Kept(folder, run_id, images, np.frombuffer(labels, np.uint8))
 
 
 def photo(digit: Floats, draw: np.random.Generator) -> Image.Image:
@@ -70,103 +32,91 @@ def photo(digit: Floats, draw: np.random.Generator) -> Image.Image:
     return Image.fromarray((255 * grey.clip(0, 1)).astype(np.uint8))
 
 
-def network(kept: Kept, folder: Path, **other: Any) -> Network:
-    """The kept network as `predict` finds it."""
-    config = configs.compose(configs.parse_request([f"tracking.uri=sqlite:///{kept.path / 'mlflow.db'}"]))
-    return replace(predict._network(config, kept.run_id, folder), **{"title": "it", **other})
+def test_photos_are_read_as_well_as_the_digits_themselves(tmp_path: Path, mnist_folder: Path) -> None:
+    """A hundred test digits as photos: nearly all get the answer of the originals; bad files are reported beside."""
+    short = ("data=mnist", f"data.root={mnist_folder}", "trainer.epochs=2", "tracking.save_weights=true")
+    trained = run(tmp_path, "train", *short, "model.hidden_units=[64]")
+    assert trained.returncode == 0, trained.stderr
+    run_id = trained.stderr.split()[-1]
+    pixels = gzip.decompress((mnist_folder / "t10k-images-idx3-ubyte.gz").read_bytes())[16:]
+    labels = gzip.decompress((mnist_folder / "t10k-labels-idx1-ubyte.gz").read_bytes())[8:]
+    draw = np.random.default_rng(0)
+    for number, digit in enumerate(np.frombuffer(pixels, np.uint8).reshape(-1, 28, 28)[:100]):
+        Image.fromarray(digit).save(tmp_path / f"{number}.png")
+        photo(digit.astype(np.float32) / 255, draw).save(tmp_path / f"{number}.jpg", quality=90)
+    Image.new("L", (90, 90), 255).save(tmp_path / "blank.png")
+
+    files = [f"{number}.{kind}" for number in range(100) for kind in ("png", "jpg")]
+    done = run(tmp_path, "predict", f"run={run_id}", *files, "blank.png", "none.png")
+
+    answers = [ANSWER.fullmatch(line) for line in done.stdout.splitlines()]
+    digits = {found["file"].strip(): found["digit"] for found in answers if found}
+    assert done.returncode == 2
+    assert run_id in done.stderr.splitlines()[0]
+    assert [line.split(":")[0] for line in done.stderr.splitlines()[-2:]] == ["  blank.png", "  none.png"]
+    assert np.mean([digits[f"{number}.png"] == digits[f"{number}.jpg"] for number in range(100)]) >= 0.93
+    assert np.mean([digits[f"{number}.png"] == str(labels[number]) for number in range(100)]) >= 0.93
 
 
-def test_photos_are_read_as_well_as_the_digits_themselves(kept: Kept) -> None:
-    """A hundred test digits as photos: next to all are taken for what the originals are taken for."""
-    draw, files = np.random.default_rng(0), {}
-    for number in range(100):
-        Image.fromarray((255 * kept.images[number]).astype(np.uint8)).save(kept.path / f"{number}.png")
-        photo(kept.images[number], draw).save(kept.path / f"{number}.jpg", quality=90)
-        files[number] = (f"{number}.png", f"{number}.jpg")
+def test_weights_that_are_not_the_runs_are_not_used(tmp_path: Path) -> None:
+    """Their hash is in the record; a file of another network's is not read into this one either."""
+    from mnistexp.training.inference import TrainedNetwork, load_network
+    from mnistexp.training.model import build_model
+    from mnistexp.training.trainer import all_weights, weights_hash
 
-    answers, said = kept.ask(f"run={kept.run_id}", *(file for pair in files.values() for file in pair))
+    path, config = tmp_path / "1.weights.h5", run_config(model={"hidden_units": [8]})
+    model = build_model(config.model, 64, 10)
+    model.save_weights(path)
+    network = TrainedNetwork(
+        config=config, weights=str(path), weights_hash=weights_hash(all_weights(model)), features=64, classes=10
+    )
+    wider = config.model_copy(update={"model": config.model.model_copy(update={"hidden_units": (9,)})})
 
-    agree = [answers[original] == answers[taken] for original, taken in files.values()]
-    right = [answers[f"{number}.png"] == str(kept.labels[number]) for number in files]
-    assert said.startswith(f"network: run {kept.run_id} (momentum lr=0.05 relu 64 b=128, ")
-    assert np.mean(agree) >= 0.93
-    assert np.mean(right) >= 0.93
-
-
-def test_it_is_the_network_that_was_trained(kept: Kept, tmp_path: Path) -> None:
-    """Asked about MNIST's own test images, it is right about the share that its run's test accuracy says."""
-    images = kept.images[:2000]
-
-    found = np.array(predict.probabilities(network(kept, tmp_path), images.reshape(2000, -1).tolist()))
-    accuracy = kept.client().get_run(kept.run_id).data.metrics["test_accuracy"]
-
-    standard_error = np.sqrt(accuracy * (1 - accuracy) / 2000)
-    assert found.shape == (2000, 10)
-    assert found.sum(axis=1) == pytest.approx(1, abs=1e-5)
-    assert abs((found.argmax(axis=1) == kept.labels[:2000]).mean() - accuracy) < 4 * standard_error
-
-
-def test_good_pictures_are_answered_beside_bad_ones(kept: Kept) -> None:
-    """The answers on stdout, each bad file on stderr, exit code 2."""
-    Image.fromarray((255 * kept.images[1]).astype(np.uint8)).save(kept.path / "two.png")
-    Image.new("L", (90, 90), 255).save(kept.path / "blank.png")
-
-    answers, said = kept.ask(f"run={kept.run_id}", "two.png", "blank.png", "none.png", expect=2)
-
-    assert answers == {"two.png": "2"}
-    assert said.splitlines()[-3:] == [
-        "mnistexp: 2 faults:",
-        "  blank.png: is blank: nothing in it stands out from its background",
-        "  none.png: there is no such file",
-    ]
-
-
-def test_weights_that_are_not_the_runs_are_not_asked(kept: Kept, tmp_path: Path) -> None:
-    """Their hash is in the record; a file of another network's isn't read into this one either."""
-    image = [kept.images[0]]
-    changed, wider = network(kept, tmp_path, weights_hash="0" * 64), network(kept, tmp_path)
-    model = wider.config.model.model_copy(update={"hidden_units": (65,)})
-    wider = network(kept, tmp_path, config=wider.config.model_copy(update={"model": model}))
-
+    assert weights_hash(all_weights(load_network(network))) == network.weights_hash
     with pytest.raises(StoreError, match="another hash"):
-        predict.classify(changed, image)
-    with pytest.raises(StoreError, match=r"does not have the weights .*784, 65"):
-        predict.classify(wider, image)
+        load_network(network.model_copy(update={"weights_hash": "0" * 64}))
+    with pytest.raises(StoreError, match=r"64, 9"):
+        load_network(network.model_copy(update={"config": wider}))
 
 
-def test_grey_images_may_have_a_channel(kept: Kept, tmp_path: Path) -> None:
-    """Keras's usual shape, (28, 28, 1), is that of a square picture."""
-    plain, channel = (network(kept, tmp_path, image_shape=shape) for shape in ((28, 28), (28, 28, 1)))
-
-    assert predict.classify(channel, [kept.images[0]]) == predict.classify(plain, [kept.images[0]])
+def shaped(*shape: int) -> LoggedRun:
+    """A run on images of this shape."""
+    return LoggedRun.model_construct(run_id="7", config=run_config(), tags={"image_shape": json.dumps(shape)})
 
 
-def test_images_that_are_not_square_are_told(kept: Kept, tmp_path: Path) -> None:
-    """A network on the user's own data may want any shape; a picture has but one meaning as a square."""
-    with pytest.raises(DataError, match="images of 8 x 98"):
-        predict.classify(network(kept, tmp_path, image_shape=(8, 98)), [kept.images[0]])
+def test_pictures_become_square_grey_images() -> None:
+    """Keras's usual shape, (28, 28, 1), is that of a square picture; other shapes are refused."""
+    strokes = np.zeros((50, 50), np.float32)
+    strokes[10:40, 20:30] = 1
+
+    plain, channel = (predict.to_image(shaped(*shape), strokes) for shape in ((28, 28), (28, 28, 1)))
+
+    assert plain.shape == (28, 28)
+    assert np.array_equal(plain, channel)
+    for shape in ((8, 98), (28, 28, 3)):
+        with pytest.raises(DataError, match="run=7"):
+            predict.to_image(shaped(*shape), strokes)
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("words", "key"),
     [
-        ((), "predict needs pictures, such as `python -m mnistexp predict three.png`"),
-        (("none.png",), "none.png: there is no such file"),
-        (
-            ("here.png", "optimizer.learning_rate=1"),
-            "optimizer.learning_rate: predict takes a recorded config as it is; leave it out, or use the command train",
-        ),
-        (("here.png", "tracking=none"), "tracking=none: networks are kept in MLflow; leave it out"),
-        (("here.png", "data=fashion_mnist"), "data=fashion_mnist: has images of clothes, and predict reads digits"),
+        ((), "predict needs pictures"),
+        (("none.png",), "none.png: "),
+        (("here.png", "optimizer.learning_rate=1"), "optimizer.learning_rate: predict"),
+        (("here.png", "tracking=none"), "tracking=none: "),
+        (("here.png", "data=fashion_mnist"), "data=fashion_mnist: "),
     ],
 )
-def test_a_mistake_gets_its_sentence(words: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
+def test_a_mistake_gets_its_sentence(words: tuple[str, ...], key: str, tmp_path: Path) -> None:
     """Said before anything starts, and nothing is made."""
     picture = Image.new("L", (90, 90), 255)
     picture.paste(0, (40, 20, 50, 70))
     picture.save(tmp_path / "here.png")
 
-    assert mistake_here(tmp_path, "predict", *words) == [sentence]
+    (sentence,) = mistake_here(tmp_path, "predict", *words)
+
+    assert sentence.startswith(key)
     assert [path.name for path in tmp_path.iterdir()] == ["here.png"]
 
 

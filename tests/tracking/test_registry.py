@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from fakes import run_result
 from runs import run_config
 
 from mnistexp.commands import predict
-from mnistexp.config import compose as configs
+from mnistexp.config.compose import compose, parse_request
 from mnistexp.config.schema import TrackingConfig
 from mnistexp.errors import StoreError
 from mnistexp.tracking import registry
-from mnistexp.tracking.records import RunRecord
-from mnistexp.tracking.registry import ALIAS, ConfirmedNetwork, Registry, Version
+from mnistexp.tracking.records import LoggedRun, RunRecord
+from mnistexp.tracking.registry import ALIAS, Network, Registry, Version
 from mnistexp.tracking.runs import MlflowTracker
 
 CORRECT = np.arange(300) % 7 > 0
@@ -26,43 +26,37 @@ CORRECT = np.arange(300) % 7 > 0
 
 @dataclass(frozen=True)
 class Store:
-    """An MLflow store, and the networks that are logged to it."""
+    """An MLflow store, and a network that is logged to it by each run of `network`."""
 
     tracker: MlflowTracker
     config: TrackingConfig
     registry: Registry
     folder: Path
-    logged: dict[tuple[str, float, str], ConfirmedNetwork] = field(default_factory=dict)
 
-    def network(self, study: str, accuracy: float, weights: str = "") -> ConfirmedNetwork:
-        """A confirmation with three seeds and its tested run, logged once for all tests that need the same."""
-        key = (study, accuracy, weights)
-        if key not in self.logged:
-            study_id = f"{study} {len(self.logged)}"
-            for seed in range(3):
-                self.tracker.log(record(study, {"study_id": study_id, "trial": str(seed), "seed_index": str(seed)}))
-            path = self.folder / f"{len(self.logged)}.weights.h5"
-            path.write_bytes(study.encode())
-            tested = record(study, {"study_id": f"{study_id}.test", "trial": "0", "seed_index": "2"}, weights)
-            run_id = self.tracker.log(tested.model_copy(update={"weights_path": path}))
-            run = next(self.tracker.find({}, run_id))
-            self.logged[key] = ConfirmedNetwork(run, study, study_id, 7, 3, accuracy, 0.9)
-        return self.logged[key]
+    def network(self, study: str) -> LoggedRun:
+        """A confirmation with three seeds and its tested run, logged."""
+        for seed in range(3):
+            self.tracker.log(record(study, str(seed)))
+        path = self.folder / "1.weights.h5"
+        path.write_bytes(study.encode())
+        run_id = self.tracker.log(record(study, "3", 0.9).model_copy(update={"weights_path": path}))
+        return next(self.tracker.find({}, run_id))
 
-    def register(self, name: str, network: ConfirmedNetwork, through: Registry | None = None) -> str:
-        """Register a network; the higher validation accuracy wins."""
+    def register(self, name: str, run: LoggedRun, through: Registry | None = None) -> str:
+        """Register a network; the study that is later in the alphabet wins."""
 
         def decide(version: Version, champion: Version | None) -> tuple[bool, str]:
-            better = champion is None or version.tags["val_accuracy"] > champion.tags["val_accuracy"]
+            better = champion is None or version.tags["study"] >= champion.tags["study"]
             return better, f"Version {version.number}: {'better' if better else 'not better'}."
 
-        return registry.register(through or self.registry, name, network, decide, self.log_model)
+        study = run.tags["study"]
+        tags = {"study": study, "study_id": study, "trial": "7"}
+        return (through or self.registry).register(name, run, tags, "", decide, self.log_model)
 
-    def log_model(self, weights: Path) -> str:
+    def log_model(self, network: Network) -> str:
         """A logged model that is enough for the registry."""
-        client, run_id = self.registry._client, next(iter(self.logged.values())).run.run_id
-        experiment = client.get_run(run_id).info.experiment_id
-        return str(client.create_logged_model(experiment, weights.read_text(), run_id).model_id)
+        client, text = self.registry._client, Path(network["weights"]).read_text()
+        return str(client.create_logged_model(self.tracker._experiment_id, text).model_id)
 
     def champion(self, name: str) -> str:
         """The study of the champion."""
@@ -74,13 +68,11 @@ class Store:
         return list(self.registry._client.search_model_versions(f"name = '{name}'"))
 
 
-def record(study: str, tags: dict[str, str], weights: str = "") -> RunRecord:
-    """A run that classifies CORRECT correctly."""
-    result = run_result([float(CORRECT.mean())])
-    result = result.model_copy(
-        update={"fit": with_hits(result.fit, CORRECT), "weights_hash": weights or f"weights of {study}"}
-    )
-    tags = {"study": study, "kind": "trial", "confirms_trial": "7", "image_shape": "[8, 8]", "classes": "10", **tags}
+def record(study: str, trial: str, test_accuracy: float | None = None) -> RunRecord:
+    """A run of a confirmation that classifies CORRECT correctly."""
+    result = run_result([float(CORRECT.mean())], test_accuracy, hash_of=study)
+    result = result.model_copy(update={"fit": with_hits(result.fit, CORRECT)})
+    tags = {"study": study, "study_id": study, "trial": trial, "seed_index": trial, "confirms_trial": "7"}
     return RunRecord(
         name=study,
         kind="trial",
@@ -94,7 +86,7 @@ def record(study: str, tags: dict[str, str], weights: str = "") -> RunRecord:
         ended=2.0,
         state="COMPLETE",
         result=result,
-        tags=tags,
+        tags={**tags, "image_shape": "[8, 8]", "classes": "10"},
     )
 
 
@@ -106,7 +98,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # MLflow keeps artifacts there
         tracker = MlflowTracker(str(config.uri), "confirmations")
-        yield Store(tracker, config, Registry(str(config.uri)), folder)
+        yield Store(tracker, config, Registry(config), folder)
+
+
+@pytest.fixture(scope="module")
+def networks(store: Store) -> list[LoggedRun]:
+    """The tested runs of studies a and b."""
+    return [store.network("a"), store.network("b")]
 
 
 @pytest.fixture
@@ -115,49 +113,29 @@ def name(request: pytest.FixtureRequest) -> str:
     return registry.model_name(str(request.node.name))
 
 
-def test_the_first_network_is_the_champion(store: Store, name: str) -> None:
-    """It gets the alias, and its tags say where it comes from."""
-    decision = store.register(name, store.network("a", 0.9))
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_only_a_better_network_takes_the_alias(
+    store: Store, networks: list[LoggedRun], name: str, order: tuple[int, int]
+) -> None:
+    """The first network is the champion, b replaces a, and the same commands again change nothing."""
+    runs = [networks[index] for index in order]
+    before = [store.register(name, run) for run in runs]
 
-    version = store.registry.champion(name)
-    assert version is not None
-    assert decision == version.tags["decision"] == "Version 1: better."
-    expected = {"study": "a", "trial": "7", "data_fingerprint": "d", "weights_hash": "weights of a", "seeds": "3"}
-    assert expected.items() <= version.tags.items()
+    again = [store.register(name, run) for run in runs]
 
-
-@pytest.mark.parametrize(("accuracy", "champion"), [(0.95, "b"), (0.8, "a")])
-def test_only_a_better_network_takes_the_alias(store: Store, name: str, accuracy: float, champion: str) -> None:
-    """Both are registered; the same commands again change nothing and name the present champion."""
-    first, second = store.network("a", 0.9), store.network("b", accuracy)
-    before = [store.register(name, first), store.register(name, second)]
-
-    again = [store.register(name, first), store.register(name, second)]
-
-    assert store.champion(name) == champion
+    assert before[0] == "Version 1: better."
+    assert store.champion(name) == "b"
     assert len(store.versions(name)) == 2
-    assert again[1] == before[1]
-    assert ("version 2 has become the champion" in again[0]) is (champion == "b")
+    assert again == before
 
 
-def test_the_same_weights_are_registered_once(store: Store, name: str) -> None:
-    """Another study that chooses the same network gets no version of its own."""
-    store.register(name, store.network("a", 0.9, weights="same"))
-
-    decision = store.register(name, store.network("b", 0.9, weights="same"))
-
-    assert decision.startswith(f"Version 1 of {name} is the champion already")
-    assert len(store.versions(name)) == 1
-
-
-def test_an_alias_that_a_user_moved_stays(store: Store, name: str) -> None:
+def test_an_alias_that_a_user_moved_stays(store: Store, networks: list[LoggedRun], name: str) -> None:
     """Another confirm does not move it back."""
-    weak, strong = store.network("a", 0.85), store.network("b", 0.95)
-    store.register(name, weak)
-    store.register(name, strong)
+    for run in networks:
+        store.register(name, run)
     store.registry._client.set_registered_model_alias(name, ALIAS, "1")
 
-    store.register(name, strong)
+    store.register(name, networks[1])
 
     assert store.champion(name) == "a"
 
@@ -181,16 +159,16 @@ class Dying:
         return call
 
 
-@pytest.mark.parametrize("writes", range(4))
-def test_killed_after_any_write_it_continues(store: Store, name: str, writes: int) -> None:
-    """After create_model_version, two tags, the alias: called again, there is one version, with the alias."""
-    store.register(name, store.network("a", 0.85))
-    network, dying = store.network("b", 0.95), Registry(str(store.config.uri))
+@pytest.mark.parametrize("writes", range(3))
+def test_killed_after_any_write_it_continues(store: Store, networks: list[LoggedRun], name: str, writes: int) -> None:
+    """After create_model_version, the alias, the decision: called again, there is one version, with the alias."""
+    store.register(name, networks[0])
+    dying = Registry(store.config)
     dying._client = Dying(dying._client, writes)
 
     with pytest.raises(Killed):
-        store.register(name, network, dying)
-    decision = store.register(name, network)
+        store.register(name, networks[1], dying)
+    decision = store.register(name, networks[1])
 
     assert decision == "Version 2: better."
     assert store.champion(name) == "b"
@@ -199,12 +177,11 @@ def test_killed_after_any_write_it_continues(store: Store, name: str, writes: in
 
 def test_the_predictions_of_a_versions_runs_are_found(store: Store, name: str) -> None:
     """One entry per seed, without the tested run; deleted runs are missing."""
-    network = store.network("deleted", 0.5)
-    store.register(name, network)
+    store.register(name, store.network("deleted"))
     version = store.registry.champion(name)
     assert version is not None
     before = registry.correct_predictions(store.config, version)
-    first = next(store.tracker.find({"study_id": network.study_id}))
+    first = next(store.tracker.find({"study_id": "deleted"}))
     store.registry._client.delete_run(first.run_id)
 
     after = registry.correct_predictions(store.config, version)
@@ -216,55 +193,40 @@ def test_the_predictions_of_a_versions_runs_are_found(store: Store, name: str) -
 # ------------------------------------------------------------------------------------------------- predict
 
 
-def test_predict_finds_the_champion_of_a_file_by_its_name(store: Store, tmp_path: Path) -> None:
+def find(store: Store, folder: Path, *overrides: str, run_id: str = "") -> tuple[LoggedRun, Network]:
+    """What `predict` finds in the store."""
+    config = compose(parse_request(overrides)).model_copy(update={"tracking": store.config})
+    return predict.find_network(config, run_id, folder)
+
+
+def test_predict_finds_the_champion_of_a_file_by_its_name(
+    store: Store, networks: list[LoggedRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`predict data=npz data.root=…` uses the model that `confirm` registers, and reads no data set."""
-    network = store.network("a", 0.9)
-    store.register(registry.model_name("npz", "some/where/own.digits.npz"), network)
-    config = configs.compose(configs.parse_request(["data=npz", "data.root=own.digits.npz"]))
-
-    found = predict._network(config.model_copy(update={"tracking": store.config}), "", tmp_path)
-
-    assert "npz-own-digits, version 1" in found.title
-    assert found.weights.read_text() == "a"
-    assert (found.weights_hash, found.image_shape, found.classes) == ("weights of a", (8, 8), 10)
-    assert found.config == network.run.config
-
-
-def test_predict_reads_no_data_for_a_run(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run's tags have the shape of its images, wherever its data are now."""
-    run_id = store.network("a", 0.9).run.run_id
     monkeypatch.setattr("mnistexp.data.dataset.load", lambda *_: pytest.fail("loads the data set"))
-    config = configs.compose(configs.parse_request(["data=npz", "data.root=gone.npz"]))
+    store.register(registry.model_name("npz", "some/where/own.digits.npz"), networks[0])
 
-    found = predict._network(config.model_copy(update={"tracking": store.config}), run_id, tmp_path)
+    run, network = find(store, tmp_path, "data=npz", "data.root=own.digits.npz")
 
-    assert (found.image_shape, found.classes) == ((8, 8), 10)
-
-
-def test_a_run_without_shape_is_refused(store: Store, tmp_path: Path) -> None:
-    """A run of an earlier version: one sentence."""
-    whole = record("old", {"study_id": "old", "trial": "0"})
-    tags = {key: value for key, value in whole.tags.items() if key not in ("image_shape", "classes")}
-    run_id = store.tracker.log(whole.model_copy(update={"tags": tags}))
-    config = configs.compose(configs.parse_request(["data=digits"]))
-
-    with pytest.raises(StoreError, match="not logged by this version"):
-        predict._network(config.model_copy(update={"tracking": store.config}), run_id, tmp_path)
+    assert run == networks[0]
+    assert Path(network["weights"]).read_text() == "a"
+    assert (network["weights_hash"], network["features"], network["classes"]) == ("hash of a", 64, 10)
 
 
-def test_a_missing_champion_is_one_sentence(store: Store, tmp_path: Path) -> None:
-    """A store without one, and no store at all; no file is made."""
-    with pytest.raises(StoreError, match=r"there is no champion for mnist in .* yet"):
-        registry.champion(str(store.config.uri), "mnist")
+def test_what_predict_cannot_use_is_refused(store: Store, tmp_path: Path) -> None:
+    """A store without a champion, no store at all, a run without weights or shape; no file is made."""
+    bare = record("bare", "0")
+    without_weights = store.tracker.log(bare)
+    tags = {key: value for key, value in bare.tags.items() if key != "image_shape"}
+    without_shape = store.tracker.log(bare.model_copy(update={"tags": tags}))
+    nowhere = store.config.model_copy(update={"uri": f"sqlite:///{tmp_path / 'none.db'}"})
+
+    with pytest.raises(StoreError, match="no champion for mnist"):
+        find(store, tmp_path, "data=mnist")
     with pytest.raises(StoreError, match="no runs are logged here"):
-        registry.champion(f"sqlite:///{tmp_path / 'none.db'}", "mnist")
-
+        Registry(nowhere)
+    with pytest.raises(StoreError, match="no weights in MLflow"):
+        find(store, tmp_path, run_id=without_weights)
+    with pytest.raises(StoreError, match=without_shape):
+        find(store, tmp_path, run_id=without_shape)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_run_without_weights_is_refused(store: Store, tmp_path: Path) -> None:
-    """It cannot become a model."""
-    run_id = store.tracker.log(record("bare", {"study_id": "bare", "trial": "1"}))
-
-    with pytest.raises(StoreError, match="has no weights in MLflow"):
-        store.registry.download_weights(run_id, tmp_path)
