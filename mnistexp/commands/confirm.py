@@ -24,10 +24,12 @@ from mnistexp.study import database as databases
 from mnistexp.study import repeats
 from mnistexp.study.database import Database
 from mnistexp.study.fingerprint import CONFIRMATION
+from mnistexp.study.progress import Progress
 from mnistexp.study.repeats import MAX_SEEDS, Repeat, RepeatContext, RepeatSpace
-from mnistexp.study.sweep import Summary, Sweep
+from mnistexp.study.sweep import Summary, Sweep, SweepCallbacks
 from mnistexp.terminal import console, display
 from mnistexp.tracking import registry, run_context
+from mnistexp.tracking.records import RunRecord
 from mnistexp.tracking.registry import Registry, Version
 from mnistexp.tracking.run_context import PreparedRun, RunContext
 from mnistexp.tracking.runs import Tracker, open_tracker
@@ -156,7 +158,7 @@ class Confirm:
         view = display.make_display(self.args.flags, config.study.timeout, context.title)
         title = f"confirm {self.study.name}"
         self.sweep = Sweep(
-            self.database, context, space, self.tracker, view.callbacks, title=title, page=lambda _: self._page()
+            self.database, context, space, self.tracker, _callbacks(view), title=title, page=lambda _: self._page()
         )
         pool = self.start_workers(prepared, missing) if missing else None
         try:
@@ -247,6 +249,16 @@ class Confirm:
             return compare_with_champion(tested, new, champion, lambda old: registry.correct_predictions(tracking, old))
 
         return known.register(name, run, tags, about, decide, log_model)
+
+
+def _callbacks(view: display.Quiet) -> SweepCallbacks:
+    """Return the view's callbacks. Single runs are not compared, so plain lines show no best run."""
+
+    def print_run(run: RunRecord, progress: Progress) -> None:
+        score = f"val {run.result.fit.best.val_accuracy:.4f}" if run.result else f"failed: {run.reason}"
+        console.say(f"{progress.done:>3}/{progress.total}  {score}  {run.name}")
+
+    return replace(view.callbacks, on_trial=print_run) if isinstance(view, display.Plain) else view.callbacks
 
 
 def compare_with_champion(

@@ -58,6 +58,7 @@ def test_photos_are_read_as_well_as_the_digits_themselves(tmp_path: Path, mnist_
     assert np.mean([digits[f"{number}.png"] == str(labels[number]) for number in range(100)]) >= 0.93
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras 3 on h5py
 def test_weights_that_are_not_the_runs_are_not_used(tmp_path: Path) -> None:
     """Their hash is in the record; a file of another network's is not read into this one either."""
     from mnistexp.training.inference import TrainedNetwork, load_network

@@ -181,7 +181,7 @@ def test_the_predictions_of_a_versions_runs_are_found(store: Store, name: str) -
     version = store.registry.champion(name)
     assert version is not None
     before = registry.correct_predictions(store.config, version)
-    first = next(store.tracker.find({"study_id": "deleted"}))
+    first = next(store.tracker.find({"study_id": "deleted", "trial": "0"}))
     store.registry._client.delete_run(first.run_id)
 
     after = registry.correct_predictions(store.config, version)
