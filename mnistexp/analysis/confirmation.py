@@ -212,8 +212,8 @@ def _test_score(tested: Trial, repeated: Trial) -> TestScore:
     return TestScore(accuracy, low, high, count, seed, tested.accuracy, len(hashes) == 1, tested.number)
 
 
-def compare_with_champion(new: ConfirmedConfig, champion: Sequence[bytes], count: int) -> NoiseParts | None:
-    """Compare a confirmed config with the champion, paired by image; None if they cannot be compared.
+def difference_to_champion(new: ConfirmedConfig, champion: Sequence[bytes], count: int) -> NoiseParts | None:
+    """Return a confirmed config minus the champion, paired by image; None if they cannot be compared.
 
     Args:
         champion: np.packbits of the validation images that each of the champion's runs classified correctly.

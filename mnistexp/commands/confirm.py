@@ -283,7 +283,7 @@ def compare_with_champion(
             f"{kept} was confirmed on other data or another split, so the two cannot be compared. To promote it, give "
             f"version {new.number} the alias {registry.ALIAS} in `python -m mnistexp ui`."
         )
-    difference = confirmation.compare_with_champion(tested.chosen, correct_predictions(champion), len(tested.configs))
+    difference = confirmation.difference_to_champion(tested.chosen, correct_predictions(champion), len(tested.configs))
     if difference is None:
         return False, f"{kept} cannot be compared with it, because MLflow lacks the predictions of the champion's runs."
     interval = f"{difference.mean:+.4f} ({difference.low:+.4f} to {difference.high:+.4f}, paired by seed and image)"

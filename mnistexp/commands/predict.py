@@ -25,7 +25,7 @@ from mnistexp.workers import process
 SURE = 0.8
 """A lower probability is marked as unsure. Networks are overconfident, so a low probability is a real warning."""
 
-NO_DIGITS = {"fashion_mnist": "clothes"}
+NO_DIGITS = ("fashion_mnist",)
 """Data sets whose images are no handwritten digits."""
 
 
@@ -61,14 +61,14 @@ def find_network(config: Config, run_id: str, folder: Path) -> tuple[LoggedRun, 
     """
     if config.tracking.name == "none":
         raise ConfigError("tracking=none: networks are kept in MLflow; leave it out")
-    _refuse_other_than_digits("data", config.data.name)
     registry = Registry(config.tracking)
     title = ""
     if not run_id:
         version = _champion(registry, config)
         run_id, title = version.run_id, f"the champion for {version.name}, version {version.number}, "
     run = next(open_tracker(config.tracking, "", create=False, run_id=run_id).find({}, run_id))
-    _refuse_other_than_digits(f"run={run_id}: data", run.config.data.name)
+    if run.config.data.name in NO_DIGITS:
+        raise ConfigError(f"run={run_id}: data={run.config.data.name} has no digits, which predict reads")
     network = registry.network(run, folder)
     user_code.refuse_unused(run.config)
     score = run.metrics.get("val_accuracy", math.nan)
@@ -88,11 +88,6 @@ def _champion(registry: Registry, config: Config) -> Version:
             f"then `python -m mnistexp confirm` first"
         )
     return found
-
-
-def _refuse_other_than_digits(key: str, data_name: str) -> None:
-    if data_name in NO_DIGITS:
-        raise ConfigError(f"{key}={data_name}: has images of {NO_DIGITS[data_name]}, and predict reads digits")
 
 
 def to_image(run: LoggedRun, strokes: Floats) -> Floats:

@@ -106,7 +106,6 @@ def test_pictures_become_square_grey_images() -> None:
         (("none.png",), "none.png: "),
         (("here.png", "optimizer.learning_rate=1"), "optimizer.learning_rate: predict"),
         (("here.png", "tracking=none"), "tracking=none: "),
-        (("here.png", "data=fashion_mnist"), "data=fashion_mnist: "),
     ],
 )
 def test_a_mistake_gets_its_sentence(words: tuple[str, ...], key: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from runs import run_config
 from mnistexp.commands import predict
 from mnistexp.config.compose import compose, parse_request
 from mnistexp.config.schema import TrackingConfig
-from mnistexp.errors import StoreError
+from mnistexp.errors import ConfigError, StoreError
 from mnistexp.tracking import registry
 from mnistexp.tracking.records import LoggedRun, RunRecord
 from mnistexp.tracking.registry import ALIAS, Network, Registry, Version
@@ -214,11 +214,13 @@ def test_predict_finds_the_champion_of_a_file_by_its_name(
 
 
 def test_what_predict_cannot_use_is_refused(store: Store, tmp_path: Path) -> None:
-    """A store without a champion, no store at all, a run without weights or shape; no file is made."""
+    """A store without a champion, no store at all, a run without weights or shape or digits; no file is made."""
     bare = record("bare", "0")
     without_weights = store.tracker.log(bare)
     tags = {key: value for key, value in bare.tags.items() if key != "image_shape"}
     without_shape = store.tracker.log(bare.model_copy(update={"tags": tags}))
+    clothes = bare.config.model_copy(update={"data": compose(parse_request(["data=fashion_mnist"])).data})
+    without_digits = store.tracker.log(bare.model_copy(update={"config": clothes}))
     nowhere = store.config.model_copy(update={"uri": f"sqlite:///{tmp_path / 'none.db'}"})
 
     with pytest.raises(StoreError, match="no champion for mnist"):
@@ -229,4 +231,6 @@ def test_what_predict_cannot_use_is_refused(store: Store, tmp_path: Path) -> Non
         find(store, tmp_path, run_id=without_weights)
     with pytest.raises(StoreError, match=without_shape):
         find(store, tmp_path, run_id=without_shape)
+    with pytest.raises(ConfigError, match="fashion_mnist"):
+        find(store, tmp_path, run_id=without_digits)
     assert list(tmp_path.iterdir()) == []
