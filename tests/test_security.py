@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import ast
-import gzip
-import http.client
-import io
 import json
 import os
 import re
-import struct
 import subprocess
 import sys
-import time
-import zipfile
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
-import numpy as np
-import psutil
 import pytest
 import yaml
 
@@ -30,78 +21,13 @@ from mnistexp.config.schema import IdxFile
 from mnistexp.data.mnist import fetch
 from mnistexp.errors import ConfigError, DataError, StoreError, without_passwords
 from mnistexp.search.space import build
-from mnistexp.study.database import open_for_sweep
 from mnistexp.tracking import runs
-from mnistexp.tracking.runs import MlflowTracker
 
 PACKAGE = Path(mnistexp.__file__).parent
 REPOSITORY = PACKAGE.parent
-MEMORY = 500_000_000  # bytes
 
 
-# ------------------------------------------------------------------------------------------- who listens where
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("optuna", ["", "--optuna"])
-def test_the_dashboard_listens_on_this_machine_alone(tmp_path: Path, optuna: str) -> None:
-    """All that `make ui` starts is bound to 127.0.0.1, answers to no other name, and runs no assistant."""
-    MlflowTracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "digits")
-    open_for_sweep(f"sqlite:///{tmp_path / 'optuna.db'}").close()
-    port = _free_port()
-    command = ["make", "--dry-run", "--no-print-directory", "ui", f"PORT={port}", f"ARGS={optuna}"]
-    made = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    typed = made[made.rindex(".venv/bin/python") :].split()[1:]
-
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    with (tmp_path / "stderr").open("w") as stderr:
-        server = subprocess.Popen(
-            [sys.executable, *typed],
-            cwd=tmp_path,
-            env={**clean, "PYTHONPATH": str(REPOSITORY)},
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-        )
-    assert server.stdout is not None
-    try:
-        assert server.stdout.readline(), (tmp_path / "stderr").read_text()  # it answers now, or has died
-        addresses = _listeners(server.pid, port)
-        statuses = [_status(port, "/", host) for host in (f"127.0.0.1:{port}", f"localhost:{port}", "evil.example")]
-        assistant = _status(port, "/ajax-api/3.0/mlflow/assistant/config", f"127.0.0.1:{port}")
-    finally:
-        for process in [*psutil.Process(server.pid).children(recursive=True), server]:
-            process.kill()
-        server.communicate()
-
-    assert addresses == {"127.0.0.1"}
-    assert statuses in ([200, 200, 403], [302, 302, 403])
-    assert assistant == 404
-
-
-def _status(port: int, path: str, host: str) -> int:
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
-        connection.request("GET", path, headers={"Host": host})
-        with connection.getresponse() as response:
-            return response.status
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-def _listeners(pid: int, port: int) -> set[str]:
-    """Where a process and all below it listen, as soon as one does at this port."""
-    while True:
-        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-        found = {c.laddr for each in family for c in each.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-        if any(address.port == port for address in found):
-            return {address.ip for address in found}
-        time.sleep(0.1)
-
+# ---------------------------------------------------------------------------- what a module may import and call
 
 BANNED = [  # names of what runs a stranger's bytes or opens a port
     *("pickle", "cloudpickle", "dill", "shelve", "marshal", "eval", "exec", "unsafe_load", "full_load", "load_model"),
@@ -167,105 +93,6 @@ def test_user_code_comes_only_from_the_command_line() -> None:
 def test_the_scan_sees(line: str) -> None:
     """The rule above can fail."""
     assert list(dangers(line))
-
-
-# -------------------------------------------------------------------------------------------------- no pickles
-
-
-# ------------------------------------------------------------------------------------------- bombs are bounded
-
-PEAK = """
-import re, resource, sys
-from pathlib import Path
-from mnistexp.data import arrays, mnist
-from mnistexp.errors import DataError
-for path in sorted(Path(sys.argv[1]).iterdir()):
-    try:
-        arrays.read_npz(path) if path.suffix == ".npz" else mnist.parse(path.read_bytes(), (28, 28))
-        print(path.name, "taken")
-    except DataError as error:
-        print(path.name, "refused", str(error).replace(str(path), "it"))
-try:  # not ru_maxrss: Linux has a new program begin with its parent's, and a whole run of tests holds gigabytes
-    [peak] = re.findall(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
-except (OSError, ValueError):
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1)
-print("peak", int(peak) * 1024)
-"""
-
-
-def header(shape: tuple[int, ...], dtype: str = "|u1") -> bytes:
-    """The head of an array's file, whatever follows it."""
-    stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(stream, {"descr": dtype, "fortran_order": False, "shape": shape})
-    return stream.getvalue()
-
-
-def archive(path: Path, members: dict[str, Iterator[bytes] | bytes], method: int = zipfile.ZIP_DEFLATED) -> None:
-    """An .npz of these members, written part by part."""
-    with zipfile.ZipFile(path, "w", method, compresslevel=1) as target:
-        for name, content in members.items():
-            with target.open(f"{name}.npy", "w", force_zip64=True) as stream:
-                for part in [content] if isinstance(content, bytes) else content:
-                    stream.write(part)
-
-
-def zeros(head: bytes, megabytes: int) -> Iterator[bytes]:
-    """Many zeros behind a head."""
-    yield head
-    for _ in range(megabytes):
-        yield bytes(1_000_000)
-
-
-def write_bombs(folder: Path) -> list[str]:
-    """Every kind of small file that would fill the memory, and what each is refused for, in order of their names."""
-    good = {"y_train": header((4,), "<i8") + bytes(32), "x_test": header((4, 1)) + bytes(4)}
-    good["y_test"] = good["y_train"]
-    archive(folder / "a_lying_header.npz", {"x_train": header((10**12, 1)) + bytes(9), **good})
-    archive(folder / "b_bzip2.npz", {"x_train": zeros(header((10**8, 1)), 100), **good}, zipfile.ZIP_BZIP2)
-    archive(folder / "c_long_header.npz", {"x_train": b"\x93NUMPY\2\0\xf0\xff\xff\xff" + bytes(99), **good})
-    archive(folder / "d_lying_size.npz", {"x_train": zeros(header((4, 1)), 600), **good})
-    _declare(folder / "d_lying_size.npz", 600_000_000 + 128, 132)
-    archive(folder / "e_large.npz", {"x_train": zeros(header((10**9, 1)), 1), **good})
-    _declare(folder / "e_large.npz", 1_000_000 + 128, 2**32 - 2)
-    (folder / "f_idx.gz").write_bytes(gzip.compress(struct.pack(">4I", 2051, 171_196, 28, 28) + bytes(10**8), 1))
-    return [
-        "can't be read",
-        "compressed in another way",
-        "can't be read",
-        "can't be read",
-        "unpack to",
-        "one whole gzip",
-    ]
-
-
-def _declare(path: Path, size: int, other: int) -> None:
-    """Have an archive declare another size of a member than it has."""
-    content = path.read_bytes()
-    assert struct.pack("<I", size) in content or struct.pack("<Q", size) in content
-    content = content.replace(struct.pack("<Q", size), struct.pack("<Q", other))
-    path.write_bytes(content.replace(struct.pack("<I", size), struct.pack("<I", other)))
-
-
-def test_bombs_are_refused_before_they_expand(tmp_path: Path) -> None:
-    """Six kinds of zip and gzip bombs, read in one process, are all refused, and never fill half a gigabyte."""
-    reasons = write_bombs(tmp_path)
-
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stderr[-2000:]
-    *lines, peak = done.stdout.splitlines()
-    assert len(lines) == len(reasons)
-    for line, reason in zip(lines, reasons, strict=True):
-        assert " refused " in line
-        assert reason in line
-    assert 0 < int(peak.removeprefix("peak ")) < MEMORY
 
 
 # ---------------------------------------------------------------------------------------- nothing runs or escapes
@@ -420,10 +247,8 @@ def test_a_mirror_with_a_password_is_refused() -> None:
     [
         "sqlite:///optuna.db",
         "http://127.0.0.1:5000: no MLflow server answers there; write an @ as %40",
-        "study.storage=postgresql://me@db/studies: must be …",
         "study.storage=optuna.db: must be like postgresql://USER:PASSWORD@HOST/DATABASE",
         "optimizer@model=adam: the config takes no new, removed or moved keys",
-        "trainer.epochs=0: must be greater than or equal to 1",
     ],
 )
 def test_other_messages_stay_as_they_are(text: str) -> None:

@@ -105,7 +105,7 @@ def template(request: ParsedOverrides) -> Template:
     for text in request.values:
         key = key_of(text)
         try:
-            known[key]
+            known[key]  # not in it: a node, or an unknown key
             _assign(plain, key, parse_override(text).value())
         except KeyError:
             faults.append(_unknown_key(text, known, request.config_dir))

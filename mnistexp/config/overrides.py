@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -150,6 +151,7 @@ def refuse_hyperparameters(request: ParsedOverrides, command: str) -> None:
         )
 
 
+@functools.lru_cache(maxsize=1024)  # each trial of a study repeats the command line
 def parse_override(text: str) -> Override:
     """Parse one override with Hydra's parser. Raises: ConfigError that says what to write."""
     shown = repr(text) if len(text) <= MAX_TEXT else f"{text[:40]!r}…"

@@ -65,8 +65,7 @@ def check(arrays: Mapping[str, Array], source: str) -> dict[str, Array]:
             for each the labels y_*, integers [N] from 0, and each label of a later split must occur in y_train.
         source: the file or the function that they come from, for the message.
 
-    Raises:
-        DataError: an array is missing or is anything else.
+    Raises: DataError if an array is missing or is anything else.
     """
     names = REQUIRED + OPTIONAL if arrays.keys() & set(OPTIONAL) else REQUIRED
     if missing := [name for name in names if name not in arrays]:

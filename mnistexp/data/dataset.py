@@ -49,10 +49,8 @@ class Dataset:
 def load(config: DataConfig) -> Dataset:
     """Find a data set or download it; check, parse and split it.
 
-    Raises:
-        DataError: it is missing and can't be downloaded, it is damaged, or it can't be split as configured.
-        ConfigError: the user's function that makes it does not exist or fails.
-        ValueError: the name is still `auto`; see `mnist.resolve_auto`.
+    Raises: DataError if it is missing, damaged or can't be split as configured; ConfigError if the user's function
+        that makes it fails; ValueError if the name is still `auto` (see `mnist.resolve_auto`).
     """
     match config:
         case IdxData():

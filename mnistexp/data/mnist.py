@@ -37,11 +37,8 @@ _CHUNK = 1 << 16
 def load(config: IdxData) -> tuple[tuple[Bytes, Bytes], tuple[Bytes, Bytes], str]:
     """Read the published files, after a download if they are not on this machine.
 
-    Returns:
-        The training and the test files, each as images uint8 [N, 28, 28] and labels uint8 [N] in 0..9; the folder.
-
-    Raises:
-        DataError: a file is missing and cannot be downloaded, or it is not the published one.
+    Returns: the training and the test files, each as images uint8 [N, 28, 28] and labels uint8 [N] in 0..9; the folder.
+    Raises: DataError if a file is missing and cannot be downloaded, or is not the published one.
     """
     folder, files = obtain(config), config.files
     try:
@@ -58,11 +55,8 @@ def load(config: IdxData) -> tuple[tuple[Bytes, Bytes], tuple[Bytes, Bytes], str
 def resolve_auto(config: IdxData) -> tuple[Literal["mnist", "digits"], str]:
     """Resolve `data=auto`: mnist if it is on this machine or can be downloaded (which is done), else digits.
 
-    Returns:
-        The name, and the reason: where MNIST was found, or why it could not be downloaded.
-
-    Raises:
-        DataError: an explicit `data.root` lacks files. Damaged files lead to mnist, and `load` then reports them.
+    Returns: the name, and the reason: where MNIST was found, or why it could not be downloaded.
+    Raises: DataError if an explicit `data.root` lacks files. Damaged files lead to mnist, and `load` then reports them.
     """
     try:
         return "mnist", f"found in {obtain(config)}"
@@ -178,17 +172,12 @@ def matches(packed: bytes, file: IdxFile) -> bool:
 
 
 def parse(packed: bytes, item_shape: tuple[int, ...]) -> Bytes:
-    """Unpack and parse a gzipped IDX file of unsigned bytes.
+    """Unpack and parse a gzipped IDX file of unsigned bytes. Raises: DataError.
 
     Args:
-        packed: the file's bytes.
         item_shape: (28, 28) for images, () for labels.
 
-    Returns:
-        A read-only array [N, *item_shape], N >= 1.
-
-    Raises:
-        DataError: the file has another format, or more than MAX_BYTES.
+    Returns: a read-only array [N, *item_shape], N >= 1.
     """
     # Not gzip.GzipFile: it accepts joined members, and misses a wrong CRC if exactly N bytes are read.
     stream = zlib.decompressobj(wbits=31)
@@ -220,13 +209,10 @@ def fetch(folder: Path, files: Sequence[IdxFile], mirrors: Sequence[str], timeou
     not used: it takes one address per file, so mirrors, size limits and locks would still be our own code.
 
     Args:
-        folder: created if it does not exist.
-        files: each with a SHA-256.
         mirrors: base addresses, in the order to try; one that worked goes first for the next file.
         timeout: seconds without a byte before the next mirror is tried.
 
-    Raises:
-        DataError: no mirror sent a file, a file has no SHA-256, or the folder can't be written.
+    Raises: DataError if no mirror sent a file, a file has no SHA-256, or the folder can't be written.
     """
     from filelock import FileLock
 

@@ -46,6 +46,13 @@ def serving(folder: Path, *words: str, **environment: str) -> Iterator[tuple[sub
         process.communicate()
 
 
+def listening(process: subprocess.Popen[str]) -> set[str]:
+    """The addresses at which a process and its children listen."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    found = (connection for each in family for connection in each.net_connections("tcp"))
+    return {connection.laddr.ip for connection in found if connection.status == psutil.CONN_LISTEN}
+
+
 def status(url: str, path: str = "/", **headers: str) -> int:
     """What a server says to a request."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=SECONDS)
@@ -71,6 +78,7 @@ def test_mlflows_dashboard_is_one_process_that_opens_a_browser_and_ends_with_0(s
     with serving(stores, "data=digits", "--port", "0", BROWSER=str(browser)) as (process, line):
         url = line.split()[0]
         answers = status(url, "/health"), status(url), status(url, Host="evil.example")
+        assistant, addresses = status(url, "/ajax-api/3.0/mlflow/assistant/config"), listening(process)
         wait_until(lambda: opened.exists() and bool(opened.read_text()), SECONDS, "the browser")
         children = psutil.Process(process.pid).children(recursive=True)
         others = [child.cmdline() for child in children if str(browser) not in child.cmdline()]
@@ -81,6 +89,7 @@ def test_mlflows_dashboard_is_one_process_that_opens_a_browser_and_ends_with_0(s
     assert "/#/experiments/1/runs?viewStateShareKey=mnistexp" in url
     assert opened.read_text().strip() == url
     assert answers == (200, 200, 403)
+    assert (assistant, addresses) == (404, {HOST})
     assert others == []
     assert process.returncode == 0
     assert "Traceback" not in err
@@ -94,7 +103,7 @@ def test_optunas_dashboard_answers_only_its_own_hosts_and_pages(stores: Path) ->
         taken.listen()
         port = taken.getsockname()[1]
         with serving(stores, "data=digits", "--optuna", "--port", str(port)) as (process, line):
-            url = line.split()[0]
+            url, addresses = line.split()[0], listening(process)
             answers = [
                 status(url, "/api/studies", **headers)
                 for headers in (
@@ -109,6 +118,7 @@ def test_optunas_dashboard_answers_only_its_own_hosts_and_pages(stores: Path) ->
 
     assert urlsplit(url).port != port
     assert answers == [200, 200, 403, 403]
+    assert addresses == {HOST}
     assert process.returncode == 0
     assert "Traceback" not in err
 

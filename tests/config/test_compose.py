@@ -19,8 +19,8 @@ from mnistexp.config.compose import (
     signature,
     template,
 )
-from mnistexp.config.option_files import ROOT, config_groups
-from mnistexp.config.overrides import ParsedOverrides, override_text
+from mnistexp.config.option_files import config_groups
+from mnistexp.config.overrides import ParsedOverrides
 from mnistexp.config.schema import Config
 from mnistexp.errors import ConfigError
 
@@ -82,16 +82,6 @@ def test_every_option_composes(choice: str) -> None:
     differing = {key for key in DEFAULT | found if DEFAULT.get(key) != found.get(key)}
     if group != "experiments":  # which may set anything
         assert all(key.startswith((f"{group.replace('/', '.')}.", "search")) for key in differing)
-
-
-def test_groups_are_the_folders_and_the_experiments() -> None:
-    """What `--help` lists is what lies in conf/ and experiments/."""
-    files = {path.relative_to(ROOT / "conf").as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
-    files |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "experiments").glob("*/*.yaml")}
-
-    listed = {f"{group}/{option}.yaml" for group, options in GROUPS.items() for option in options}
-
-    assert listed == files - {"config.yaml"}
 
 
 def test_a_config_and_its_signature_are_the_same_in_every_process(tmp_path: Path) -> None:
@@ -341,18 +331,6 @@ def test_a_broken_option_file_is_one_clear_fault(
 
 
 # ------------------------------------------------------------------------------------ requests and identity
-
-
-def test_flat_keys_are_override_keys() -> None:
-    """Each flattened key, given its own value, composes the same config again."""
-    config = composed("optimizer=adam", "data=digits")
-    flat = flatten(config.model_dump(mode="json", exclude={"search"}))
-
-    given = [override_text(key, value) for key, value in flat.items() if not key.endswith(".name")]
-
-    assert composed("optimizer=adam", "data=digits", *given).model_dump(exclude={"search"}) == config.model_dump(
-        exclude={"search"}
-    )
 
 
 def test_fixed_keys_leave_the_search() -> None:

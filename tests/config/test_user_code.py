@@ -247,13 +247,6 @@ def test_an_option_file_cannot_name_a_file(key: str, folder: Path, capsys: pytes
     assert not Path("executed").exists()
 
 
-def test_a_config_is_checked_without_running_the_file(folder: Path) -> None:
-    """Functions and settings are checked in the text of the file."""
-    composed("data=squares", "model=residual")
-
-    assert not Path("executed").exists()
-
-
 def test_a_record_needs_its_own_file(folder: Path) -> None:
     """Without the file, or with another one, the message says which it was and where a copy is. Nothing runs."""
     recorded = recorded_config(run_config(composed("data=squares")).model_dump_json())

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mnistexp.data import arrays
 from mnistexp.data.arrays import read_npz
 from mnistexp.errors import DataError
 
@@ -18,17 +20,17 @@ GOOD = {
 
 def saved(path: Path, **changes: np.ndarray | None) -> Path:
     """GOOD with changes, as a file; None leaves an array out."""
-    arrays = {name: array for name, array in {**GOOD, **changes}.items() if array is not None}
-    np.savez(path, **arrays)  # type: ignore[arg-type]
+    changed = {name: array for name, array in {**GOOD, **changes}.items() if array is not None}
+    np.savez(path, **changed)  # type: ignore[arg-type]
     return path
 
 
 def test_read_returns_what_was_saved(tmp_path: Path) -> None:
     """Good arrays are read bit for bit; arrays of other names are ignored."""
-    arrays = read_npz(saved(tmp_path / "mine.npz", another=np.array(["text"])))
+    found = read_npz(saved(tmp_path / "mine.npz", another=np.array(["text"])))
 
-    assert arrays.keys() == GOOD.keys()
-    for name, array in arrays.items():
+    assert found.keys() == GOOD.keys()
+    for name, array in found.items():
         np.testing.assert_array_equal(array, GOOD[name], strict=True)
 
 
@@ -82,3 +84,16 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match=r"can't be read .*Bad CRC-32"):
         read_npz(path)
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The declared size has a limit, and so have the methods of compression: zipfile does not bound all of them."""
+    large, bzip2 = saved(tmp_path / "large.npz"), tmp_path / "bzip2.npz"
+    with zipfile.ZipFile(bzip2, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("x_train.npy", bytes(1000))
+    monkeypatch.setattr(arrays, "MAX_BYTES", 500)
+
+    with pytest.raises(DataError, match=r"large\.npz can't be read .*unpack to \d+ bytes; at most 500"):
+        read_npz(large)
+    with pytest.raises(DataError, match=r"bzip2\.npz can't be read .*compressed in another way"):
+        read_npz(bzip2)

@@ -111,15 +111,6 @@ def test_a_root_that_does_not_suit_the_data_set_is_refused(name: str, root: str 
 # ------------------------------------------------------------------------------------------ splits
 
 
-def test_a_stratified_split_has_each_class_in_proportion(mnist: Dataset, mnist_folder: Path) -> None:
-    """Validation and train have each digit's share of the whole, within one image."""
-    stratified = load(config("mnist", "data.split=stratified", root=str(mnist_folder)))
-
-    whole = np.bincount(np.concatenate([mnist.train.labels, mnist.validation.labels]))
-    np.testing.assert_allclose(np.bincount(stratified.validation.labels), whole / 12, atol=1)
-    np.testing.assert_allclose(np.bincount(stratified.train.labels), whole * 11 / 12, atol=1)
-
-
 def test_a_split_is_fixed_by_its_seed(digits: Dataset) -> None:
     """The same split_seed gives the same fingerprint, another one a different fingerprint."""
     same, other = (load(config("digits", f"data.split_seed={seed}")).fingerprint for seed in (0, 1))
@@ -146,14 +137,6 @@ def test_a_split_size_out_of_range_is_refused_with_the_range(override: str, allo
     else:
         with pytest.raises(DataError, match=re.escape(f"{override.split()[0]} can't be held out of {allowed}")):
             load(asked)
-
-
-def test_a_class_with_one_image_can_not_be_stratified(tmp_path: Path) -> None:
-    """The message has the setting and the reason."""
-    arrays = {**ARRAYS, "y_train": np.eye(20, dtype=int)[0]}
-
-    with pytest.raises(DataError, match=r"data.validation_size=2 .* data.split=stratified: The least populated class"):
-        npz(tmp_path / "mine.npz", "data.validation_size=2", **arrays)
 
 
 # ------------------------------------------------------------------------------------------ fingerprint

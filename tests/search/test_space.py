@@ -290,21 +290,6 @@ def test_the_config_of_a_trial_is_what_its_overrides_compose(count: int, overrid
         assert without_search(composed(*draw.overrides)) == without_search(draw.config)
 
 
-def test_draws_cover_the_space_and_stay_in_it() -> None:
-    """60 draws have every choice, and every number is in the range of its optimizer."""
-    drawn = draws(space("optimizer=choice(sgd,adam)"), 60)
-
-    rates = {"sgd": (0.01, 1.0), "adam": (1e-4, 1e-2)}
-    assert {draw.config.optimizer.name for draw, _ in drawn} == set(rates)
-    assert {draw.config.model.hidden_units for draw, _ in drawn} == {(300,), (500,), (300, 100), (500, 200)}  # type: ignore[union-attr]
-    assert len({draw.config.optimizer.learning_rate for draw, _ in drawn}) == 60
-    for draw, params in drawn:
-        low, high = rates[draw.config.optimizer.name]
-        assert low <= draw.config.optimizer.learning_rate <= high
-        assert params["model.hidden_units"] in ("[300]", "[500]", "[300,100]", "[500,200]")  # Optuna stores no lists
-        assert f"optimizer.learning_rate@{draw.config.optimizer.name}" in params
-
-
 @pytest.mark.parametrize(("overrides", "seeds"), [((), [0, 1, 2]), (("seed=choice(41,42)",), [41, 42])])
 def test_a_trial_has_its_own_seed_unless_seeds_are_searched(overrides: tuple[str, ...], seeds: list[int]) -> None:
     """The seed of the trial is part of the draw and of its overrides."""
