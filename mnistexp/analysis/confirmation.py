@@ -103,15 +103,16 @@ def _candidate(trial: Trial) -> Candidate:
     return Candidate(trial.number, trial.accuracy, trial.record.config, trial.record.overrides)
 
 
-def load(storage: Storage, study: History) -> Confirmation | None:
-    """Return a study's newest confirmation that has two seeds of its configs; None if there is none.
+def load(storage: Storage, study: History, name: str = "") -> Confirmation | None:
+    """Return a study's newest confirmation, or the one of this name, if it has two seeds of its configs.
 
     Raises: StoreError if another version of mnistexp wrote it.
     """
     names = histories.study_names(storage, repeats.prefix(study.name))
-    ours = [each for each in (histories.load(storage, name) for name in names) if _repeated_trials(study, each)]
-    newest = sorted(ours, key=lambda each: max((record.ended for record in each.records), default=0.0), reverse=True)
-    found = next((found for each in newest if (found := rank(study, each)) is not None), None)
+    ours = [each for each in (histories.load(storage, known) for known in names) if _repeated_trials(study, each)]
+    wanted = [each for each in ours if name in ("", each.name)]
+    wanted.sort(key=lambda each: max((record.ended for record in each.records), default=0.0), reverse=True)
+    found = next((found for each in wanted if (found := rank(study, each)) is not None), None)
     return found and replace(found, test_evaluations=sum(each.test_evaluations for each in ours))
 
 
@@ -166,7 +167,6 @@ def rank(study: History, confirm: History) -> Confirmation | None:
         configs=(replace(configs[0], difference=None), *configs[1:]),
         test=_test_score(tested, runs[best]) if tested else None,
         decision=confirm.decision,
-        test_evaluations=confirm.test_evaluations,
         left_out=tuple(candidates[index].number for index in sorted(failed)),
         winner=candidates[0].number,
         level=level,

@@ -176,7 +176,8 @@ class Confirm:
         return self.database.retry(lambda: history.load(self.database.storage, self.space.study_name))
 
     def _read(self) -> Confirmation | None:
-        return confirmation.rank(self.study, self._history())
+        storage, name = self.database.storage, self.space.study_name
+        return self.database.retry(lambda: confirmation.load(storage, self.study, name))
 
     def _page(self) -> str:
         """Return the description of the parent run in MLflow."""

@@ -124,6 +124,7 @@ def test_other_candidates_are_another_confirmation(person: Person) -> None:
     assert len(confirmations(person.database)) == 2
     assert len(person.found().configs) == 8
     assert person.found().test_evaluations == len(person.tested) == 2
+    assert person.tracker.sweeps[-1][1].endswith(": 2.")  # the page in MLflow
 
 
 def check_complete(person: Person, runs: int) -> None:
