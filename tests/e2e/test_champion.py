@@ -162,14 +162,31 @@ def test_the_served_champion_answers_as_its_worker_did(confirmed: Confirmed, dat
 
 
 def test_predict_uses_the_champion(confirmed: Confirmed, dataset: Dataset) -> None:
-    """Validation images, drawn large and dark on light, are mostly read right; the champion's version is named."""
+    """Validation images, drawn large, are mostly read right; bad files are reported beside; the version is named."""
     images = (255 - dataset.validation.images[:20] * (255 * dataset.scale)).astype(np.uint8).reshape(-1, 8, 8)
     for number, image in enumerate(images):
         large = np.pad(np.kron(image, np.ones((20, 20), np.uint8)), 40, constant_values=255)
         Image.fromarray(large).save(confirmed.folder.path / f"{number}.png")
+    Image.new("L", (90, 90), 255).save(confirmed.folder.path / "blank.png")
 
-    done = confirmed.folder.run("predict", *(f"{number}.png" for number in range(20)))
+    files = [f"{number}.png" for number in range(20)]
+    done = confirmed.folder.run("predict", *files, "blank.png", "none.png", expect=2)
 
     answers = [int(line.split()[1]) for line in done.stdout.splitlines()]
     assert done.stderr.startswith("network: the champion for digits, version 1, run ")
+    assert [line.split(":")[0] for line in done.stderr.splitlines()[-2:]] == ["  blank.png", "  none.png"]
     assert np.mean(answers == dataset.validation.labels[:20]) >= 0.7
+
+
+def test_a_training_keeps_its_weights_for_predict(confirmed: Confirmed) -> None:
+    """`predict run=ID` takes the network of `train tracking.save_weights=true`."""
+    Image.fromarray(np.pad(np.zeros((60, 8), np.uint8), 30, constant_values=255)).save(
+        confirmed.folder.path / "one.png"
+    )
+    words = ("data=digits", "trainer.epochs=3", "model.hidden_units=[32]", "tracking.save_weights=true")
+    run_id = confirmed.folder.run("train", *words).stderr.split()[-1]
+
+    done = confirmed.folder.run("predict", f"run={run_id}", "one.png")
+
+    assert done.stderr.startswith(f"network: run {run_id} ")
+    assert done.stdout.startswith("one.png  ")
