@@ -154,7 +154,7 @@ class Confirm:
     def _run_sweep(self, space: RepeatSpace, trials: int, missing: int) -> Summary:
         config = space.base.model_copy(update={"study": space.base.study.model_copy(update={"trials": trials})})
         prepared = replace(self.context.prepared, config=config)
-        context = RepeatContext.of(replace(self.context, prepared=prepared), space)
+        context = RepeatContext(**{**vars(self.context), "prepared": prepared}, space=space)
         view = display.make_display(self.args.flags, config.study.timeout, context.title)
         title = f"confirm {self.study.name}"
         self.sweep = Sweep(

@@ -110,14 +110,9 @@ class RepeatSpace:
 
 @dataclass(frozen=True, kw_only=True)
 class RepeatContext(RunContext):
-    """A RunContext that names and tags each run by the trial that it repeats. Make one with `of`."""
+    """A RunContext that names and tags each run by the trial that it repeats."""
 
     space: RepeatSpace
-
-    @classmethod
-    def of(cls, context: RunContext, space: RepeatSpace) -> RepeatContext:
-        """Return a command's context for the runs of this confirmation."""
-        return cls(**vars(context), space=space)
 
     def tags(self) -> dict[str, str]:
         images = len(self.prepared.dataset.test.labels)

@@ -96,6 +96,7 @@ def test_runs_are_grouped_and_tagged(person: Person) -> None:
     assert {record.tags["confirms"] for record in records} == {"digits"}
     assert [record.tags.get("final", "") for record in records] == ["", "", "", "", "true"]
     assert not person.tracker.open
+    assert "tracking=none" in person.found().decision
 
 
 # ------------------------------------------------------------------------------------------------- resuming
