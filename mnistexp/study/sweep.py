@@ -233,8 +233,9 @@ class Sweep:
 
     def _submit(self, executor: WorkerPool, claim: ClaimedTrial) -> None:
         self._jobs[claim.number] = _Job(claim, time.time())
-        suggestion = claim.suggestion
-        weights = self._uploads.weights_path(claim.number) if suggestion.config.tracking.save_weights else None
+        suggestion, weights = claim.suggestion, None
+        if self._config.tracking.save_weights or suggestion.config.tracking.save_weights:  # confirm keeps one network
+            weights = self._uploads.weights_path(claim.number)
         executor.submit(claim.number, claim.config, weights, test=suggestion.evaluate_test)
         self._callbacks.on_start(claim.number, claim.config)
 
