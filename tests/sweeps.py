@@ -39,7 +39,7 @@ PLAIN = ("study/sampler=random", "study/pruner=none")
 @functools.cache
 def parts(*overrides: str) -> tuple[RunContext, SearchSpace]:
     """What a sweep with these overrides searches; nothing of it has a state, so tests share it."""
-    searched = [word for word in overrides if not word.startswith(("study", "executor", "tracking"))]
+    searched = [word for word in overrides if not word.startswith(("study", "executor"))]
     return RunContext(run_context.prepare(parse_request([*SMALL, *PLAIN, *overrides])), {}, {}), space(*searched)
 
 

@@ -197,10 +197,11 @@ def counts(soak: Soak, trials: int) -> dict[str, Any]:
     import optuna
     from mlflow import MlflowClient
 
-    from mnistexp.study.database import open_to_read
+    from mnistexp.study.database import reading
 
-    study = optuna.load_study(study_name="soak", storage=open_to_read(soak.study))
-    known = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
+    with reading(soak.study) as storage:
+        study = optuna.load_study(study_name="soak", storage=storage)
+        known = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
     client, runs, token = MlflowClient(soak.uri), [], None
     while token != "":
         experiment = client.get_experiment_by_name("soak").experiment_id

@@ -26,7 +26,7 @@ from mnistexp.config.compose import signature
 from mnistexp.config.schema import RunConfig
 from mnistexp.errors import StoreError
 from mnistexp.study import repeats
-from mnistexp.study.fingerprint import CONFIRMATION
+from mnistexp.study.progress import CONFIRMATION
 from mnistexp.study.repeats import Candidate, Repeat
 from mnistexp.training.results import FitResult, objective_value
 

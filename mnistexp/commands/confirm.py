@@ -23,8 +23,7 @@ from mnistexp.report import confirmation_text
 from mnistexp.study import database as databases
 from mnistexp.study import repeats
 from mnistexp.study.database import Database
-from mnistexp.study.fingerprint import CONFIRMATION
-from mnistexp.study.progress import Progress
+from mnistexp.study.progress import CONFIRMATION, Progress
 from mnistexp.study.repeats import MAX_SEEDS, Repeat, RepeatContext, RepeatSpace
 from mnistexp.study.sweep import Summary, Sweep, SweepCallbacks
 from mnistexp.terminal import console, display

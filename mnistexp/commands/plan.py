@@ -150,7 +150,7 @@ def _trial_lines(config: Config, drawn: Sequence[ClaimedTrial | InvalidTrial]) -
             yield f"  {trial.number:03d} is invalid: {trial.reason}"
             continue
         yield f"  {run_context.run_name(trial.config, trial.number)}{'   (the config as it is)' * (trial.number == 0)}"
-        yield from console.wrap(" ".join(trial.suggestion.overrides), "      ")
+        yield from console.wrap(" ".join(trial.overrides), "      ")
 
 
 def _warning_lines(prepared: PreparedRun, space: SearchSpace) -> Iterator[str]:

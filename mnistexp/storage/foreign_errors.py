@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
 from mnistexp.errors import StoreError
@@ -68,12 +68,7 @@ def reason(error: BaseException, address: str = "") -> str:
     line = re.sub(r"^\(\S+\) ", "", lines[0]) if lines else type(inner).__name__
     if "Max retries exceeded" in line:  # the other 300 characters of requests' message say no more
         line = "the server doesn't answer"
-    password = _password(address)
-    return line.replace(password, "***") if password else line
-
-
-def _password(address: str) -> str:
-    try:
-        return urlsplit(address).password or ""
-    except ValueError:
-        return ""
+    with suppress(ValueError):  # an address that can't be parsed
+        if password := urlsplit(address).password:
+            line = line.replace(password, "***")
+    return line

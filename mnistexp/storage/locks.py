@@ -30,11 +30,8 @@ class LockTimeout(Exception):
 
 
 def file_lock(path: Path) -> Lock:
-    """Return the lock of a file on this machine. It keeps PATH.lock, since deleting it would be a race.
-
-    The lock raises StoreError if the file can't be locked.
-    """
-    # Not a soft lock: a killed process would leave it behind.
+    """Return the lock of a file on this machine, PATH.lock. It raises StoreError if the file can't be locked."""
+    # Not a soft lock: a killed process would leave it behind. The file stays, since deleting it would be a race.
     lock = filelock.FileLock(f"{path}.lock", timeout=WAIT_SECONDS, fallback_to_soft=False)
 
     @contextlib.contextmanager

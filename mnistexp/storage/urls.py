@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import sqlite3
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
@@ -52,14 +51,12 @@ def _place(address: str) -> object:
         return path.resolve()
     try:
         parts = urlsplit(address)
-        port = parts.port
+        kind = parts.scheme.partition("+")[0]
+        port = parts.port or PORTS.get(kind)
     except ValueError:  # an unclosed [ or a port that is no number
         return None
-    kind = parts.scheme.partition("+")[0]
-    if kind not in PORTS or not parts.hostname:
-        return None
     host = "127.0.0.1" if parts.hostname == "localhost" else parts.hostname
-    return kind, host, port or PORTS[kind], parts.path.strip("/")
+    return (kind, host, port, parts.path.strip("/")) if kind in PORTS else None
 
 
 def check_port(setting: str, address: str) -> None:
@@ -85,53 +82,34 @@ def check_port(setting: str, address: str) -> None:
 
 def check_file(path: Path, setting: str, table: str) -> None:
     """Check that a database file can be created or written, and is not another program's. Raises: StoreError."""
-    try:
-        _check_file(path, setting, table)
-    except PermissionError as error:
-        raise StoreError(
-            f"{error.filename}: may not be read; work in a folder of your own, or give {setting}"
-        ) from None
-    except sqlite3.DatabaseError as error:
-        raise StoreError(
-            f"{path}: is damaged ({error}); restore it from a copy, or move it away, or give {setting}"
-        ) from None
-
-
-def _check_file(path: Path, setting: str, table: str) -> None:
     folder = path.parent
+    if not os.access(folder, os.F_OK):
+        raise StoreError(f"{folder}: no such folder; make it, or give {setting}")
+    for target, mode in ((folder, os.W_OK | os.X_OK), (path, os.R_OK | os.W_OK)):  # a journal is made beside the file
+        if os.access(target, os.F_OK) and not os.access(target, mode):
+            raise StoreError(f"{target}: can't be written to; work in a folder of your own, or give {setting}")
+    if path.exists() and (problem := _content_problem(path, table)):
+        raise StoreError(f"{path}: {problem}; move it away, or give {setting}")
+
+
+def _content_problem(path: Path, table: str) -> str:
+    """What is wrong with the content of a file, read without writing; "" also for an empty or a locked one."""
     if path.is_dir():
-        raise StoreError(f"{path}: is a folder, not a database file; give {setting}")
-    if not folder.is_dir():
-        raise StoreError(f"{folder}: no such folder, so {path.name} can't be made; make it, or give {setting}")
-    target = path if path.exists() else folder
-    if not os.access(target, os.W_OK) or not os.access(folder, os.W_OK):
-        raise StoreError(f"{target}: can't be written to; work in a folder of your own, or give {setting}")
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        magic = file.read(16)
-    if magic not in (b"", b"SQLite format 3\0"):
-        raise StoreError(f"{path}: is not an SQLite database; move it away, or give {setting}")
-    tables = _tables(path)
-    if tables and table not in tables:
-        raise StoreError(f"{path}: is another program's database (it has no table {table}); give another {setting}")
-
-
-def _tables(path: Path) -> set[str]:
-    """A database's tables, read without writing; none while it is locked, since later use reports a lasting lock."""
+        return "is a folder, not a database file"
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=1)) as connection:
-            return {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    except sqlite3.OperationalError:
-        return set()
+            tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.OperationalError:  # later use reports a lasting lock
+        return ""
+    except sqlite3.DatabaseError as error:
+        return f"is not an SQLite database, or is damaged ({error})"
+    return "" if not tables or table in tables else f"is another program's database (it has no table {table})"
 
 
 def network_filesystem(path: Path) -> str:
     """Return the kind of network file system that holds a path; "" for a local one."""
-    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
-    resolved = path.resolve()
-    nearest = next((folder for folder in (resolved, *resolved.parents) if folder in mounts), None)
-    kind = mounts[nearest] if nearest else ""
+    kinds = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    kind = next((kinds[folder] for folder in path.resolve().parents if folder in kinds), "")
     return kind if kind in NETWORK else ""
 
 
@@ -148,12 +126,3 @@ def create_atomically(path: Path, create: Callable[[Path], None]) -> None:
         leftover.unlink(missing_ok=True)
     create(new)
     new.replace(path)
-
-
-def host_id() -> str:
-    """Return this machine's name and identity: two machines may have the same name."""
-    try:
-        identity = Path("/etc/machine-id").read_text().strip()[:8]
-    except OSError:
-        identity = sys.platform
-    return f"{socket.gethostname()} ({identity})"

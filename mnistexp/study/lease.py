@@ -10,30 +10,21 @@ clock: the clocks of two machines are never compared.
 
 from __future__ import annotations
 
+import functools
 import os
+import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
+import optuna
 import psutil
 
-from mnistexp.storage.urls import host_id
 from mnistexp.study.trial_attrs import LeaseEntry, StudyAttrs, parse_attr
 
 PREFIX = "process:"
 COUNT = "processes"  # see StudyAttrs
-
-
-class Attributes(Protocol):
-    """A study's user attributes: optuna.Study."""
-
-    @property
-    def user_attrs(self) -> dict[str, Any]: ...
-
-    def set_user_attr(self, key: str, value: Any) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -52,13 +43,10 @@ class Lease:
         study: where the entries are.
         seconds: a process on another machine is dead after this time without a heartbeat.
         clock: seconds, monotonic.
-        local: whether the database is a file, so that all processes are on this machine.
     """
 
-    def __init__(
-        self, study: Attributes, seconds: float, clock: Callable[[], float] = time.monotonic, *, local: bool = False
-    ) -> None:
-        self._study, self._seconds, self._clock, self._local = study, seconds, clock, local
+    def __init__(self, study: optuna.Study, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._study, self._seconds, self._clock = study, seconds, clock
         self._observations: dict[int, _Observation] = {}
         self._written = clock()
         self._released = False
@@ -80,46 +68,34 @@ class Lease:
         self._released = True
         self._write()
 
-    def is_alive(self, number: int) -> bool:
-        """Return whether a process may still work on its trials."""
-        if number == self.number:
-            return not self._released
-        return self._is_alive(number, self._study.user_attrs)
-
-    def count_others(self) -> int:
-        """Return how many other processes may be working on this study."""
-        entries = self._study.user_attrs
-        return sum(self._is_alive(number, entries) for number in self._others(entries))
-
-    def mark_dead(self) -> None:
-        """Record which processes are dead; call it under the lock.
+    def alive(self, *, mark_dead: bool = False) -> set[int]:
+        """Return the numbers of the processes that may still work on their trials.
 
         Call it every few seconds: the silence of another machine counts only while this process watches it.
+
+        Args:
+            mark_dead: also record which processes are dead; only under the lock.
         """
-        entries = self._study.user_attrs
-        for number in self._others(entries):
-            key = f"{PREFIX}{number}"
-            if not self._is_alive(number, entries) and not entries[key]["ended"]:
-                self._study.set_user_attr(key, {**entries[key], "ended": True})
+        alive = set()
+        for key, value in self._study.user_attrs.items():
+            text = key.removeprefix(PREFIX)
+            if not key.startswith(PREFIX) or not text.isdecimal():
+                continue
+            number, entry = int(text), parse_attr(LeaseEntry, value, f"the study's attribute {key}")
+            if self._is_alive(number, entry):
+                alive.add(number)
+            elif mark_dead and not entry.ended:
+                self._study.set_user_attr(key, {**value, "ended": True})
+        return alive
 
-    def _others(self, entries: Mapping[str, Any]) -> list[int]:
-        numbers = [key.removeprefix(PREFIX) for key in entries if key.startswith(PREFIX)]
-        return [int(text) for text in numbers if text.isdecimal() and int(text) != self.number]
-
-    def _is_alive(self, number: int, entries: Mapping[str, Any]) -> bool:
-        key = f"{PREFIX}{number}"
-        if key not in entries:
-            return False
-        entry = parse_attr(LeaseEntry, entries[key], f"the study's attribute {key}")
+    def _is_alive(self, number: int, entry: LeaseEntry) -> bool:
+        if number == self.number:
+            return not self._released
         if entry.ended:
             return False
-        on_this_machine = _runs_here(entry, self._local)
-        return self._has_heartbeat(number, entry) if on_this_machine is None else on_this_machine
-
-    def _has_heartbeat(self, number: int, entry: LeaseEntry) -> bool:
-        """Whether another machine's heartbeat has changed within the lease's time."""
-        now = self._clock()
-        last = self._observations.get(number)
+        if entry.machine == this_machine():
+            return _is_running(entry)
+        now, last = self._clock(), self._observations.get(number)
         # After a long gap the wait starts again: while the database was away, no process could write a heartbeat.
         if last is None or last.heartbeat != entry.heartbeat or now - last.checked > self._seconds / 2:
             since = now
@@ -129,34 +105,30 @@ class Lease:
         return now - since < self._seconds
 
     def _write(self) -> None:
-        entry = this_process(ended=self._released)
+        entry = LeaseEntry(
+            machine=this_machine(),
+            pid=os.getpid(),
+            started=_start_time(os.getpid()),
+            ended=self._released,
+            heartbeat=time.time(),
+        )
         self._study.set_user_attr(f"{PREFIX}{self.number}", entry.model_dump())
         self._written = self._clock()
 
 
-def this_process(*, ended: bool = False) -> LeaseEntry:
-    """Return what identifies this process among all processes of all machines, with the present time."""
-    return LeaseEntry(
-        host=host_id(),
-        boot=_read(Path("/proc/sys/kernel/random/boot_id").read_text),
-        namespace=_read(partial(os.readlink, "/proc/self/ns/pid")),  # process numbers differ between containers
-        pid=os.getpid(),
-        started=_start_time(os.getpid()),
-        ended=ended,
-        heartbeat=time.time(),
-    )
+@functools.cache
+def this_machine() -> str:
+    """Return what identifies this machine since its last start; a container has process numbers of its own."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return socket.gethostname()
 
 
-def _runs_here(entry: LeaseEntry, local: bool) -> bool | None:
-    """Whether a process of this machine is running; None if this can't be seen from here."""
-    own = this_process()
-    if entry.host != own.host:
-        return None
-    if entry.boot != own.boot:
-        return False if local else None  # the machine was restarted, or another machine has this name and image
-    if entry.namespace != own.namespace:
-        return None
-    if entry.pid == own.pid:
+def _is_running(entry: LeaseEntry) -> bool:
+    """Whether a process of this machine is running."""
+    if entry.pid == os.getpid():
         return False  # an earlier session of this process, which works on one study at a time
     try:
         same = abs(_start_time(entry.pid) - entry.started) < 0.5
@@ -174,10 +146,3 @@ def _start_time(pid: int) -> float:
         return psutil.Process(pid).create_time()
     stat = Path(f"/proc/{pid}/stat").read_text()
     return float(stat.rpartition(")")[2].split()[19])  # field 22 of proc(5); the name may contain spaces
-
-
-def _read(read: Callable[[], str]) -> str:
-    try:
-        return read().strip()
-    except OSError:
-        return ""

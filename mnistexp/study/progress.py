@@ -1,7 +1,8 @@
-"""How far a study is: its finished trials, its best trial, and whether it needs further ones."""
+"""How far a study is, whether it needs further trials, and whether they would be comparable with those that it has."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +11,16 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from mnistexp.config.schema import RunConfig, StudyConfig, recorded_config
+from mnistexp.config import user_code
+from mnistexp.config.compose import identity, run_config
+from mnistexp.config.schema import Config, RunConfig, StudyConfig, recorded_config
+from mnistexp.errors import ConfigError, StoreError
 from mnistexp.search.space import Space
 from mnistexp.study.database import Database
-from mnistexp.study.fingerprint import check_fingerprint, fingerprint
 from mnistexp.study.trial_attrs import CLAIM, Claim, StudyAttrs, parse_attr
 from mnistexp.tracking.run_context import PreparedRun
+
+CONFIRMATION = "search.candidates"  # a key of the fingerprint of a study that repeats another study's best configs
 
 
 @dataclass(frozen=True)
@@ -95,3 +100,31 @@ def trials_left(database: Database, prepared: PreparedRun, space: Space) -> int:
     if progress is None:
         return study.trials
     return 0 if stop_reason(study, progress) else study.trials - progress.done
+
+
+# ------------------------------------------------------------------------------------------- comparable trials
+
+
+def fingerprint(space: Space, config: Config, data_fingerprint: str) -> dict[str, str]:
+    """Return what makes trials comparable: the space, the data, and the config outside the space."""
+    base = {**identity(run_config(config)), "data": data_fingerprint}
+    return {
+        **{f"search.{name}": text for name, text in space.fingerprint().items()},
+        **{key: json.dumps(base[key], sort_keys=True) for key in base},
+        **({"--code": digest} if (digest := user_code.sha256()) else {}),  # any trial may use one of its functions
+    }
+
+
+def check_fingerprint(name: str, attrs: StudyAttrs, wanted: dict[str, str]) -> None:
+    """Check that new trials would be comparable with the study's. Raises: ConfigError naming what differs."""
+    before = attrs.fingerprint
+    if before is None:
+        raise StoreError(f"study.name={name}: was not made by mnistexp; give another study.name")
+    changed = sorted(key for key in wanted.keys() | before.keys() if wanted.get(key) != before.get(key))
+    if changed:
+        code = " (MLflow has that file as the artifact code.py)" if "--code" in changed and "--code" in before else ""
+        other = "" if CONFIRMATION in wanted else f", or another name, e.g. study.name={name}-2"
+        raise ConfigError(
+            f"study.name={name}: was started with another {', '.join(changed)}; its trials can't be compared with "
+            f"new ones, so give what it had{code}{other}"
+        )

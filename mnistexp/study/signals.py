@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -17,8 +18,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 class RaiseInterrupt:
     """A signal handler that raises KeyboardInterrupt.
 
-    Python swallows an exception that is raised in a callback of an import or in a destructor. `pending` is kept, so
-    that a later StopRequest still counts the signal.
+    Python swallows what is raised in a callback of an import or in a destructor; a StopRequest then reads `pending`.
     """
 
     def __init__(self) -> None:
@@ -60,22 +60,19 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
-        self._asked_at = 0.0
+        self._asked_at = math.inf
         self._before: dict[int, Any] = {}
 
     @property
     def seconds(self) -> float:
         """Return the seconds since the first signal; 0 before it."""
-        return time.monotonic() - self._asked_at if self.asked else 0.0
+        return max(0.0, time.monotonic() - self._asked_at)
 
     def __enter__(self) -> StopRequest:
-        for number in SIGNALS:
-            before = signal.getsignal(number)
-            if before != signal.SIG_IGN:
-                self._before[number] = before
-                signal.signal(number, self._handle)
-            if isinstance(before, RaiseInterrupt) and before.pending and not self.asked:
-                self._ask()
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        install_signal_handlers(self._handle)
+        if any(isinstance(handler, RaiseInterrupt) and handler.pending for handler in self._before.values()):
+            self._ask()
         return self
 
     def __exit__(self, *_: object) -> None:

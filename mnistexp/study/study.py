@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import time
 import uuid
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -30,9 +31,8 @@ from mnistexp.errors import ConfigError, StoreError
 from mnistexp.search.samplers import build_pruner, build_sampler
 from mnistexp.search.space import Space, Suggestion
 from mnistexp.study.database import AWAY, Database
-from mnistexp.study.fingerprint import check_fingerprint, fingerprint
 from mnistexp.study.lease import Lease
-from mnistexp.study.progress import Progress, progress_of
+from mnistexp.study.progress import Progress, check_fingerprint, fingerprint, progress_of
 from mnistexp.study.trial_attrs import (
     BASELINE,
     CLAIM,
@@ -51,8 +51,7 @@ from mnistexp.training.results import EpochScores, objective_value
 
 STATES = {"COMPLETE": TrialState.COMPLETE, "PRUNED": TrialState.PRUNED, "FAILED": TrialState.FAIL}
 
-P = ParamSpec("P")
-T = TypeVar("T")
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 @dataclass
@@ -60,11 +59,14 @@ class ClaimedTrial:
     """A trial that this process is to run."""
 
     number: int
-    suggestion: Suggestion
     config: RunConfig
-    trial: optuna.Trial
-    reported: frozenset[int]  # epochs that an earlier attempt has reported
+    overrides: tuple[str, ...]
+    started: float  # seconds since 1970
+    evaluate_test: bool = True
+    save_weights: bool = False
+    reported: frozenset[int] = frozenset()  # epochs that an earlier attempt has reported
     epochs: list[EpochScores] = field(default_factory=list)
+    interrupted: bool = False  # it ended its epoch after Ctrl-C, and its worker waits
 
 
 @dataclass(frozen=True)
@@ -82,27 +84,21 @@ def trial_seed(study_seed: int, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{study_seed} {number}".encode()).digest()[:4], "big")
 
 
-# ------------------------------------------------------------------------------------------- shared study
+def _within(guard: str) -> Callable[[Method], Method]:
+    """Decorate a method of SharedStudy so that it runs within a method of its database."""
+
+    def decorate(method: Method) -> Method:
+        @functools.wraps(method)
+        def guarded(self: SharedStudy, *args: Any, **kwargs: Any) -> Any:
+            return getattr(self.database, guard)(lambda: method(self, *args, **kwargs))
+
+        return cast(Method, guarded)
+
+    return decorate
 
 
-def _retried(method: Callable[Concatenate[SharedStudy, P], T]) -> Callable[Concatenate[SharedStudy, P], T]:
-    """Repeat a method while the database is away: see Database.retry."""
-
-    @functools.wraps(method)
-    def wrapper(self: SharedStudy, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._database.retry(lambda: method(self, *args, **kwargs))
-
-    return wrapper
-
-
-def _locked(method: Callable[Concatenate[SharedStudy, P], T]) -> Callable[Concatenate[SharedStudy, P], T]:
-    """Run a method under the database's lock, and repeat it while the database is away: see Database.locked."""
-
-    @functools.wraps(method)
-    def wrapper(self: SharedStudy, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._database.locked(lambda: method(self, *args, **kwargs))
-
-    return wrapper
+_retried = _within("retry")  # repeats the method while the database is away
+_locked = _within("locked")  # also runs it while no other process runs such a method
 
 
 class SharedStudy:
@@ -115,10 +111,10 @@ class SharedStudy:
     """
 
     def __init__(self, database: Database, context: RunContext, space: Space) -> None:
-        self._database, self._context, self._space = database, context, space
+        self.database, self.context, self.space = database, context, space
         self._config: Config = context.prepared.config
-        self._claimed: set[int] = set()  # trials that this process is running
-        self._worker_deaths, self._recovered = 0, False
+        self._claimed: dict[int, optuna.Trial] = {}  # trials that this process is running
+        self._worker_deaths = 0
         self._open()
 
     @property
@@ -132,16 +128,16 @@ class SharedStudy:
 
     @_locked
     def _open(self) -> None:
-        prepared, name = self._context.prepared, self._context.prepared.study_name
+        prepared, name = self.context.prepared, self.context.prepared.study_name
         self._study = study = optuna.create_study(
-            study_name=name, storage=self._database.storage, direction="maximize", load_if_exists=True
+            study_name=name, storage=self.database.storage, direction="maximize", load_if_exists=True
         )
         if study.direction is not optuna.study.StudyDirection.MAXIMIZE:  # load_if_exists doesn't check it
             raise StoreError(f"study.name={name}: minimises, so it isn't mnistexp's; give another study.name")
         attrs = parse_attr(StudyAttrs, study.user_attrs, f"study.name={name}")
-        self.lease = Lease(study, self._config.study.lease, local=self._database.local)
-        wanted = fingerprint(self._space, self._config, prepared.dataset.fingerprint)
-        if study.get_trials(deepcopy=False) or self.lease.count_others():
+        self.lease = Lease(study, self._config.study.lease)
+        wanted = fingerprint(self.space, self._config, prepared.dataset.fingerprint)
+        if study.get_trials(deepcopy=False) or self.lease.alive():
             check_fingerprint(name, attrs, wanted)
         else:
             study.set_user_attr("fingerprint", wanted)
@@ -170,92 +166,100 @@ class SharedStudy:
         if taken >= self._config.study.trials:
             return None
         self._enqueue(trials)
-        self._database.check_lock()  # or two processes could exceed the budget
+        self.database.check_lock()  # or two processes could exceed the budget
         trial = self._study.ask()
         self._set(trial._trial_id, PROCESS, self.lease.number)
         try:
             suggestion = self._suggest(trial)
-            check_fit(suggestion.config, self._context.prepared.dataset)
+            check_fit(suggestion.config, self.context.prepared.dataset)
         except ConfigError as error:
             self._set(trial._trial_id, REASON, str(error))
             self._study.tell(trial.number, state=TrialState.FAIL)
             return InvalidTrial(trial.number, str(error))
         config = run_config(suggestion.config)
-        claim = Claim(overrides=suggestion.overrides, seed=config.seed, config=config.model_dump_json())
+        claim = Claim(overrides=suggestion.overrides, config=config.model_dump_json())
         self._set(trial._trial_id, CLAIM, claim.model_dump(mode="json"))
-        self._claimed.add(trial.number)
-        reported = frozenset(trial._cached_frozen_trial.intermediate_values)
-        return ClaimedTrial(trial.number, suggestion, config, trial, reported)
+        self._claimed[trial.number] = trial
+        return ClaimedTrial(
+            number=trial.number,
+            config=config,
+            overrides=suggestion.overrides,
+            started=time.time(),
+            evaluate_test=suggestion.evaluate_test,
+            save_weights=suggestion.config.tracking.save_weights,
+            reported=frozenset(trial._cached_frozen_trial.intermediate_values),
+        )
 
     def _enqueue(self, trials: Sequence[FrozenTrial]) -> None:
         """Enqueue what precedes the sampler: the composed config as trial 0, then a grid's points."""
         if not trials:
-            self._study.enqueue_trial(dict(self._space.baseline()[1]), user_attrs={BASELINE: True})
+            self._study.enqueue_trial(dict(self.space.baseline()[1]), user_attrs={BASELINE: True})
         elif self._config.study.sampler.name == "grid" and all(t.state is not TrialState.WAITING for t in trials):
             taken = {frozenset(t.params.items()) for t in trials}
-            point = next((point for point in self._space.points() if frozenset(point.items()) not in taken), None)
+            point = next((point for point in self.space.points() if frozenset(point.items()) not in taken), None)
             if point is not None:
                 self._study.enqueue_trial(dict(point))
 
     def _suggest(self, trial: optuna.Trial) -> Suggestion:
         """Draw a trial's point; for a requeued trial Optuna returns the values that it had."""
         if trial.user_attrs.get(BASELINE):
-            return self._space.suggest_baseline(trial)
-        return self._space.suggest(trial, trial_seed(self._config.seed, trial.number))
+            return self.space.suggest_baseline(trial)
+        return self.space.suggest(trial, trial_seed(self._config.seed, trial.number))
 
     @_retried
-    def report(self, claim: ClaimedTrial, scores: EpochScores) -> Literal["continue", "prune", "lost"]:
-        """Report an epoch's score and return the pruner's decision; "lost" if another process has the trial."""
-        if scores.epoch in claim.reported:  # an earlier attempt had the same bits and was continued here
-            return "continue"  # if that was its last epoch, the next one decides
-        try:
-            claim.trial.report(scores.val_accuracy, scores.epoch)
-            is_last = scores.epoch == claim.config.trainer.epochs
-            return "continue" if is_last or not claim.trial.should_prune() else "prune"
-        except UpdateFinishedTrialError:
-            return "lost"
+    def report(self, claimed: ClaimedTrial, scores: EpochScores) -> bool:
+        """Report an epoch's score. Returns: whether the trial goes on."""
+        if scores.epoch in claimed.reported:  # an earlier attempt had the same bits and was continued here
+            return True  # if that was its last epoch, the next one decides
+        with suppress(UpdateFinishedTrialError):  # another process has taken the trial over and finished it
+            trial = self._claimed[claimed.number]
+            trial.report(scores.val_accuracy, scores.epoch)
+            return scores.epoch == claimed.config.trainer.epochs or not trial.should_prune()
+        return False
 
     @_locked
     def finish(self, number: int, record: RunRecord) -> bool:
         """Store a trial's record and its value. Returns: False if another process has the trial or finished it."""
         trial = self._trials()[number]
-        self._claimed.discard(number)
-        attrs, plain = attrs_of(trial), record.model_dump(mode="json")
+        self._claimed.pop(number, None)
+        attrs = attrs_of(trial)
         if trial.state.is_finished():  # by this process, if the database's answer to an earlier try was lost
-            return attrs.record == plain
+            return attrs.record == record.model_dump(mode="json")
         if trial.state is not TrialState.RUNNING or attrs.process != self.lease.number:
             return False
         with suppress(UpdateFinishedTrialError):  # this process was suspended until the server released its lock
-            self._set(trial._trial_id, RECORD, plain)
             self._tell(trial, record)
             return True
         return False
-
-    @_retried
-    def count_death(self, number: int) -> int:
-        """Record that a worker died with this trial. Returns: how many workers and processes have."""
-        self._worker_deaths += 1
-        return self._count_death(self._trials()[number], f" worker {self._worker_deaths}")
 
     @_locked
     def requeue(self, number: int) -> None:
         """Put a trial back so that it is run again."""
         trial = self._trials()[number]
-        self._claimed.discard(number)
+        self._claimed.pop(number, None)
         if trial.state is TrialState.RUNNING and attrs_of(trial).process == self.lease.number:
             self._requeue(trial)
 
     def _requeue(self, trial: FrozenTrial) -> None:
         # In this order: a RUNNING trial without a process is recovered, a WAITING one of a dead process is not.
         self._set(trial._trial_id, PROCESS, None)
-        self._database.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        self.database.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
     def _tell(self, trial: FrozenTrial, record: RunRecord) -> None:
-        """Store a record's reason, value and state, which finishes the trial."""
+        """Store a record, and its reason, value and state, which finishes the trial."""
+        self._set(trial._trial_id, RECORD, record.model_dump(mode="json"))
         if record.reason:
             self._set(trial._trial_id, REASON, record.reason)
         value = objective_value(record.result.fit) if record.result and record.state == "COMPLETE" else None
         self._study.tell(trial.number, value, state=STATES[record.state])
+
+    def count_death(self, number: int) -> int:
+        """Record that a worker died with this trial. Returns: how many workers and processes have."""
+        self._worker_deaths += 1
+        worker = f" worker {self._worker_deaths}"  # the same for each try, so that a death counts once
+        with suppress(UpdateFinishedTrialError):  # another process has taken the trial over and finished it
+            return self.database.retry(lambda: self._count_death(self._trials()[number], worker))
+        return 0
 
     def _count_death(self, trial: FrozenTrial, worker: str = "") -> int:
         attrs = attrs_of(trial)
@@ -266,21 +270,19 @@ class SharedStudy:
     # ------------------------------------------------------------------------------- all processes
 
     @_locked
-    def recover_stale_trials(self) -> bool:
-        """Finish or requeue the trials of dead processes. Returns: whether any was found since the last call."""
-        self._recover()
-        found, self._recovered = self._recovered, False
-        return found
+    def recover_stale_trials(self) -> set[int]:
+        """Finish or requeue the trials of dead processes. Returns: the other living processes."""
+        return self._recover()
 
-    def _recover(self) -> None:
+    def _recover(self) -> set[int]:
+        alive = self.lease.alive(mark_dead=True)
         for trial in self._trials(TrialState.RUNNING):
             process = attrs_of(trial).process
-            if process == self.lease.number and trial.number not in self._claimed:
-                self._requeue(trial)  # this process's own claim, which the database cut off
-            elif process is None or not self.lease.is_alive(process):
-                self._recovered = True
+            if process not in alive:
                 self._resolve(trial)
-        self.lease.mark_dead()
+            elif process == self.lease.number and trial.number not in self._claimed:
+                self._requeue(trial)  # this process's own claim, which the database cut off
+        return alive - {self.lease.number}
 
     def _resolve(self, trial: FrozenTrial) -> None:
         """Finish a dead process's trial if it has a record or died too often; else requeue it."""
@@ -288,74 +290,55 @@ class SharedStudy:
         if attrs.record is not None:
             self._tell(trial, parse_record(attrs.record))
             return
-        if attrs.claim is not None and attrs.process is not None:
-            deaths = self._count_death(trial)
-            if deaths > retries:
-                reason = f"its worker or sweep process died {deaths} times (executor.retries={retries})"
-                record = self._failed_record(trial, attrs.claim, reason)
-                self._set(trial._trial_id, RECORD, record.model_dump(mode="json"))
-                self._tell(trial, record)
-                return
-        self._requeue(trial)
-
-    def _failed_record(self, trial: FrozenTrial, claim: Claim, reason: str) -> RunRecord:
+        deaths = self._count_death(trial) if attrs.claim is not None and attrs.process is not None else 0
+        if attrs.claim is None or deaths <= retries:
+            self._requeue(trial)
+            return
         assert trial.datetime_start is not None
-        config, started = recorded_config(claim.config), trial.datetime_start.timestamp()
-        return self.record(trial.number, config, claim.overrides, started, "FAILED", reason=reason)
+        config, started = recorded_config(attrs.claim.config), trial.datetime_start.timestamp()
+        dead = ClaimedTrial(trial.number, config, attrs.claim.overrides, started)
+        reason = f"its worker or sweep process died {deaths} times (executor.retries={retries})"
+        self._tell(trial, self.record(dead, "FAILED", reason=reason))
 
-    def finished_records(self, known: Container[int]) -> Iterator[RunRecord]:
-        """Yield the records of finished trials that are not `known` and that no living process is about to log."""
-        alive: dict[int | None, bool] = {None: False}
-        for trial in self._database.retry(self._trials):
+    @_retried
+    def finished_records(self, known: Container[int]) -> list[RunRecord]:
+        """Return the records of finished trials that are not `known` and that no living process is about to log."""
+        alive, records = self.lease.alive(), []
+        for trial in self._trials(*STATES.values()):
             attrs = attrs_of(trial)
-            if not trial.state.is_finished() or attrs.record is None or trial.number in known:
-                continue
-            if attrs.process not in alive:
-                alive[attrs.process] = self.is_alive(str(attrs.process))
-            if not alive[attrs.process]:
-                yield parse_record(attrs.record)
+            if attrs.record is not None and trial.number not in known and attrs.process not in alive:
+                records.append(parse_record(attrs.record))
+        return records
 
-    def record(
-        self,
-        number: int,
-        config: RunConfig,
-        overrides: tuple[str, ...],
-        started: float,
-        state: State,
-        **more: Any,
-    ) -> RunRecord:
+    @_retried
+    def stored_record(self, number: int) -> RunRecord:
+        """Return the record of a finished trial."""
+        return parse_record(attrs_of(self._trials()[number]).record)
+
+    def record(self, trial: ClaimedTrial, state: State, **outcome: Any) -> RunRecord:
         """Return the record of a trial that ends now."""
         tags = {**self.tags, "process": str(self.lease.number)}
-        return self._context.trial(number, config, overrides, started, state, tags, **more)
+        return self.context.trial(trial.number, trial.config, trial.overrides, trial.started, state, tags, **outcome)
 
     @_retried
     def is_alive(self, process: str) -> bool:
         """Return whether a process, by the number in a run's tag, may still work on its trials."""
-        return process.isdecimal() and self.lease.is_alive(int(process))
-
-    @_retried
-    def count_others(self) -> int:
-        """Return how many other processes work on this study."""
-        return self.lease.count_others()
+        return process.isdecimal() and int(process) in self.lease.alive()
 
     def heartbeat(self) -> None:
         """Renew the lease; if the database is away, the next call tries again."""
         with suppress(*AWAY):
             self.lease.heartbeat()
 
-    def try_upload_lock(self, work: Callable[[], object]) -> bool:
-        """Do work in MLflow unless another process does so now; return whether it was done."""
-        return self._database.try_upload_lock(work)
-
     @_locked
     def release(self) -> bool:
         """Record that this process has no trials any more. Returns: whether no other process is left."""
         self.lease.release()
-        return self.lease.count_others() == 0
+        return not self.lease.alive()
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         """The study's trials, in the order of their numbers."""
         return self._study.get_trials(deepcopy=False, states=states or None)
 
     def _set(self, trial_id: int, key: str, value: object) -> None:
-        self._database.storage.set_trial_user_attr(trial_id, key, value)
+        self.database.storage.set_trial_user_attr(trial_id, key, value)

@@ -11,11 +11,11 @@ from mnistexp.config.schema import Settings
 from mnistexp.errors import StoreError
 
 CLAIM = "mnistexp"
-BASELINE = "mnistexp.baseline"
+BASELINE = "mnistexp.baseline"  # true for the composed config itself
 PROCESS = "mnistexp.process"
 DEATHS = "mnistexp.deaths"
 RECORD = "mnistexp.record"
-REASON = "reason"
+REASON = "reason"  # of a failure
 DECISION = "mnistexp.decision"  # of a confirmation's study: see analysis.history.History
 
 
@@ -23,7 +23,6 @@ class Claim(Settings):
     """What a trial is claimed with."""
 
     overrides: tuple[str, ...] = Field(strict=False)
-    seed: int
     config: str  # a RunConfig as JSON
 
 
@@ -33,11 +32,9 @@ class TrialAttrs(Settings):
     model_config = ConfigDict(extra="ignore")
 
     claim: Claim | None = Field(default=None, alias=CLAIM)
-    baseline: bool = Field(default=False, alias=BASELINE)  # whether it is the composed config itself
     process: int | None = Field(default=None, alias=PROCESS)  # number of the sweep process that runs it
     deaths: tuple[str, ...] = Field(default=(), alias=DEATHS, strict=False)  # workers and processes that died with it
     record: dict[str, Any] | None = Field(default=None, alias=RECORD)  # the finished run, which the upload queue needs
-    reason: str = Field(default="", alias=REASON)  # of a failure
 
 
 class StudyAttrs(Settings):
@@ -45,7 +42,7 @@ class StudyAttrs(Settings):
 
     model_config = ConfigDict(extra="ignore")
 
-    fingerprint: dict[str, str] | None = None  # see SharedStudy
+    fingerprint: dict[str, str] | None = None  # see progress.py
     id: str | None = Field(default=None, pattern="^[0-9a-f]{32}$")  # unlike a name it is never used again
     processes: int = Field(default=0, ge=0)  # how many sweep processes have registered: the next one's number
 
@@ -53,9 +50,7 @@ class StudyAttrs(Settings):
 class LeaseEntry(Settings):
     """One sweep process in its study's attributes; see lease.py."""
 
-    host: str
-    boot: str
-    namespace: str
+    machine: str
     pid: int
     started: float  # in the system's own unit, only for comparison
     ended: bool

@@ -6,6 +6,7 @@ trials that MLflow lacks are uploaded by the next sweep. Kept weights wait in a 
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +18,8 @@ import platformdirs
 
 from mnistexp.errors import StoreError
 from mnistexp.storage.foreign_errors import StoreRefusal
+from mnistexp.study.parent_run import ParentRun
+from mnistexp.study.progress import Progress
 from mnistexp.study.study import SharedStudy
 from mnistexp.tracking.records import RunRecord
 from mnistexp.tracking.runs import Ending, Tracker
@@ -30,27 +33,33 @@ class UploadQueue:
     """Uploads a study's runs.
 
     Args:
-        open_parent: opens the sweep's own run, in which the others are grouped, and returns its id.
+        parent: the sweep's own run, in which the others are grouped.
+        save_weights: make the folder for weights now.
         on_note: called with a message for the user.
         clock: seconds, monotonic.
+
+    Raises: StoreError if the folder for weights can't be made.
     """
 
     def __init__(
         self,
         study: SharedStudy,
         tracker: Tracker,
-        open_parent: Callable[[], str],
+        parent: ParentRun,
+        save_weights: bool,
         on_note: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._study, self._tracker, self._on_note, self._clock = study, tracker, on_note, clock
-        self._open_parent = open_parent
+        self._parent = parent
+        self._parent_id: str | None = None  # when it is open
         self._waiting: deque[RunRecord] = deque()
-        self._refused: dict[int, RunRecord] = {}  # trial → its run
-        self._reported: set[object] = set()
+        self._refused: set[int] = set()  # trials
         self._pause, self._next_try = 0.0, 0.0
-        self.parent: str | None = None  # id of the sweep's own run, when it is open
-        self.weights_folder = Path(platformdirs.user_state_dir("mnistexp")) / "weights" / study.id
+        self._folder = Path(platformdirs.user_state_dir("mnistexp")) / "weights" / study.id
+        self._folder_is_lost = False
+        if save_weights:
+            self._make_folder()
 
     def __len__(self) -> int:
         """Return how many runs MLflow doesn't have yet."""
@@ -61,38 +70,33 @@ class UploadQueue:
         """Return whether the last try found that the store can't be used."""
         return self._pause > 0
 
-    def open_parent_run(self) -> None:
-        """Open the sweep's own run; if the store is away, the first upload tries again."""
-        try:
-            self.parent = self._open_parent()
-        except StoreError as error:
-            self._back_off(error)
-
     # ------------------------------------------------------------------------------------ uploads
+
+    def open_parent(self) -> bool:
+        """Open the sweep's own run, unless it is open. Returns: False if the store is away; the next upload tries."""
+        if self._parent_id is None:
+            try:
+                self._parent_id = self._parent.open()
+            except StoreError as error:
+                self._back_off(error)
+        return self._parent_id is not None
 
     def put(self, record: RunRecord, *, check_first: bool = False) -> None:
         """Upload a run, now or later; with `check_first` another process may have uploaded it."""
-        if not self._waiting and self._upload(record, check_first=check_first):
-            return
-        self._waiting.append(record)
-        self.flush()
+        if self._waiting or not self._upload(record, check_first=check_first):
+            self._waiting.append(record)
 
-    def flush(self, *, now: bool = False) -> None:
-        """Upload waiting runs for at most a second, if the store is due for a try; with `now`, in any case."""
-        until = time.monotonic() + SLICE_SECONDS
-        while self._waiting and time.monotonic() < until and (now or self._clock() >= self._next_try):
+    def flush(
+        self, seconds: float = SLICE_SECONDS, *, now: bool = False, should_stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Upload waiting runs for at most so many seconds, if the store is due for a try; with `now`, in any case."""
+        began = self._clock()
+        if not now and began < self._next_try:
+            return
+        while self._waiting and self._clock() < began + seconds and not should_stop():
             if not self._upload(self._waiting[0], check_first=True):
                 return
             self._waiting.popleft()
-
-    def flush_all(self, should_stop: Callable[[], bool]) -> None:
-        """Upload all waiting runs, and the refused ones again, until the store fails or `should_stop`."""
-        self._waiting.extend(self._refused.values())
-        self._refused.clear()
-        left = len(self._waiting) + 1
-        while 0 < len(self._waiting) < left and not should_stop():
-            left = len(self._waiting)
-            self.flush(now=True)
 
     def try_once(self, record: RunRecord) -> None:
         """Upload a run that may be lost: the curves of an interrupted trial."""
@@ -112,9 +116,20 @@ class UploadQueue:
         except StoreError as error:
             self._back_off(error)
             return
-        known |= {int(record.tags["trial"]) for record in self._waiting} | self._refused.keys()
+        known |= {int(record.tags["trial"]) for record in self._waiting} | self._refused
         self._waiting.extend(self._study.finished_records(known))
         self.flush()
+
+    def close(self, progress: Progress, seconds: float, ending: Ending | None) -> None:
+        """Close the sweep's own run: see ParentRun.close. Remove the weights folder, unless weights wait there."""
+        with suppress(OSError):
+            self._folder.rmdir()
+        if self._parent_id is None or self.is_away:
+            return  # the next sweep closes it
+        try:
+            self._parent.close(self._parent_id, progress, seconds, ending)
+        except StoreError as error:
+            self._on_note(f"{error}. The next sweep closes this one's parent run")
 
     def _upload(self, record: RunRecord, *, check_first: bool) -> bool:
         """Try to upload a run. Returns: whether it leaves the queue.
@@ -123,19 +138,19 @@ class UploadQueue:
         processes that check at the same time would both upload it.
         """
         number = int(record.tags["trial"])
-        if self.parent is None:
-            self.open_parent_run()
-        if self.parent is None:
+        if not self.open_parent():
             return False
-        upload = partial(self._tracker.log, self._with_weights(number, record), self.parent, may_exist=check_first)
+        weights = self._weights(number)
+        record = record.model_copy(update={"weights_path": weights if os.access(weights, os.R_OK) else None})
+        upload = partial(self._tracker.log, record, self._parent_id or "", may_exist=check_first)
         try:
             if not check_first:
                 upload()
-            elif not self._study.try_upload_lock(upload):
+            elif not self._study.database.try_upload_lock(upload):
                 return False
         except StoreRefusal as error:
-            self._refused[number] = record
-            self._note_once(number, f"trial {number}: {error}. The next sweep tries again; other runs are logged")
+            self._refused.add(number)
+            self._on_note(f"trial {number}: {error}. The next sweep tries again; other runs are logged")
             return True
         except StoreError as error:
             self._back_off(error)
@@ -150,44 +165,33 @@ class UploadQueue:
         self._pause = min(max(2 * self._pause, FIRST_PAUSE), LONGEST_PAUSE)
         self._next_try = self._clock() + self._pause
 
-    def _note_once(self, key: object, text: str) -> None:
-        if key not in self._reported:
-            self._reported.add(key)
-            self._on_note(text)
-
     # ------------------------------------------------------------------------------------ weights
 
-    def make_weights_folder(self) -> None:
-        """Make the folder for weights. Raises: StoreError."""
+    def _make_folder(self) -> None:
         try:
-            self.weights_folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(
-                f"{self.weights_folder}: can't be made ({error.strerror}), and weights wait there until they are "
-                f"logged; give XDG_STATE_HOME=FOLDER, or tracking.save_weights=false"
+                f"{self._folder}: can't be made ({error.strerror}), and weights wait there until they are logged; "
+                f"give XDG_STATE_HOME=FOLDER, or tracking.save_weights=false"
             ) from None
 
     def weights_path(self, number: int) -> Path | None:
-        """Return where a worker writes a trial's weights; None, with a note, if the folder was lost meanwhile."""
-        try:
-            self.make_weights_folder()
-        except StoreError as error:
-            self._note_once("weights", f"{error}. Trials go on, and their weights are not kept")
+        """Return where a worker writes a trial's weights; None, with a note, if the folder was lost."""
+        if self._folder_is_lost:
             return None
-        return self.weights_folder / f"{number}.weights.h5"
+        try:
+            self._make_folder()
+        except StoreError as error:
+            self._folder_is_lost = True
+            self._on_note(f"{error}. Trials go on, and their weights are not kept")
+            return None
+        return self._weights(number)
 
-    def _with_weights(self, number: int, record: RunRecord) -> RunRecord:
-        path = self.weights_folder / f"{number}.weights.h5"
-        with suppress(OSError):  # a folder without permission
-            return record.model_copy(update={"weights_path": path}) if path.exists() else record
-        return record
+    def _weights(self, number: int) -> Path:
+        return self._folder / f"{number}.weights.h5"
 
     def discard_weights(self, number: int) -> None:
         """Delete a trial's weights; a file that can't be deleted is only a waste of space."""
         with suppress(OSError):
-            (self.weights_folder / f"{number}.weights.h5").unlink(missing_ok=True)
-
-    def close(self) -> None:
-        """Remove the weights folder, unless weights wait there, for this process or another one."""
-        with suppress(OSError):
-            self.weights_folder.rmdir()
+            self._weights(number).unlink(missing_ok=True)

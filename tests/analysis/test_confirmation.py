@@ -20,7 +20,7 @@ from mnistexp.analysis.history import History, Trial
 from mnistexp.analysis.statistics import crossed
 from mnistexp.config.schema import Name, RunConfig
 from mnistexp.report import confirmation_text
-from mnistexp.study.fingerprint import CONFIRMATION
+from mnistexp.study.progress import CONFIRMATION
 from mnistexp.study.repeats import MAX_SEEDS, Repeat, RepeatSpace, fresh_seeds, prefix
 from mnistexp.tracking.records import RunRecord
 

@@ -20,7 +20,7 @@ from mnistexp.config.schema import Config, UserCode, recorded_config
 from mnistexp.data import dataset as data
 from mnistexp.errors import ConfigError
 from mnistexp.search import space as search_space
-from mnistexp.study.fingerprint import fingerprint
+from mnistexp.study.progress import fingerprint
 from mnistexp.tracking.run_context import run_name
 from mnistexp.training.messages import Setup
 from mnistexp.workers.process import LocalPool

@@ -19,11 +19,10 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A place with a study of one finished trial, which no test changes."""
     place = new_place(tmp_path_factory.mktemp("begun"))
     try:
-        place.sweep(1).ends()
-        place.check(1)
+        place.finish(1)
     finally:
         place.clear()
-    [trial] = place.trials("digits")
+    [trial] = place.trials()
     return replace(place, best=trial.value)
 
 

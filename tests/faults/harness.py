@@ -2,7 +2,7 @@
 
 A fault happens in a study that has one finished trial, so that there is a best trial that it could damage. Trainings
 wait at gates, so that the moment of a fault does not depend on the machine's speed. Workers train without TensorFlow
-(see plant/scripted_trainer.py), unless a test sets MNISTEXP_SCRIPTED="".
+(see plant/scripted_trainer.py).
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import chdir, closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
+from unittest.mock import patch
 
 import optuna
 import psutil
@@ -27,39 +26,34 @@ from optuna.trial import FrozenTrial
 from runs import SCRIPTED
 from services import wait_until
 
-from mnistexp.errors import StoreError
+from mnistexp.cli import main
 from mnistexp.storage.urls import sqlite_path
 from mnistexp.study.database import reading
-from mnistexp.study.lease import PREFIX
 from mnistexp.study.study import trial_seed
-from mnistexp.study.trial_attrs import PROCESS
 
 HERE = Path(__file__).resolve().parent
 PATIENCE = 240.0  # seconds for anything to happen: a start takes 10 on an idle machine, and this one may be busy
+STUDY = "digits"
 MARK = "FAULTS_MARK"  # names in its environment the test that a process belongs to
 
 SPACE = ("search=none", "optimizer=sgd", "optimizer.learning_rate=interval(0.05, 0.3)", "model.hidden_units=[16]")
 SMALL = ("trainer.epochs=3", "trainer.batch_size=32", "study/pruner=none", "study/sampler=random", "executor.workers=1")
 
 
+@dataclass(frozen=True)
 class Running:
-    """A command under way. Its lines are read as they come, so that it never waits for a reader."""
+    """A command under way, which writes to files."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process, self.out, self.err = process, "", ""
-        assert process.stdout is not None
-        assert process.stderr is not None
-        self._readers = [self._read(process.stdout, "out"), self._read(process.stderr, "err")]
+    process: subprocess.Popen[bytes]
+    files: tuple[Path, Path]  # stdout and stderr
 
-    def _read(self, stream: IO[str], name: str) -> threading.Thread:
-        def read() -> None:
-            with stream:
-                for line in stream:
-                    setattr(self, name, getattr(self, name) + line)
+    @property
+    def out(self) -> str:
+        return self.files[0].read_text()
 
-        thread = threading.Thread(target=read, daemon=True)
-        thread.start()
-        return thread
+    @property
+    def err(self) -> str:
+        return self.files[1].read_text()
 
     @property
     def pid(self) -> int:
@@ -89,15 +83,9 @@ class Running:
         """Wait for its end, which must be this exit code and without a traceback."""
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(PATIENCE)
-        self.join()
         assert self.process.returncode == expect, f"exit code {self.process.returncode}, not {expect}:\n{self}"
         assert "Traceback" not in self.err, str(self)
         return self
-
-    def join(self) -> None:
-        """Wait for the last of what an ended process wrote."""
-        for reader in self._readers:
-            reader.join(10)
 
     def __str__(self) -> str:
         return f"{self.out}\n--- stderr\n{self.err}"
@@ -109,53 +97,49 @@ class Place(Folder):
 
     storage: str = ""
     tracking: str = ""
-    study: str = "digits"
     best: float = 0.0  # validation accuracy
     started: list[Running] = field(default_factory=list)  # every command, ended or not
 
-    def on(self, study: str) -> Place:
-        """The same place with another study."""
-        return replace(self, study=study, best=0.0)
-
     # ------------------------------------------------------------------------------------- what is typed
 
-    def sweep(self, total: int, *words: str, data: str = "digits", strike: str = "", **environment: str) -> Running:
+    def sweep(self, total: int, *words: str, strike: str = "", **environment: str) -> Running:
         """Start a sweep up to this many trials.
 
         Args:
             strike: where its process is struck: see planted.py.
-            environment: of its workers: see plant/sitecustomize.py. Their trainer is scripted, unless
-                MNISTEXP_SCRIPTED is empty.
+            environment: of its workers: see plant/sitecustomize.py.
         """
-        stores = [f"study.storage={self.storage}"] if self.storage else []
-        stores += [f"tracking.uri={self.tracking}"] if self.tracking else []
-        names = [f"data={data}", f"study.name={self.study}", f"study.trials={total}"]
         start = [str(HERE / "planted.py"), strike] if strike else ["-m", "mnistexp"]
-        process = subprocess.Popen(
-            [sys.executable, *start, "sweep", *names, *SPACE, *SMALL, *stores, *words],
-            cwd=self.path,
-            env=self.variables() | SCRIPTED | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # a process group of its own, as a terminal's
-        )
-        self.started.append(Running(process))
+        files = (self.gates / f"out{len(self.started)}", self.gates / f"err{len(self.started)}")
+        with files[0].open("wb") as out, files[1].open("wb") as err:
+            process = subprocess.Popen(
+                [sys.executable, *start, *self._command(total, *words)],
+                cwd=self.path,
+                env=self.variables() | SCRIPTED | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,  # a process group of its own, as a terminal's
+            )
+        self.started.append(Running(process, files))
         return self.started[-1]
 
-    def finish(self, total: int, *words: str) -> Running:
-        """Run the same command again, without a fault, and check the invariants."""
-        resumed = self.sweep(total, *words).ends()
-        assert f"all {total} trials are done" in resumed.out
+    def finish(self, total: int, *words: str) -> None:
+        """Run the same command again without a fault, in this process, and check the invariants."""
+        with patch.dict(os.environ, self.variables() | SCRIPTED), chdir(self.path):
+            assert main(self._command(total, *words)) == 0
         self.check(total)
-        return resumed
+
+    def _command(self, total: int, *words: str) -> list[str]:
+        stores = [f"study.storage={self.storage}"] if self.storage else []
+        stores += [f"tracking.uri={self.tracking}"] if self.tracking else []
+        return ["sweep", "data=digits", f"study.trials={total}", *SPACE, *SMALL, *stores, *words]
 
     # ------------------------------------------------------------------------------------- gates
 
-    def waiting(self, *trials: int, epoch: int = 2) -> dict[str, str]:
-        """The environment in which these trials wait, before this epoch ends, until `let` is called."""
-        faults = ",".join(f"wait@epoch{epoch}#{trial_seed(0, number)}" for number in trials)
+    def waiting(self, *trials: int) -> dict[str, str]:
+        """The environment in which these trials wait, before epoch 2 ends, until `let` is called."""
+        faults = ",".join(f"wait@epoch2#{trial_seed(0, number)}" for number in trials)
         return {"MNISTEXP_PLANT": faults, "MNISTEXP_PLANT_GATES": str(self.gates)}
 
     @property
@@ -167,38 +151,23 @@ class Place(Folder):
         for number in trials:
             (self.gates / str(trial_seed(0, number))).touch()
 
-    def reached(self, number: int, running: Running, epoch: int = 1) -> None:
-        """Wait until a trial has reported this epoch, so that it waits in the next."""
+    def reached(self, number: int, running: Running) -> None:
+        """Wait until a trial waits in epoch 2: epoch 1 was reported."""
+        gate = self.gates / f"{trial_seed(0, number)}.waiting"
 
-        def reported() -> bool:
-            assert running.process.poll() is None, f"ended before epoch {epoch} of trial {number}:\n{running}"
-            found: list[FrozenTrial] = []
-            with suppress(KeyError, StoreError):  # there may be no study yet, nor a database
-                found = [trial for trial in self.trials(self.study) if trial.number == number]
-            return bool(found) and epoch in found[0].intermediate_values and found[0].state.name == "RUNNING"
+        def is_waiting() -> bool:
+            assert running.process.poll() is None, f"ended before trial {number} waited:\n{running}"
+            return gate.exists()
 
-        wait_until(reported, PATIENCE, f"epoch {epoch} of trial {number} from\n{running}")
+        wait_until(is_waiting, PATIENCE, f"trial {number} from\n{running}")
 
     # ------------------------------------------------------------------------------------- what there is
 
-    def trials(self, study: str) -> list[FrozenTrial]:
+    def trials(self, study: str = STUDY) -> list[FrozenTrial]:
         """The study's trials, as Optuna has them."""
-        return self._looked(study, lambda found: found.get_trials())
-
-    def states(self) -> list[str]:
-        """The trials' states, by their numbers."""
-        return [trial.state.name for trial in self.trials(self.study)]
-
-    def heartbeats(self) -> dict[int, float]:
-        """When each of the study's processes has last renewed its lease."""
-        entries = self._looked(self.study, lambda found: found.user_attrs)
-        names = [name for name in entries if name.startswith(PREFIX)]
-        return {int(name.removeprefix(PREFIX)): entries[name]["heartbeat"] for name in names}
-
-    def _looked(self, study: str, look: Callable[[optuna.Study], Any]) -> Any:
         # Closed, or a small disk can't be unmounted, nor a server stopped.
         with reading(self.storage or f"sqlite:///{self.path / 'optuna.db'}") as storage:
-            return look(optuna.load_study(study_name=study, storage=storage))
+            return optuna.load_study(study_name=study, storage=storage).get_trials()
 
     def all_runs(self) -> list[Any]:
         """Every run of the study in MLflow, those that were deleted too."""
@@ -206,13 +175,9 @@ class Place(Folder):
         from mlflow.entities import ViewType
 
         store = MlflowClient(self.tracking or f"sqlite:///{self.path / 'mlflow.db'}")
-        experiment = store.get_experiment_by_name(self.study)
-        assert experiment is not None, f"MLflow has no experiment {self.study}"
+        experiment = store.get_experiment_by_name(STUDY)
+        assert experiment is not None, f"MLflow has no experiment {STUDY}"
         return list(store.search_runs([experiment.experiment_id], "", ViewType.ALL, 1000))
-
-    def owner(self, number: int) -> int:
-        """The number of the process that a trial belongs to."""
-        return int(self.trials(self.study)[number].user_attrs[PROCESS])
 
     def processes(self) -> list[psutil.Process]:
         """Living processes that this test's commands started, and their descendants, wherever they went."""
@@ -237,7 +202,7 @@ class Place(Folder):
 
     def check(self, total: int) -> None:
         """Finished trials: all, once, in both stores, equal. RUNNING: none. Best: no worse. Leftovers: none."""
-        trials, runs = self.trials(self.study), self.all_runs()
+        trials, runs = self.trials(), self.all_runs()
         kept = [run for run in runs if run.info.lifecycle_stage == "active" and run.data.tags["kind"] == "trial"]
         finished = {int(run.data.tags["trial"]): run for run in kept if run.info.status != "KILLED"}
 
@@ -273,7 +238,6 @@ class Place(Folder):
                 process.kill()
         for running in self.started:  # or Python complains of them in a later test
             running.process.wait(PATIENCE)
-            running.join()
 
 
 def _is_half_made(path: Path) -> bool:
@@ -284,9 +248,8 @@ def _check_one(trial: FrozenTrial, run: Any) -> None:
     """A trial and its run are the same, and the seed is the trial's own."""
     known, tags = trial.user_attrs["mnistexp"], run.data.tags
     assert {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED"}[trial.state.name] == run.info.status
-    assert known["seed"] == trial_seed(0, trial.number)
     assert known["config"] == tags["mnistexp.config"]
-    assert run.data.params["seed"] == str(known["seed"])
+    assert run.data.params["seed"] == str(trial_seed(0, trial.number))
     assert tags.get("reason", "") == trial.user_attrs.get("reason", "")[:500]
     for key, value in trial.params.items():
         assert run.data.params.get(key, str(value)) == str(value)

@@ -1,20 +1,16 @@
-"""A sweep whose own process is killed, interrupted or suspended, alone or beside another."""
+"""A sweep whose own process is killed or interrupted, alone or beside another."""
 
 from __future__ import annotations
 
 import signal
-import sqlite3
 import sys
-from contextlib import closing, suppress
 from pathlib import Path
 
-import filelock
-import psutil
 import pytest
 from harness import PATIENCE, Place, Running
 from services import wait_until
 
-from mnistexp.study.trial_attrs import DEATHS, RECORD
+from mnistexp.study.trial_attrs import DEATHS, PROCESS, RECORD
 
 pytest_plugins = ["fault_fixtures"]
 pytestmark = [
@@ -26,8 +22,6 @@ pytestmark = [
 KILLED = -signal.SIGKILL
 INTERRUPTED = 130
 
-STORE = "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore"
-
 
 def in_trial_1(place: Place) -> Running:
     """A sweep of three trials that waits in the middle of the second."""
@@ -37,36 +31,33 @@ def in_trial_1(place: Place) -> Running:
 
 
 def params(place: Place) -> list[dict[str, object]]:
-    """The trials' parameters, by their numbers."""
-    return [trial.params for trial in place.trials(place.study)]
+    """The parameters of the first two trials."""
+    return [trial.params for trial in place.trials()[:2]]
 
 
 # ------------------------------------------------------------------------------------------- kill -9
 
 
 @pytest.mark.parametrize(
-    ("point", "finished"),
+    "point",
     [  # tests/study/test_sweep.py kills before every write to the study; here MLflow is real
-        pytest.param("optuna.study:Study.ask:2:after", 2, id="after ask"),
-        pytest.param("optuna.study:Study.tell:2:before", 2, id="between record and value"),
-        pytest.param(f"{STORE}._log_metrics:2:after", 2, id="in the MLflow write, metrics without tags"),
-        pytest.param("mlflow:MlflowClient.set_terminated:1:before", 2, id="in the MLflow write, run not closed"),
+        pytest.param("mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._log_metrics:2:after", id="without tags"),
+        pytest.param("mlflow:MlflowClient.set_terminated:1:before", id="run not closed"),
     ],
 )
-def test_a_killed_process_costs_nothing(place: Place, point: str, finished: int) -> None:
-    """kill -9 at an exact point: finished trials stay, and claimed ones are run with the same parameters."""
+def test_a_process_killed_while_it_logs_costs_nothing(place: Place, point: str) -> None:
+    """kill -9 in the middle of the MLflow write: the trial is not trained again, and its run is there once."""
     place.sweep(3, strike=f"SIGKILL:{point}").ends(KILLED)
     place.nobody_is_left()
-    before = place.trials("digits")
+    before = place.trials()
 
     place.finish(3)
 
-    after = place.trials("digits")
-    assert sum(trial.state.is_finished() for trial in before) == finished
-    for old, new in zip(before, after, strict=False):
-        assert new.params == old.params or not old.params
-        assert new.user_attrs.get(RECORD) == old.user_attrs.get(RECORD, new.user_attrs[RECORD])  # not trained again
-        assert not old.state.is_finished() or old.datetime_complete == new.datetime_complete
+    assert [trial.state.is_finished() for trial in before] == [True, True]
+    for old, new in zip(before, place.trials(), strict=False):
+        assert new.params == old.params
+        assert new.user_attrs[RECORD] == old.user_attrs[RECORD]
+        assert new.datetime_complete == old.datetime_complete
 
 
 def test_workers_do_not_outlive_a_killed_process(place: Place) -> None:
@@ -79,39 +70,50 @@ def test_workers_do_not_outlive_a_killed_process(place: Place) -> None:
     place.finish(3)
 
     assert len(workers) == 1
-    assert params(place)[:2] == before
-    assert len(place.trials("digits")[1].user_attrs[DEATHS]) == 1
+    assert params(place) == before
+    assert len(place.trials()[1].user_attrs[DEATHS]) == 1
 
 
-# ------------------------------------------------------------------------------------------- orderly stops
+def test_a_process_is_killed_while_another_runs(place: Place) -> None:
+    """The other takes its trial over, with the same parameters, and ends the study alone, in one session."""
+    first = place.sweep(4, **place.waiting(1))
+    place.reached(1, first)
+    before = params(place)
+    second = place.sweep(4)
+    states = ["COMPLETE", "RUNNING", "COMPLETE", "COMPLETE"]
+    wait_until(lambda: [trial.state.name for trial in place.trials()] == states, PATIENCE, f"two trials from\n{second}")
+
+    first.send(signal.SIGKILL).ends(KILLED)
+    second.ends()
+
+    trials = place.trials()
+    assert trials[1].user_attrs[PROCESS] == trials[3].user_attrs[PROCESS]
+    assert len(trials[1].user_attrs[DEATHS]) == 1
+    assert params(place) == before
+    place.check(4)
 
 
-@pytest.mark.parametrize(
-    ("number", "whole_group"),
-    [
-        pytest.param(signal.SIGINT, True, id="Ctrl-C"),
-        pytest.param(signal.SIGTERM, False, id="SIGTERM"),
-        pytest.param(signal.SIGTERM, True, id="SIGTERM to the group, as Slurm sends it"),
-    ],
-)
-def test_a_signal_ends_it_in_order(place: Place, number: signal.Signals, whole_group: bool) -> None:
+# ------------------------------------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM, as Slurm sends it"])
+def test_a_signal_to_the_group_ends_it_in_order(place: Place, number: signal.Signals) -> None:
     """Even if a training hangs: its trial is requeued, with its curves in MLflow, and the summary is printed."""
     running = in_trial_1(place)
     before = params(place)
 
-    (running.press if whole_group else running.send)(number)
-    running.ends(INTERRUPTED)
+    running.press(number).ends(INTERRUPTED)
     place.nobody_is_left()
-    requeued = place.trials("digits")[1]
+    requeued = place.trials()[1]
     kept = [run for run in place.all_runs() if run.info.status == "KILLED" and run.data.tags["kind"] == "trial"]
     place.finish(3)
 
     assert requeued.state.name == "WAITING"
     assert "trial 0" in running.out
-    if not (whole_group and number == signal.SIGTERM):  # that one ends the workers too
+    if number == signal.SIGINT:  # SIGTERM ends the workers too
         assert [(run.data.tags["trial"], run.data.metrics["epochs"]) for run in kept] == [("1", 1.0)]
-    assert params(place)[:2] == before
-    assert DEATHS not in place.trials("digits")[1].user_attrs
+    assert params(place) == before
+    assert DEATHS not in place.trials()[1].user_attrs
 
 
 def handled(running: Running) -> bool:
@@ -129,40 +131,33 @@ def test_ctrl_c_twice_ends_it_at_once(place: Place) -> None:
     wait_until(lambda: handled(running), PATIENCE, "the first Ctrl-C's delivery")
     running.press(signal.SIGINT).ends(INTERRUPTED)
     place.nobody_is_left()
-    left = place.trials("digits")[1].state.name
+    left = place.trials()[1].state.name
     place.finish(3)
 
     assert left == "RUNNING"
     assert "interrupted" in running.err
-    assert params(place)[:2] == before
+    assert params(place) == before
 
 
 @pytest.mark.parametrize(
-    "point",
+    "strike",
     [
-        pytest.param("optuna.study:Study.set_user_attr:2:before", id="when the process is registered"),
-        pytest.param("mnistexp.workers.start:wait_until_ready:1:before", id="when workers start"),
+        pytest.param("SIGINT:mnistexp.workers.start:wait_until_ready:1:before", id="when workers start"),
+        pytest.param("SIGTERM:mnistexp.study.database:open_for_sweep:1:inside", id="where Python swallows it"),
     ],
 )
-def test_ctrl_c_during_start_up(place: Place, point: str) -> None:
-    """It ends with one line and exit code 130, no process is left, and the next session does everything."""
-    running = place.sweep(2, strike=f"SIGINT:{point}").ends(INTERRUPTED)
-    place.nobody_is_left()
+def test_a_signal_during_start_up(place: Place, strike: str) -> None:
+    """It ends with a line and exit code 130, no process is left, and the next session does everything.
 
-    place.finish(2)
-
-    assert "interrupted" in running.err.splitlines()[-1]
-    assert running.out == ""
-
-
-def test_a_signal_that_python_swallows_during_start_up(place: Place) -> None:
-    """Imports and destructors swallow what a signal's handler raises; the sweep ends in order all the same."""
-    running = place.sweep(2, strike="SIGTERM:mnistexp.study.database:open_for_sweep:1:inside").ends(INTERRUPTED)
+    Destructors and imports swallow what a signal's handler raises; the sweep ends in order all the same.
+    """
+    running = place.sweep(2, strike=strike).ends(INTERRUPTED)
     place.nobody_is_left()
 
     place.finish(2)
 
     assert "ignored" not in running.err
+    assert "interrupted" in running.out + running.err
 
 
 def test_ctrl_c_while_python_imports(place: Place) -> None:
@@ -175,69 +170,4 @@ def test_ctrl_c_while_python_imports(place: Place) -> None:
     place.nobody_is_left()
 
     assert running.err.startswith("mnistexp: interrupted")
-    assert len(place.trials("digits")) == 1
-
-
-# ------------------------------------------------------------------------------------------- two processes
-
-
-def done_but_one(place: Place, *words: str) -> Running:
-    """A second sweep of four trials that has done all but the one in which the first waits."""
-    second = place.sweep(4, *words)
-    wait_until(lambda: place.states().count("COMPLETE") == 3, PATIENCE, f"three trials from\n{second}")
-    return second
-
-
-def test_a_process_is_killed_while_another_runs(place: Place) -> None:
-    """The other takes its trial over, with the same parameters, and ends the study alone, in one session."""
-    first = place.sweep(4, **place.waiting(1))
-    place.reached(1, first)
-    before = params(place)
-    second = done_but_one(place)
-
-    first.send(signal.SIGKILL).ends(KILLED)
-    second.ends()
-
-    trial = place.trials("digits")[1]
-    assert (place.owner(1), len(trial.user_attrs[DEATHS])) == (place.owner(3), 1)
-    assert params(place)[:2] == before
-    place.check(4)
-
-
-def suspend_between_writes(running: Running, place: Place) -> None:
-    """SIGSTOP where the process holds no lock: one that is suspended with a lock stops all others."""
-    database = place.path / "optuna.db"
-    while True:
-        running.send(signal.SIGSTOP)
-        wait_until(lambda: psutil.Process(running.pid).status() == psutil.STATUS_STOPPED, PATIENCE, "SIGSTOP")
-        with suppress(filelock.Timeout, sqlite3.OperationalError), filelock.FileLock(f"{database}.lock", timeout=0):
-            with closing(sqlite3.connect(database, timeout=0)) as connection:
-                connection.execute("BEGIN EXCLUSIVE")
-            return
-        running.send(signal.SIGCONT)
-
-
-def test_a_suspended_process_loses_nothing(place: Place) -> None:
-    """SIGSTOP for more than a lease: on one machine its trial stays its own, and it goes on when it is resumed."""
-    words = ("study.lease=10",)
-    first = place.sweep(4, *words, **place.waiting(1))
-    place.reached(1, first)
-    suspend_between_writes(first, place)
-    owner = place.owner(1)
-    second = done_but_one(place, *words)
-
-    def outlived() -> bool:
-        beats = place.heartbeats()
-        return max(beats.values()) - beats[owner] > 12
-
-    wait_until(outlived, PATIENCE, "a silence of more than a lease")
-    between = place.states()[1]
-    first.send(signal.SIGCONT)
-    place.let(1)
-    first.ends()
-    second.ends()
-
-    assert between == "RUNNING"
-    assert place.owner(1) == owner
-    assert DEATHS not in place.trials("digits")[1].user_attrs
-    place.check(4)
+    assert len(place.trials()) == 1

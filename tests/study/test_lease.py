@@ -2,168 +2,138 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
+import time
+from collections.abc import Iterator
 from typing import Any
 
+import optuna
 import psutil
 import pytest
 
-from mnistexp.study.lease import PREFIX, Lease, this_process
-
-ROOT = Path(__file__).resolve().parents[2]
-ANOTHER = """
-import json, sys, time
-from mnistexp.study.lease import Lease
-class Printed(dict):
-    user_attrs = property(lambda self: self)
-    set_user_attr = dict.__setitem__
-kept = Printed()
-own = Lease(kept, 60)
-own.register()
-print(json.dumps(kept), flush=True)
-sys.stdin.read()
-"""
-
-
-class Attrs(dict[str, Any]):
-    """A study's attributes, in memory."""
-
-    @property
-    def user_attrs(self) -> dict[str, Any]:
-        return self
-
-    def set_user_attr(self, key: str, value: Any) -> None:
-        self[key] = value
+from mnistexp.study import lease as leases
+from mnistexp.study.lease import PREFIX, Lease
+from mnistexp.study.trial_attrs import LeaseEntry
 
 
 @pytest.fixture
-def kept() -> Attrs:
-    """No process yet."""
-    return Attrs()
+def study() -> optuna.Study:
+    """A study without a process."""
+    return optuna.create_study()
 
 
-def another(kept: Attrs) -> subprocess.Popen[str]:
-    """A process with a lease, registered as the next one."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", ANOTHER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert process.stdout is not None
-    kept[f"{PREFIX}{len(kept)}"] = json.loads(process.stdout.readline())[f"{PREFIX}0"]
-    return process
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that waits for its end."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as started:
+        yield started
+        started.kill()
 
 
-def closed(process: subprocess.Popen[str]) -> None:
-    """Let go of a process's pipes."""
-    for pipe in (process.stdin, process.stdout):
-        assert pipe is not None
-        pipe.close()
+def write(study: optuna.Study, process: int, **changes: Any) -> None:
+    """Make process 0 of a study that of a process of this machine, with changes."""
+    started = leases._start_time(process)
+    entry = LeaseEntry(machine=leases.this_machine(), pid=process, started=started, ended=False, heartbeat=time.time())
+    study.set_user_attr(f"{PREFIX}0", entry.model_dump() | changes)
 
 
-def test_a_killed_process_is_dead_at_once_and_a_stopped_one_is_not(kept: Attrs) -> None:
+def test_a_killed_process_is_dead_at_once_and_a_stopped_one_is_not(
+    study: optuna.Study, process: subprocess.Popen[bytes]
+) -> None:
     """On one machine no time has to pass: a suspended process is alive; a killed one and a zombie are not."""
-    process, own = another(kept), Lease(kept, seconds=0.0)
+    lease, seen = Lease(study, seconds=0.0), []
+    write(study, process.pid)
 
-    running = own.is_alive(0)
+    seen.append(lease.alive())
     process.send_signal(signal.SIGSTOP)
-    stopped = own.is_alive(0)
+    seen.append(lease.alive())
     process.kill()
     while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
         pass
-    zombie = own.is_alive(0)
+    seen.append(lease.alive())
     process.wait()
-    closed(process)
+    seen.append(lease.alive())
 
-    assert (running, stopped, zombie, own.is_alive(0)) == (True, True, False, False)
+    assert seen == [{0}, {0}, set(), set()]
 
 
 @pytest.mark.parametrize(
-    ("changes", "local", "alive"),
+    ("changes", "alive"),
     [
-        ({"started": 5.0}, False, False),  # another process has the number now
-        ({"boot": "before"}, True, False),  # the database is a file, so the machine was started anew
-        ({"boot": "before"}, False, True),  # perhaps another machine of the same image: only its beats can tell
-        ({"ended": True}, False, False),
-        ({"namespace": "pid:[1]"}, False, True),  # another container of this machine
-        ({"host": "elsewhere", "boot": "theirs", "pid": 1}, False, True),
+        ({}, True),
+        ({"started": 5.0}, False),  # another process has the number now
+        ({"pid": 2**40}, False),
+        ({"ended": True}, False),
+        ({"machine": "elsewhere", "pid": 2**40}, True),  # only its heartbeat can show
     ],
 )
-def test_what_an_entry_says(kept: Attrs, changes: dict[str, object], local: bool, alive: bool) -> None:
-    """A process number means something on its machine, in its container and since its start alone."""
-    process = another(kept)
-    kept[f"{PREFIX}0"] |= changes
+def test_what_an_entry_shows(
+    study: optuna.Study, process: subprocess.Popen[bytes], changes: dict[str, object], alive: bool
+) -> None:
+    """A process number means something only on its machine, in its container and since its start."""
+    write(study, process.pid, **changes)
 
-    found = Lease(kept, seconds=60, local=local).is_alive(0)
-    process.kill()
-    process.wait()
-    closed(process)
-
-    assert found is alive
+    assert Lease(study, seconds=60).alive() == ({0} if alive else set())
 
 
-def test_an_earlier_session_of_this_process_is_over(kept: Attrs) -> None:
+def test_dead_processes_are_marked(study: optuna.Study) -> None:
+    """A process that was found dead stays dead for all others."""
+    write(study, 1, pid=2**40)
+
+    Lease(study, seconds=60).alive(mark_dead=True)
+
+    assert study.user_attrs[f"{PREFIX}0"]["ended"] is True
+
+
+def test_an_earlier_session_of_this_process_is_over(study: optuna.Study) -> None:
     """A process works on one study at a time; numbers are given once."""
-    first, second = Lease(kept, 60), Lease(kept, 60)
+    first, second = Lease(study, 60), Lease(study, 60)
     first.register()
     second.register()
 
     assert (first.number, second.number) == (0, 1)
-    assert second.is_alive(0) is False
-    assert second.is_alive(1) is True
-    assert second.is_alive(2) is False
-    assert second.count_others() == 0
+    assert second.alive() == {1}
+    second.release()
+    assert second.alive() == set()
 
 
-def test_four_heartbeats_in_a_lease(kept: Attrs) -> None:
-    """A beat is written when it is due, not oftener: 15 seconds of a lease of 60."""
+def test_four_heartbeats_in_a_lease(study: optuna.Study) -> None:
+    """A heartbeat is written when it is due, not oftener: 15 seconds of a lease of 60."""
     now = [0.0]
-    own = Lease(kept, 60, clock=lambda: now[0])
-    own.register()
-    beats = set()
+    lease = Lease(study, 60, clock=lambda: now[0])
+    lease.register()
+    heartbeats = set()
 
     for second in range(0, 61, 5):
         now[0] = second
-        own.heartbeat()
-        beats.add(kept[f"{PREFIX}0"]["heartbeat"])
+        lease.heartbeat()
+        heartbeats.add(study.user_attrs[f"{PREFIX}0"]["heartbeat"])
 
-    assert len(beats) == 5
+    assert len(heartbeats) == 5
 
 
-def test_other_machines_are_judged_by_our_clock(kept: Attrs) -> None:
-    """A beat of the year 1970 is as good as any: only that it changes within the lease's time counts."""
-    now = [1000.0]
-    process = another(kept)
-    process.kill()
-    process.wait()
-    closed(process)
-    own = Lease(kept, 60, clock=lambda: now[0])
-    seen = []
+def test_other_machines_are_judged_by_our_clock(study: optuna.Study) -> None:
+    """A heartbeat of the year 1970 is as good as any: only that it changes within the lease's time counts."""
+    now, seen = [1000.0], []
+    lease = Lease(study, 60, clock=lambda: now[0])
 
-    for heartbeat, later in ((0.0, 29), (1.0, 29), (1.0, 29), (1.0, 3)):
-        kept[f"{PREFIX}0"] |= {"host": "elsewhere", "heartbeat": heartbeat}
-        seen.append(own.is_alive(0))
+    for heartbeat, later in ((0.0, 29), (1.0, 29), (1.0, 29), (1.0, 3), (1.0, 0)):
+        write(study, 1, machine="elsewhere", heartbeat=heartbeat)
+        seen.append(lease.alive())
         now[0] += later
-    seen.append(own.is_alive(0))
 
-    assert seen == [True, True, True, True, False]
+    assert seen == [{0}, {0}, {0}, {0}, set()]
 
 
-def test_a_silence_counts_only_while_it_is_watched(kept: Attrs) -> None:
+def test_a_silence_counts_only_while_it_is_watched(study: optuna.Study) -> None:
     """While the database is away no process can renew its lease, so after a long gap the wait starts again."""
-    now = [0.0]
-    own = Lease(kept, 60, clock=lambda: now[0])
-    kept[f"{PREFIX}0"] = this_process().model_dump() | {"host": "elsewhere"}
-    seen = []
+    now, seen = [0.0], []
+    lease = Lease(study, 60, clock=lambda: now[0])
+    write(study, 1, machine="elsewhere")
 
     for now[0] in (0.0, 300.0, 325.0, 350.0, 361.0):
-        seen.append(own.is_alive(0))
+        seen.append(lease.alive())
 
-    assert seen == [True, True, True, True, False]
+    assert seen == [{0}, {0}, {0}, {0}, set()]

@@ -84,7 +84,7 @@ def ended(study: History | None, **more: object) -> str:
     """The end of a sweep of two complete trials and a failed one."""
     config = run_config(parts()[0].prepared.config)
     progress = Progress(2, 0, 1, 3, Best(1, 0.95, ("optimizer=adam",), config))
-    summary = Summary(progress=progress, trials=3, seconds=6.0, stopped="done", parent_cpu_seconds=1.0, **more)  # type: ignore[arg-type]
+    summary = Summary(progress=progress, trials=3, seconds=6.0, stopped="done", **more)  # type: ignore[arg-type]
     compared = comparison.compare_best(study) if study else None
     return "\n".join(summary_lines(summary, "my study", study, compared, ["tracking.uri=a b"], "mnistexp ui"))
 
