@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,19 +22,16 @@ from mnistexp.config.compose import signature
 from mnistexp.config.schema import suggestion
 from mnistexp.errors import ConfigError
 
-Verdict = Literal["worse", "better", "not significant"]
-
 
 @dataclass(frozen=True)
 class Score:
     """One config's accuracies over its seeds."""
 
     values: tuple[float, ...]  # in the order of the seeds
-    step: float = 0.0  # between two possible accuracies: 1 / images
+    step: float  # between two possible accuracies: 1 / images
 
     @property
     def mean(self) -> float:
-        """The mean over the seeds."""
         return math.fsum(self.values) / len(self.values)
 
     @property
@@ -54,19 +51,23 @@ class SeededConfig:
     settings: Mapping[str, Any]  # the values of the other searched keys
 
     @property
+    def step(self) -> float:
+        """Between two possible accuracies: one validation image."""
+        return next(1 / trial.fit.images for trial in self.trials.values() if trial.fit)
+
+    @property
     def validation(self) -> Score:
-        """The validation accuracies."""
-        return Score(tuple(trial.accuracy for trial in self.trials.values()), _step(self.trials.values()))
+        return Score(tuple(trial.accuracy for trial in self.trials.values()), self.step)
 
     @property
     def test(self) -> Score | None:
         """The test accuracies; None unless each trial was tested."""
         found = [trial.test_accuracy for trial in self.trials.values() if trial.test_accuracy is not None]
         # No record holds the number of test images; there are mostly more, so their step is no longer than this one.
-        return Score(tuple(found), _step(self.trials.values())) if len(found) == len(self.trials) else None
+        return Score(tuple(found), self.step) if len(found) == len(self.trials) else None
 
     def mean_cost(self, cost: Cost) -> float:
-        """The mean cost of one training."""
+        """Return the mean cost of one training."""
         return math.fsum(cost_of(trial, cost) for trial in self.trials.values()) / len(self.trials)
 
     @property
@@ -77,19 +78,18 @@ class SeededConfig:
 
 @dataclass(frozen=True)
 class SeedTest:
-    """A value's best config compared with the best of all, over seeds."""
+    """A value's best config compared with the best of all by a paired t test over the seeds that both have."""
 
     difference: float  # mean validation accuracy of the best less that of this one, over the compared seeds
-    paired: int  # the number of seeds that both have, for a paired t test; 0: Welch's test of all seeds of each
+    seeds: int  # two or more
     partial: bool  # one has further seeds, so the difference is not that of the two means
     p_value: float
-    adjusted: float  # corrected for all pairs of values
-    significant: bool
+    adjusted: float = 1.0  # corrected for all pairs of values
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Literal["worse", "better", "not significant"]:
         """The result for this value. It can be better than the best only if the test uses a part of the seeds."""
-        if not self.significant:
+        if self.adjusted > ALPHA:
             return "not significant"
         return "worse" if self.difference > 0 else "better"
 
@@ -99,32 +99,16 @@ class Group:
     """One value of the key."""
 
     value: Any
-    configs: tuple[SeededConfig, ...]  # one or more, best first: those with as many seeds as any of this value
-    fewer: tuple[SeededConfig, ...]  # those with fewer seeds: they are not compared
+    configs: tuple[SeededConfig, ...]  # best first; those with fewer seeds than others of this value come last
     pruned: int
     failed: int
-    full: int  # the most seeds that a config of any value has; 0 if no seeds were searched
+    short: bool  # another value has a config with more seeds than any of this value
     against_best: SeedTest | None = None  # None: it is the best, or there are too few seeds
 
     @property
     def best(self) -> SeededConfig:
         """Its best config by mean validation accuracy."""
         return self.configs[0]
-
-    @property
-    def short(self) -> bool:
-        """Whether another value has a config with more seeds than any of this value."""
-        return len(self.best.trials) < self.full
-
-    @property
-    def every(self) -> tuple[SeededConfig, ...]:
-        """All of its configs with a complete trial."""
-        return (*self.configs, *self.fewer)
-
-    def at_end(self, key: str) -> bool:
-        """Whether its best config has the lowest or highest of three or more numbers of another key."""
-        numbers = {each.settings[key] for each in self.every if is_number(each.settings.get(key))}
-        return len(numbers) > 2 and self.best.settings.get(key) in (min(numbers), max(numbers))
 
 
 @dataclass(frozen=True)
@@ -134,25 +118,15 @@ class Groups:
     key: str
     others: tuple[str, ...]  # the other searched keys, except the seed
     groups: tuple[Group, ...]  # best first; those with fewer seeds come last
-    empty: tuple[tuple[Any, int, int], ...]  # values without a complete trial: value, pruned, failed
+    empty: tuple[Group, ...]  # values without a complete trial
     without: int  # trials that have no value of the key, as Adam has no momentum; null is a value
-
-    @property
-    def repeated(self) -> bool:
-        """Whether the best config of any value has more than one seed."""
-        return any(len(group.best.trials) > 1 for group in self.groups)
-
-    @property
-    def short(self) -> tuple[Group, ...]:
-        """The values with fewer seeds than others."""
-        return tuple(group for group in self.groups if group.short)
 
     @property
     def number(self) -> str:
         """The only other searched key, if its values are numbers and can be an axis; else empty."""
-        found = [each.settings.get(key) for key in self.others for group in self.groups for each in group.every]
-        numbers = [value for value in found if is_number(value)]
-        return self.others[0] if len(self.others) == 1 and len(set(numbers)) > 1 and numbers == found else ""
+        found = [each.settings.get(key) for key in self.others for group in self.groups for each in group.configs]
+        one_axis = len(self.others) == 1 and len(set(found)) > 1 and all(map(is_number, found))
+        return self.others[0] if one_axis else ""
 
 
 def keys(history: History) -> tuple[str, ...]:
@@ -162,7 +136,7 @@ def keys(history: History) -> tuple[str, ...]:
 
 def single_config(history: History) -> SeededConfig | None:
     """Return the only config of a study that searched nothing but seeds; else None, or before two trials completed."""
-    configs = _configs(history.ranked, ()) if parameters.searches_only_seeds(history) else []
+    configs = _configs(history.ranked, ()) if parameters.searches_only_seeds(history) else ()
     return configs[0] if len(configs) == 1 and len(configs[0].trials) > 1 else None
 
 
@@ -173,10 +147,8 @@ def by_value(history: History, key: str) -> Groups:
     """
     known = keys(history)
     if key not in known:
-        searched = f"it searched {', '.join(known)}" if known else "it searched no hyperparameter"
-        if key == SEED:
-            raise ConfigError(f"by=seed: each value's mean is over the seeds; {searched}; name one of those")
-        raise ConfigError(f"by={key}: the study did not search it; {searched}{suggestion(key, known)}")
+        searched = ", ".join(known) or "nothing but seeds"
+        raise ConfigError(f"by={key}: the study has no such parameter; it searched {searched}{suggestion(key, known)}")
     others = tuple(each for each in known if each != key)
     by_text: dict[str, list[Trial]] = {}
     values: dict[str, Any] = {}
@@ -185,83 +157,65 @@ def by_value(history: History, key: str) -> Groups:
             text = repr(float(value) if is_number(value) else value)  # 0 and 0.0 are one value
             values.setdefault(text, value)
             by_text.setdefault(text, []).append(trial)
+    repeated = SEED in parameters.keys(history)  # otherwise a second seed is a coincidence
     scored = {trial.number for trial in history.ranked}
-    configs = {text: _configs([t for t in trials if t.number in scored], others) for text, trials in by_text.items()}
-    full = _most_seeds(itertools.chain(*configs.values())) if SEED in parameters.keys(history) else 0
-    groups, empty = [], []
+    found = []
     for text, trials in by_text.items():
         pruned, failed = (sum(trial.state == state for trial in trials) for state in ("PRUNED", "FAILED"))
-        if configs[text]:
-            groups.append(Group(values[text], *_compared(configs[text], repeated=full > 0), pruned, failed, full))
-        else:
-            empty.append((values[text], pruned, failed))
-    without = len(history.trials) - sum(map(len, by_text.values()))
+        configs = _configs([t for t in trials if t.number in scored], others, most_seeds_first=repeated)
+        found.append(Group(values[text], configs, pruned, failed, short=False))
+    groups = [group for group in found if group.configs]
+    if repeated:
+        most = max((len(group.best.trials) for group in groups), default=0)
+        groups = [replace(group, short=len(group.best.trials) < most) for group in groups]
     groups.sort(key=lambda group: (group.short, group.best.sort_key))
-    return Groups(key, others, _tested(groups, _step(history.ranked) or 1.0), tuple(empty), without)
+    empty = tuple(group for group in found if not group.configs)
+    return Groups(key, others, _tested(groups), empty, len(history.trials) - sum(map(len, by_text.values())))
 
 
-def _configs(trials: Iterable[Trial], others: Sequence[str]) -> list[SeededConfig]:
-    """Group trials with the same config except for the seed. Of trials with the same seed too, the first counts."""
-    found: dict[str, dict[int, Trial]] = {}
+def _configs(
+    trials: Sequence[Trial], others: Sequence[str], *, most_seeds_first: bool = False
+) -> tuple[SeededConfig, ...]:
+    """Group trials with the same config except for the seed, best first. Of trials with the same seed the first counts.
+
+    Args:
+        most_seeds_first: put configs with fewer seeds than others last. They were interrupted, or failed with some
+            seeds, so their mean may be that of lucky ones.
+    """
+    by_config: dict[str, dict[int, Trial]] = {}
     for trial in sorted(trials, key=lambda each: each.number):
         assert trial.record is not None
         config = trial.record.config
-        found.setdefault(signature(config, seed=False), {}).setdefault(config.seed, trial)
-    return [
+        by_config.setdefault(signature(config, seed=False), {}).setdefault(config.seed, trial)
+    found = [
         SeededConfig(dict(sorted(seeds.items())), parameters.values_of(next(iter(seeds.values())), others))
-        for seeds in found.values()
+        for seeds in by_config.values()
     ]
+    most = max((len(each.trials) for each in found), default=0) if most_seeds_first else 0
+    return tuple(sorted(found, key=lambda each: (len(each.trials) < most, each.sort_key)))
 
 
-def _most_seeds(configs: Iterable[SeededConfig]) -> int:
-    return max((len(each.trials) for each in configs), default=0)
-
-
-def _compared(
-    configs: Sequence[SeededConfig], *, repeated: bool
-) -> tuple[tuple[SeededConfig, ...], tuple[SeededConfig, ...]]:
-    """Split a value's configs into those that can be its best, best first, and those that cannot.
-
-    If seeds were searched, a config with fewer seeds than another was interrupted, or failed with some seeds, so its
-    mean may be that of lucky ones. Otherwise a second seed is a coincidence.
-    """
-    ranked = sorted(configs, key=lambda each: each.sort_key)
-    most = _most_seeds(configs) if repeated else 0
-    full = [each for each in ranked if len(each.trials) >= most]
-    return tuple(full), tuple(each for each in ranked if len(each.trials) < most)
-
-
-def _step(trials: Iterable[Trial]) -> float:
-    """One validation image; 0 without a trial."""
-    return next((1 / trial.fit.images for trial in trials if trial.fit), 0.0)
-
-
-def _tested(groups: Sequence[Group], step: float) -> tuple[Group, ...]:
+def _tested(groups: Sequence[Group]) -> tuple[Group, ...]:
     """Test each value's best config against the first one's.
 
     Holm's correction is for all pairs of values, because the same scores selected the best: any pair could have been
     the one compared.
     """
     pairs = itertools.combinations(range(len(groups)), 2)
-    tests = {(a, b): test for a, b in pairs if (test := _test(groups[a].best, groups[b].best, step))}
+    tests = {(a, b): test for a, b in pairs if (test := _test(groups[a].best, groups[b].best))}
     adjusted = statistics.holm(np.array([test.p_value for test in tests.values()], dtype=np.float64))
     found = list(groups)
     for ((first, second), test), corrected in zip(tests.items(), adjusted.tolist(), strict=True):
         if first == 0:
-            test = replace(test, adjusted=corrected, significant=corrected <= ALPHA)
-            found[second] = replace(found[second], against_best=test)
+            found[second] = replace(found[second], against_best=replace(test, adjusted=corrected))
     return tuple(found)
 
 
-def _test(first: SeededConfig, second: SeededConfig, step: float) -> SeedTest | None:
-    """Test by the seeds that both have; if they are fewer than two, by all seeds of each; None if there are too few."""
-    shared = [seed for seed in first.trials if seed in second.trials]
-    floor = statistics.rounding_variance(step)
-    if len(shared) > 1:
-        differences = [first.trials[seed].accuracy - second.trials[seed].accuracy for seed in shared]
-        partial, p_value = len(shared) < _most_seeds((first, second)), statistics.paired_t(differences, 2 * floor)
-        return SeedTest(float(np.mean(differences)), len(shared), partial, p_value, 1.0, False)
-    if min(len(first.trials), len(second.trials)) < 2:
+def _test(first: SeededConfig, second: SeededConfig) -> SeedTest | None:
+    shared = sorted(first.trials.keys() & second.trials.keys())
+    if len(shared) < 2:
         return None
-    one, other = first.validation, second.validation
-    return SeedTest(one.mean - other.mean, 0, False, statistics.welch_t(one.values, other.values, floor), 1.0, False)
+    differences = [first.trials[seed].accuracy - second.trials[seed].accuracy for seed in shared]
+    floor = 2 * statistics.rounding_variance(first.step)
+    partial = len(shared) < max(len(first.trials), len(second.trials))
+    return SeedTest(float(np.mean(differences)), len(shared), partial, statistics.paired_t(differences, floor))

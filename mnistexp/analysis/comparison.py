@@ -5,7 +5,6 @@ Nothing here is ordered by a test score.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,11 +52,6 @@ class BestComparison:
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of the best trial's accuracy for new images."""
         return statistics.proportion_interval(int(self.correct[0].sum()), self.images)
-
-    @property
-    def standard_error(self) -> float:
-        """The standard error of the best trial's accuracy, from image to image."""
-        return math.sqrt(self.best.accuracy * (1 - self.best.accuracy) / self.images)
 
     @cached_property
     def selection_bias(self) -> float:

@@ -61,9 +61,19 @@ def searches_only_seeds(history: History) -> bool:
     return keys(history) == (SEED,)
 
 
-def logarithmic(history: History) -> tuple[str, ...]:
-    """Return Optuna's names of the parameters that were searched on a logarithmic scale."""
-    return tuple(name for name, found in searched(history).items() if found.log)
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Return short names of override keys or Optuna parameters that still tell them apart.
+
+    >>> short_names(["model.dropout", "optimizer.learning_rate@adam|lion"])
+    {'model.dropout': 'dropout', 'optimizer.learning_rate@adam|lion': 'learning_rate (adam, lion)'}
+    """
+    keys_of = {name: parse_parameter_name(name) for name in names}
+    lasts = Counter(key.rpartition(".")[2] for key in {key for key, _ in keys_of.values()})
+    short = {}
+    for name, (key, options) in keys_of.items():
+        last = key.rpartition(".")[2]
+        short[name] = (last if lasts[last] == 1 else key) + (f" ({', '.join(options)})" if options else "")
+    return short
 
 
 def values_of(trial: Trial, wanted: Sequence[str]) -> dict[str, Any]:
@@ -89,13 +99,6 @@ def by_key(shares: Mapping[str, float]) -> dict[str, float]:
     for name, share in shares.items():
         total[key_of(name)] = total.get(key_of(name), 0.0) + share
     return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
-
-
-def numeric(history: History) -> tuple[str, ...]:
-    """Return the searched keys that can be an axis: with two or more different numbers, and perhaps null."""
-    drawn = [values_of(trial, keys(history)) for trial in history.trials]
-    found = {key: {values.get(key) for values in drawn} - {None} for key in keys(history)}
-    return tuple(key for key, values in found.items() if len(values) > 1 and all(map(is_number, values)))
 
 
 def is_number(value: object) -> bool:

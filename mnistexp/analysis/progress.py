@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import bisect
-import itertools
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
 
 from mnistexp.analysis.history import History, Trial
 from mnistexp.tracking.records import RunRecord
@@ -20,7 +21,7 @@ Cost = Literal["seconds", "parameters"]
 class Improvement:
     """A trial that was better than all trials that ended before it."""
 
-    at: float  # trials that have ended, this one included; or seconds, see `active_seconds`
+    at: float  # trials that have ended, this one included; or seconds, see `positions`
     number: int
     val_accuracy: float
 
@@ -30,34 +31,31 @@ def ended(trials: Iterable[Trial]) -> tuple[Trial, ...]:
     return tuple(sorted((t for t in trials if t.record), key=lambda t: (_record(t).ended, t.number)))
 
 
+def positions(trials: Iterable[Trial], by: By) -> tuple[float, ...]:
+    """Return for each trial, in the order of their ends, how many had ended then, or for how long any had been running.
+
+    The latter is not wall-clock time: a study that continues the next day did not search during the night.
+    """
+    in_order = ended(trials)
+    if by == "trials":
+        return tuple(float(place) for place in range(1, len(in_order) + 1))
+    ends = np.array([_record(trial).ended for trial in in_order])
+    starts = np.minimum([_record(trial).started for trial in in_order], ends)  # a clock may have been set back
+    times = np.unique([starts, ends])
+    started, done = (np.searchsorted(np.sort(each), times[:-1], side="right") for each in (starts, ends))
+    active = np.cumsum([0.0, *np.where(started > done, np.diff(times), 0.0)])  # [times]
+    return tuple(active[np.searchsorted(times, ends)].tolist())
+
+
 def best_so_far(trials: Iterable[Trial], by: By = "trials") -> tuple[Improvement, ...]:
     """Return each improvement of the best score, in order. A pruned trial is never an improvement."""
-    in_order = ended(trials)
-    at = range(1, len(in_order) + 1) if by == "trials" else active_seconds(in_order)
     found: list[Improvement] = []
-    for place, trial in zip(at, in_order, strict=True):
-        if trial.state == "COMPLETE" and (not found or trial.accuracy > found[-1].val_accuracy):
-            found.append(Improvement(float(place), trial.number, trial.accuracy))
+    in_order = ended(trials)
+    for position, trial in zip(positions(in_order, by), in_order, strict=True):
+        scored = trial.state == "COMPLETE" and math.isfinite(trial.accuracy)
+        if scored and (not found or trial.accuracy > found[-1].val_accuracy):
+            found.append(Improvement(position, trial.number, trial.accuracy))
     return tuple(found)
-
-
-def active_seconds(in_order: Sequence[Trial]) -> tuple[float, ...]:
-    """Return for each trial, in the order of their ends, how long any trial had been running when it ended.
-
-    This is not wall-clock time: a study that continues the next day did not search during the night.
-    """
-    ends = [_record(trial).ended for trial in in_order]
-    spans = sorted((min(_record(trial).started, end), end) for trial, end in zip(in_order, ends, strict=True))
-    merged: list[list[float]] = []
-    for start, end in spans:
-        if merged and start <= merged[-1][1]:
-            merged[-1][1] = max(merged[-1][1], end)
-        else:
-            merged.append([start, end])
-    starts = [start for start, _ in merged]
-    before = [0.0, *itertools.accumulate(until - start for start, until in merged)]
-    places = [bisect.bisect_right(starts, end) - 1 for end in ends]
-    return tuple(before[place] + (end - starts[place]) for place, end in zip(places, ends, strict=True))
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def costs(history: History) -> Costs:
         epochs=sum(len(record.epochs) for record in history.records),
         epochs_saved=sum(_planned_epochs(record) - len(record.epochs) for record in pruned),
         training_seconds=sum(record.ended - record.started for record in history.records),
-        active_seconds=max(active_seconds(ran), default=0.0),
+        active_seconds=max(positions(ran, "seconds"), default=0.0),
     )
 
 

@@ -192,18 +192,6 @@ def paired_t(differences: Sequence[float] | Floats, floor: float) -> float:
     return min(1.0, 2 * float(stdtr(len(differences) - 1, -abs(t))))
 
 
-def welch_t(first: Sequence[float] | Floats, second: Sequence[float] | Floats, floor: float) -> float:
-    """Return the two-sided p-value of Welch's t test (1947) of two samples with two or more values each.
-
-    Args:
-        floor: the least variance of a value, > 0: `rounding_variance` for accuracies.
-    """
-    from scipy.stats import ttest_ind_from_stats
-
-    of_first, of_second = ((np.mean(each), _sd(each, floor), len(each)) for each in (first, second))
-    return float(ttest_ind_from_stats(*of_first, *of_second, equal_var=False).pvalue)
-
-
 def _sd(values: Sequence[float] | Floats, floor: float) -> float:
     return math.sqrt(max(float(np.var(values, ddof=1)), floor))
 

@@ -32,12 +32,11 @@ def report(request: ParsedOverrides, own: CommandArgs) -> int:
     configs = [compose(each) for each in requests]
     studies = [_gather(each, request, own) for each in configs]
     footer = f"Written by mnistexp {__version__} on {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}."
-    names = "-".join(data.history.name for data in studies)
-    single = len(studies) == 1
-    found = (
-        study_report(studies[0], footer, own.keys.get("sections", "")) if single else studies_report(studies, footer)
-    )
-    name = f"{'report' if single else 'compare'}-{names}"[:150]
+    if len(studies) == 1:
+        found, prefix = study_report(studies[0], footer, own.keys.get("sections", "")), "report"
+    else:
+        found, prefix = studies_report(studies, footer), "compare"
+    name = "-".join([prefix, *(data.history.name for data in studies)])[:150]
     try:
         paths = _write(found, folder, name, name)
     except OSError as error:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, Normalize
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from mnistexp.analysis import parameters
-from mnistexp.analysis.history import Trial
+from mnistexp.analysis.history import History, Trial
 from mnistexp.config.schema import format_value
 from mnistexp.report.plot_style import BLUE, GREY, INK, ORANGE, printable
 
@@ -23,14 +21,10 @@ Floats = npt.NDArray[np.float64]
 Limits = tuple[float, float]
 Which = Literal["x", "y"]
 
-FEW = 6  # numbers of which there are no more, each drawn twice on average, are categories
-MANY = 400  # from this number of points or lines the SVG holds them as pixels: each would take 100 bytes
-STEPS = (1, 2, 5, 10)  # between ticks
-GOLDEN = 0.618034  # multiples of it, modulo 1, are spread evenly
-
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g}")  # PercentFormatter writes 98.000, not 98
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}".replace("e-0", "e-"))
 
-STAR: Mapping[str, Any] = {"marker": "*", "color": ORANGE, "markeredgecolor": "white", "linestyle": "none"}
+FEW = 6  # whole numbers of which there are no more are categories
 MARKERS: Mapping[str, Mapping[str, Any]] = {  # in the order of drawing
     "FAILED": {"marker": "x", "color": INK, "linewidths": 1.0},
     "PRUNED": {"marker": "o", "facecolors": "white", "edgecolors": GREY, "linewidths": 0.8},
@@ -38,34 +32,13 @@ MARKERS: Mapping[str, Mapping[str, Any]] = {  # in the order of drawing
 }
 
 
-# -------------------------------------------------------------------------------------------------- accuracies
-
-
 def scores(trials: Sequence[Trial]) -> Floats:
     """Return the validation accuracies, [trials]; NaN where a trial has none."""
-    values = [math.nan if trial.val_accuracy is None else trial.val_accuracy for trial in trials]
-    found = np.array(values, dtype=np.float64)
-    return np.where(np.isfinite(found), found, np.nan)
-
-
-def completed(trials: Sequence[Trial]) -> npt.NDArray[np.bool_]:
-    """Return which trials are complete and have a score, [trials]."""
-    states = np.array([trial.state == "COMPLETE" for trial in trials], dtype=np.bool_)
-    return states & np.isfinite(scores(trials))
-
-
-def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the complete trials that have a score, best first, then by number."""
-    complete = [trial for trial, done in zip(trials, completed(trials)) if done]
-    return sorted(complete, key=lambda trial: (-trial.accuracy, trial.number))
+    return np.array([math.nan if trial.val_accuracy is None else trial.val_accuracy for trial in trials])
 
 
 def percent(share: float, digits: int = 2) -> str:
-    """Format a share as a percentage.
-
-    >>> percent(0.98349)
-    '98.35 %'
-    """
+    """Format a share as a percentage: '98.35 %'."""
     return f"{100 * share:.{digits}f} %"
 
 
@@ -74,7 +47,7 @@ def accuracy_limits(values: Iterable[float]) -> Limits:
 
     An outlier is more than 1.5 interquartile ranges below the lower quartile (Tukey 1977).
     """
-    found = np.array([value for value in values if math.isfinite(value)], dtype=np.float64)
+    found = np.array([value for value in values if math.isfinite(value)])
     if not found.size:
         return 0.0, 1.0
     lower, upper = np.quantile(found, (0.25, 0.75))
@@ -95,63 +68,41 @@ def accuracy_axis(axes: Axes, which: Which, limits: Limits, label: str = "valida
     axis.grid(True)
 
 
-def scatter(axes: Axes, x: Floats, trials: Sequence[Trial], limits: Limits, area: float = 26) -> None:
-    """Draw each trial at its accuracy. One below the limits, or without an accuracy, is drawn on the lower end.
+def log_axis(axes: Axes, which: Which, values: Floats) -> None:
+    """Make an axis logarithmic, with plain numbers at its ticks."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    wide = np.nanmax(values) > 100 * np.nanmin(values)
+    axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter(PLAIN)
+    axis.set_minor_formatter(NullFormatter())
+
+
+def scatter(axes: Axes, x: Floats, trials: Sequence[Trial], lowest: float, best: Trial | None) -> None:
+    """Draw each trial at its accuracy; one below `lowest`, or without an accuracy, is drawn there.
 
     Args:
         x: [trials]; a trial at NaN is not drawn.
-        area: of a point, in square points; of many points less.
+        best: it is drawn as a star.
     """
-    y, states = scores(trials), np.array([trial.state for trial in trials])
-    drawn, inside = np.isfinite(x), y >= limits[0]
-    size = area * min(1.0, max(0.25, 100 / len(trials)))
-    common: dict[str, Any] = {"s": size, "zorder": 3, "clip_on": False, "rasterized": len(trials) > MANY}
+    y = np.fmax(scores(trials), lowest)
+    area = min(26.0, max(6.0, 2600 / max(1, len(trials))))  # square points
     for state, look in MARKERS.items():
-        mine = states == state
-        label = f"{np.count_nonzero(mine)} {state.lower()}"
-        spots, below = mine & inside & drawn, mine & ~inside & drawn
-        if np.any(spots):
-            axes.scatter(x[spots], y[spots], label=label, **common, **look)
-        if np.any(below):
-            if state != "FAILED":
-                look = {**look, "marker": "v"}
-                label = f"{np.count_nonzero(mine & ~inside)} {state.lower()}, below {percent(limits[0], 1)}"
-            axes.scatter(x[below], np.full(np.count_nonzero(below), limits[0]), label=label, **common, **look)
-    for best in ranked(trials)[:1]:
-        place, score = [x[list(trials).index(best)]], best.accuracy
-        axes.plot(
-            place,
-            [score],
-            **STAR,
-            markersize=11,
-            zorder=5,
-            clip_on=False,
-            label=f"best: #{best.number}, {percent(score)}",
-        )
-
-
-# --------------------------------------------------------------------------------------------- hyperparameters
-
-
-def short_names(names: Iterable[str]) -> dict[str, str]:
-    r"""Return short names of parameters that still tell them apart.
-
-    >>> short_names(["model.dropout", "optimizer.learning_rate@adam|lion"])
-    {'model.dropout': 'dropout', 'optimizer.learning_rate@adam|lion': 'learning_rate\n(adam, lion)'}
-    """
-    keys = {name: parameters.key_of(name) for name in names}
-    found = {}
-    for name, key in keys.items():
-        last = key.rpartition(".")[2]
-        unique = all(other == key or other.rpartition(".")[2] != last for other in keys.values())
-        options = name.partition("@")[2].replace("|", ", ")
-        found[name] = printable(last if unique else key) + (f"\n({printable(options)})" if options else "")
-    return found
+        mine = [place for place, trial in enumerate(trials) if trial.state == state]
+        if mine:
+            label = f"{len(mine)} {state.lower()}"
+            axes.scatter(x[mine], y[mine], area, label=label, zorder=3, clip_on=False, **look)
+    for place, trial in enumerate(trials):
+        if best is not None and trial.number == best.number:
+            label = f"best: #{best.number}, {percent(best.accuracy)}"
+            axes.scatter(
+                x[place], y[place], 90, c=ORANGE, marker="*", label=label, zorder=5, clip_on=False, edgecolors="white"
+            )
 
 
 @dataclass(frozen=True, eq=False)
 class Parameter:
-    """A hyperparameter of some trials, as numbers on an axis."""
+    """A hyperparameter of a study's trials, as numbers on an axis."""
 
     label: str
     values: Floats  # [trials]: numbers, or indices of categories; NaN: the trial has no value
@@ -159,93 +110,47 @@ class Parameter:
     log: bool = False
 
     @classmethod
-    def read(cls, trials: Sequence[Trial], key: str, label: str, log: Collection[str] = ()) -> Parameter:
-        """Read the values of an override key.
-
-        Args:
-            log: the names of parameters that were searched on a logarithmic scale.
-        """
-        missing = math.nan  # None is a value: null
-        found = [parameters.values_of(trial, [key]).get(key, missing) for trial in trials]
-        found = [missing if isinstance(value, float) and not math.isfinite(value) else value for value in found]
-        numbers = np.array([float(v) if parameters.is_number(v) else missing for v in found], dtype=np.float64)
-        texts = ["" if value is missing else format_value(value, digits=3) for value in found]
-        finite = numbers[np.isfinite(numbers)]
-        words = [value for value in found if value is not None and not parameters.is_number(value)]
-        if words or len(set(finite.tolist())) <= max(1, min(FEW, len(finite) // 2)):
-            categories = sorted(set(texts) - {""}, key=_category_order)
-            index = [categories.index(text) if text else missing for text in texts]
-            return cls(label, np.array(index, dtype=np.float64), tuple(printable(each, 20) for each in categories))
-        logarithmic = min(finite) > 0 and any(key in (name, parameters.key_of(name)) for name in log)
-        return cls(label, numbers, log=bool(logarithmic))
+    def read(cls, history: History, key: str) -> Parameter:
+        """Read the values of an override key. A choice, and a few whole numbers, have an axis of categories."""
+        ranges = [each for name, each in parameters.searched(history).items() if parameters.key_of(name) == key]
+        label = printable(parameters.short_names(parameters.keys(history))[key])
+        found = [parameters.values_of(trial, [key]).get(key, math.nan) for trial in history.trials]
+        numbers = np.array([value if parameters.is_number(value) else math.nan for value in found], dtype=np.float64)
+        different = np.unique(numbers[np.isfinite(numbers)])
+        few = len(different) < 2 or (len(different) <= FEW and not np.any(different % 1))
+        if not few and not any(each.values for each in ranges):
+            return cls(label, numbers, log=bool(different[0] > 0) and any(each.log for each in ranges))
+        searched = [value for each in ranges for value in each.values]
+        in_order = (*searched, *different.tolist(), *found)  # the first trial may have another value than the searched
+        texts = [format_value(value, digits=10, max_length=20) for value in in_order]
+        categories = list(dict.fromkeys(text for text in texts if text != "nan"))
+        places = [categories.index(text) if text != "nan" else math.nan for text in texts[len(texts) - len(found) :]]
+        return cls(label, np.array(places, dtype=np.float64), tuple(map(printable, categories)))
 
     @property
-    def empty(self) -> bool:
-        """Whether no trial has a value."""
-        return bool(np.all(np.isnan(self.values)))
-
-    @property
-    def limits(self) -> Limits:
-        """The ends of the axis: 4 % of its length from the outermost values."""
-        if self.categories:
-            return -0.5, len(self.categories) - 0.5
-        low, high = float(np.nanmin(self.values)), float(np.nanmax(self.values))
-        if self.log:
-            pad = (high / low) ** 0.04
-            return low / pad, high * pad
-        return low - 0.04 * (high - low), high + 0.04 * (high - low)
-
-    @property
-    def norm(self) -> Normalize:
-        """The map from the axis to 0 … 1."""
-        return LogNorm(*self.limits) if self.log else Normalize(*self.limits)
+    def jittered(self) -> Floats:
+        """The values; those of one category side by side."""
+        golden = (np.arange(len(self.values)) * 0.618034) % 1 - 0.5  # multiples of it are spread evenly
+        return self.values + 0.5 * golden if self.categories else self.values
 
     def edges(self, bins: int) -> Floats:
         """Return the edges of equal bins; of categories, one bin each."""
         if self.categories:
-            return np.arange(-0.5, len(self.categories), dtype=np.float64)
-        low, high = self.limits
-        return np.geomspace(low, high, bins + 1) if self.log else np.linspace(low, high, bins + 1)
+            return np.arange(-0.5, len(self.categories))
+        space = np.geomspace if self.log else np.linspace
+        return space(np.nanmin(self.values), np.nanmax(self.values), bins + 1)
 
-    def jittered(self, step: float = GOLDEN) -> Floats:
-        """Return the values; those of a category side by side."""
-        offsets = 0.5 * ((np.arange(len(self.values)) * step) % 1 - 0.5)
-        return self.values + offsets if self.categories else self.values
+    def centers(self, edges: Floats) -> Floats:
+        """Return the middle of each bin."""
+        return np.sqrt(edges[:-1] * edges[1:]) if self.log else (edges[:-1] + edges[1:]) / 2
 
-    def ticks(self, count: int = 4) -> FixedLocator | LogLocator | MaxNLocator:
-        """Return the locator of the ticks."""
-        if self.categories:
-            return FixedLocator(range(len(self.categories)))
-        if self.log:
-            low, high = self.limits
-            return LogLocator(subs=(1.0,) if high / low > 300 else (1.0, 2.0, 5.0), numticks=count + 1)
-        whole = bool(np.all(self.values[np.isfinite(self.values)] % 1 == 0))
-        return MaxNLocator(nbins=count, steps=STEPS, integer=whole)
-
-    def tick_label(self, value: float) -> str:
-        """Return the text at a tick."""
-        return self.categories[round(value)] if self.categories else f"{value:g}".replace("e-0", "e-")
-
-    def set_axis(self, axes: Axes, which: Which, letters: int = 40) -> None:
-        """Set up an axis that has room for so many letters."""
-        axes.set(**{f"{which}scale": "log" if self.log else "linear", f"{which}lim": self.limits})
+    def set_axis(self, axes: Axes, which: Which) -> None:
+        """Set up an axis of this parameter."""
         axis = axes.xaxis if which == "x" else axes.yaxis
         axis.set_label_text(self.label)
-        axis.set_major_locator(self.ticks())
-        axis.set_major_formatter(FuncFormatter(lambda value, _: self.tick_label(value)))
-        axis.set_minor_formatter(NullFormatter())
-        if which == "x" and len(self.categories) * (max(map(len, self.categories), default=0) + 1) > letters:
-            axis.set_tick_params(rotation=30)
-
-
-def _category_order(text: str) -> tuple[int, list[float], str]:
-    """Sort numbers by size, then lists by length and sizes, then words by alphabet."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if parameters.is_number(value):
-        return 0, [value], text
-    if isinstance(value, list) and all(map(parameters.is_number, value)):
-        return 1, [len(value), *value], text
-    return 2, [], text
+        if self.log:
+            log_axis(axes, which, self.values)
+        elif self.categories:
+            rotation = 30 if which == "x" and len("".join(self.categories)) > 24 else 0
+            axis.set_ticks(range(len(self.categories)), self.categories, rotation=rotation)
+            axes.set(**{f"{which}lim": (-0.5, len(self.categories) - 0.5)})

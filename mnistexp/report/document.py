@@ -6,6 +6,7 @@ that others can write to.
 
 from __future__ import annotations
 
+import base64
 import html
 import itertools
 import re
@@ -25,9 +26,7 @@ from markdown_it.token import Token
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from mnistexp.report.plot_style import to_png, to_svg
-
-Rows = Sequence[Sequence[str]]
+from mnistexp.report.plot_style import to_png
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,15 +40,17 @@ class Report:
     @cached_property
     def png(self) -> dict[str, bytes]:
         """The figures as PNG files."""
-        return {name: to_png(figure, 160) for name, figure in self.figures.items()}
-
-    @cached_property
-    def svg(self) -> dict[str, str]:
-        """The figures as SVG elements of an HTML page."""
-        return {name: to_svg(figure) for name, figure in self.figures.items()}
+        return {name: to_png(figure) for name, figure in self.figures.items()}
 
     def markdown(self, folder: str) -> str:
         """Return the report as Markdown, which refers to PNG files in `folder`, a relative path."""
+
+        def figure(name: str, description: str, caption: str) -> Markup:
+            """Write a picture and its caption, if the report has it."""
+            if name not in self.figures:
+                return Markup()
+            return Markup(f"![{escape(description)}]({quote(folder)}/{name}.png)\\\n{escape(caption)}")
+
         environment = jinja2.Environment(
             loader=jinja2.FunctionLoader(_resource),
             undefined=jinja2.StrictUndefined,
@@ -58,26 +59,25 @@ class Report:
             keep_trailing_newline=True,
             finalize=lambda value: value if isinstance(value, Markup) else escape(str(value)),  # of every {{ value }}
         )
-        environment.globals |= {"table": table, "commands": commands, "folder": quote(folder), "figures": self.figures}
+        environment.globals |= {"table": table, "commands": commands, "figure": figure}
         return re.sub(r"\n{3,}", "\n\n", environment.get_template(self.template).render(self.values))
 
     def html(self) -> str:
         """Return the report as one page that needs no other file and no address."""
         markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
         markdown.disable(["link", "autolink", "reference"])
-        markdown.add_render_rule("image", _inline_svg)
-        markdown.add_render_rule("table_open", lambda *_: '<div class="table" tabindex="0"><table>\n')
-        markdown.add_render_rule("table_close", lambda *_: "</table></div>\n")
-        tokens = _with_captions(markdown.parse(self.markdown(".")))
-        headings = [i for i, token in enumerate(tokens) if token.type == "heading_open" and token.tag == "h2"]
-        titles = ["".join(child.content for child in tokens[i + 1].children or ()) for i in headings]
-        bounds = itertools.pairwise([0, *headings, len(tokens)])
-        head, *parts = (markdown.renderer.render(tokens[a:b], markdown.options, {"svg": self.svg}) for a, b in bounds)
-        ids = [re.sub(r"\W+", "-", title.lower()).strip("-") for title in titles]
-        links = " ".join(f'<a href="#{i}">{html.escape(title)}</a>' for i, title in zip(ids, titles, strict=True))
-        sections = [f'<section id="{i}">\n{part}</section>\n' for i, part in zip(ids, parts, strict=True)]
-        body = f"<header>\n{head}</header>\n<nav>{links}</nav>\n{''.join(sections)}"
-        return PAGE.substitute(title=html.escape(self.values["title"]), css=_resource("report.css"), body=body)
+        markdown.add_render_rule("image", _embedded)
+        tokens = markdown.parse(self.markdown("."))
+        links = []
+        for heading, inline in itertools.pairwise(tokens):
+            if heading.type == "heading_open" and heading.tag == "h2":
+                title = "".join(child.content for child in inline.children or ())
+                name = re.sub(r"\W+", "-", title.lower()).strip("-")
+                heading.attrSet("id", name)
+                links.append(f'<a href="#{name}">{html.escape(title)}</a>')
+        body = markdown.renderer.render(tokens, markdown.options, {"png": self.png})
+        title = html.escape(self.values["title"])
+        return PAGE.substitute(title=title, css=_resource("report.css"), links=" ".join(links), body=body)
 
 
 # ---------------------------------------------------------------------------------------------------- Markdown
@@ -91,7 +91,7 @@ def escape(text: str) -> str:
     return escaped.replace("://", ":\\//")  # some readers make links of addresses
 
 
-def table(rows: Rows, head: Sequence[str] = ("", ""), align: str = "l") -> Markup:
+def table(rows: Sequence[Sequence[str]], head: Sequence[str] = ("", ""), align: str = "l") -> Markup:
     """Write a table.
 
     Args:
@@ -129,22 +129,15 @@ PAGE = Template("""\
 $css</style>
 </head>
 <body>
-$body</body>
+<nav>$links</nav>
+<main>
+$body</main>
+</body>
 </html>
 """)
 
 
-def _inline_svg(_: RendererHTML, tokens: Sequence[Token], index: int, __: object, env: MutableMapping[str, Any]) -> str:
-    svg = env["svg"][PurePosixPath(str(tokens[index].attrs["src"])).stem]
-    return f'<div class="drawing" role="img" aria-label="{html.escape(tokens[index].content)}">{svg}</div>'
-
-
-def _with_captions(tokens: list[Token]) -> list[Token]:
-    """Make a figure with a caption of each paragraph that starts with a picture."""
-    for index, token in enumerate(tokens):
-        children = token.children or []
-        if children and children[0].type == "image":
-            tokens[index - 1].tag = tokens[index + 1].tag = "figure"
-            caption = [Token("caption_open", "figcaption", 1), *children[2:], Token("caption_close", "figcaption", -1)]
-            token.children = [children[0], *caption]
-    return tokens
+def _embedded(_: RendererHTML, tokens: Sequence[Token], index: int, __: object, env: MutableMapping[str, Any]) -> str:
+    png = env["png"][PurePosixPath(str(tokens[index].attrs["src"])).stem]
+    description = html.escape(tokens[index].content)
+    return f'<img alt="{description}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mnistexp.analysis import comparison, confirmation, history, parameters
 from mnistexp.analysis.by_value import Groups, by_value
-from mnistexp.analysis.comparison import BestComparison, WrongPredictions
+from mnistexp.analysis.comparison import BestComparison
 from mnistexp.analysis.confirmation import Confirmation
 from mnistexp.analysis.history import History, Importances, Storage, Trial
 from mnistexp.config import user_code
@@ -28,7 +28,7 @@ class ReportData:
     confirmation: Confirmation | None
     dataset: Dataset | None
     missing: str  # why there is no data set
-    axes: tuple[str, str] | None  # of the heat map; None: fewer than two parameters were searched
+    axes: tuple[str, str] | None = None  # of the heat map; None: the two most important parameters
     stores: tuple[str, ...] = ()  # the overrides that name the study's and the runs' database, without passwords
     groups: Groups | None = None  # by one key's values, if the user asked for it
 
@@ -40,20 +40,13 @@ class ReportData:
     @property
     def baseline(self) -> Trial | None:
         """The complete trial with the config from which the sweep started, unless nothing was searched."""
-        found = (trial for trial in self.history.ranked if trial.baseline and parameters.searched(self.history))
-        return next(found, None)
+        return next((trial for trial in self.history.ranked if trial.baseline and self.keys), None)
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The searched override keys, the most important ones first if importances are known."""
-        return _by_importance(self.history, self.importances)
-
-    @property
-    def wrong_predictions(self) -> WrongPredictions | None:
-        """The best trial's errors; None without the data set's labels."""
-        if self.comparison is None or self.dataset is None:
-            return None
-        return comparison.wrong_predictions(self.comparison, self.dataset.validation.labels, self.dataset.classes)
+        known = parameters.by_key(self.importances.shares)
+        return tuple(sorted(parameters.keys(self.history), key=lambda key: -known.get(key, 0.0)))
 
     def command(self, name: str, *more: str) -> str:
         """A command for this study, as the user types it."""
@@ -73,50 +66,39 @@ def gather(
 
     Args:
         root: the folder of the data, if the user gave one.
-        heatmap: two parameters, `X,Y`; empty: the two most important ones that are numbers.
+        heatmap: two parameters, `X,Y`; empty: the two most important ones.
         by: a parameter whose values are compared over seeds; empty: none.
 
     Raises: StoreError if the database has no such study, ConfigError if the study has no such parameters.
     """
     found = history.load(storage, name)
     groups = by_value(found, by) if by else None
-    shares = history.importances(storage, name)
     dataset, missing = _dataset(found, root)
-    return ReportData(
+    data = ReportData(
         history=found,
-        importances=shares,
+        importances=history.importances(storage, name),
         comparison=comparison.compare_best(found),
         confirmation=confirmation.load(storage, found),
         dataset=dataset,
         missing=missing,
-        axes=_given_axes(found, heatmap) if heatmap else _default_axes(found, shares),
         stores=tuple(stores),
         groups=groups,
     )
+    return replace(data, axes=_axes(heatmap, parameters.keys(found))) if heatmap else data
 
 
-def _by_importance(found: History, shares: Importances) -> tuple[str, ...]:
-    known = parameters.by_key(shares.shares)
-    return tuple(sorted(parameters.keys(found), key=lambda key: -known.get(key, 0.0)))
-
-
-def _default_axes(found: History, shares: Importances) -> tuple[str, str] | None:
-    """Return the two most important parameters; those that are numbers come first."""
-    numeric = parameters.numeric(found)
-    keys = sorted(_by_importance(found, shares), key=lambda key: key not in numeric)
-    return (keys[0], keys[1]) if len(keys) > 1 else None
-
-
-def _given_axes(found: History, text: str) -> tuple[str, str]:
-    known = parameters.keys(found)
+def _axes(text: str, known: Sequence[str]) -> tuple[str, str]:
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in known:
-            searched = f"it searched {', '.join(known)}" if known else "it searched no parameter"
-            raise ConfigError(f"heatmap={text}: the study has no {name!r}; {searched}{suggestion(name, known)}")
+            searched = ", ".join(known) or "no parameter"
+            raise ConfigError(
+                f"heatmap={text}: the study has no {name!r}; it searched {searched}{suggestion(name, known)}"
+            )
     if len(names) != 2 or names[0] == names[1]:
-        example = ",".join((*known, "PARAMETER", "PARAMETER")[:2])
-        raise ConfigError(f"heatmap={text}: takes two different parameters, such as heatmap={example}")
+        raise ConfigError(
+            f"heatmap={text}: takes two different parameters, such as heatmap=model.dropout,model.activation"
+        )
     return names[0], names[1]
 
 

@@ -23,26 +23,15 @@ def studies_report(studies: Sequence[ReportData], footer: str) -> Report:
     histories = [data.history for data in studies]
     found = compare_winners(histories)
     tests = {each.study: each for each in found or ()}
-    trials = {history.name: history.trials for history in histories}
     drawn: dict[str, Figure] = {}
     if any(history.complete for history in histories):
-        drawn["best_by_trials"] = figures.best_so_far_compared(trials, by="trials")
-        drawn["best_by_time"] = figures.best_so_far_compared(trials, by="seconds")
+        drawn["best_by_trials"] = figures.best_so_far(histories, "trials")
+        drawn["best_by_time"] = figures.best_so_far(histories, "seconds")
     values = {
-        "title": f"Studies {', '.join(trials)}",
-        "why_not": "" if found else _why_not(histories),
+        "title": f"Studies {', '.join(history.name for history in histories)}",
+        "tested": found is not None,
         "winners": [_winner(data, tests.get(data.history.name)) for data in studies],
-        "head": (
-            "study",
-            "trial",
-            "config",
-            "accuracy",
-            "95 % interval",
-            "only best",
-            "only this",
-            "corrected p",
-            "result",
-        ),
+        "head": HEAD,
         "align": "lllrrrrrl",
         "costs": [_costs(history) for history in histories],
         "footer": footer,
@@ -61,17 +50,6 @@ def _winner(data: ReportData, winner: Winner | None) -> tuple[str, ...]:
         verdict = "significantly worse" if test.significant else "not significant"
         result = (str(test.only_best), str(test.only_this), p_number(test.adjusted), verdict)
     return (data.history.name, f"#{best.number}", config_name(best), accuracy(best.accuracy), interval, *result)
-
-
-def _why_not(histories: Sequence[History]) -> str:
-    if not all(history.ranked for history in histories):
-        return "A study has no complete trial, so nothing was tested."
-    if len({record.data_fingerprint for history in histories for record in history.records}) > 1:
-        return (
-            "The studies were not scored on the same images (another data set or split). Their accuracies can't be "
-            "compared, so nothing was tested."
-        )
-    return "The records of correct predictions do not fit the scores, so nothing was tested."
 
 
 def _costs(history: History) -> tuple[str, ...]:

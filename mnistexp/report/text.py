@@ -6,21 +6,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from mnistexp.analysis import parameters, progress
-from mnistexp.analysis.comparison import Rival
+from mnistexp.analysis.comparison import Rival, WrongPrediction, wrong_predictions
 from mnistexp.analysis.history import Trial
 from mnistexp.analysis.parameters import SearchedRange
-from mnistexp.analysis.progress import By, Cost
 from mnistexp.config.overrides import parse_parameter_name
-from mnistexp.config.schema import format_value
-from mnistexp.data.dataset import Dataset, Split
+from mnistexp.data.dataset import Dataset
 from mnistexp.errors import ConfigError, without_passwords
-from mnistexp.report import comparison_figures, confirmation_text, figures, space_figures
-from mnistexp.report.by_value_text import answer_rows, by_value_section, hint, short_names
+from mnistexp.report import comparison_figures, confirmation_text, figures
+from mnistexp.report.by_value_text import answer_rows, by_value_section, hint, short_value
 from mnistexp.report.document import Report
 from mnistexp.report.report_data import ReportData
 from mnistexp.terminal.formatting import accuracy, duration, interval, p_number, trials
@@ -28,17 +24,13 @@ from mnistexp.tracking.records import RunRecord
 from mnistexp.tracking.run_context import run_name
 
 RIVALS = 10  # in the table
-CURVES = 6  # in colour
 WRONG = 24  # images
-CLASSES = 20  # of which samples are shown
-BOTH: tuple[By, ...] = ("trials", "seconds")
-COSTS: tuple[Cost, ...] = ("seconds", "parameters")
 
 Values = dict[str, Any]  # what the template uses; figures by the names of their files
 
 
 def study_report(data: ReportData, footer: str, wanted: str = "") -> Report:
-    """Put the report of one study together.
+    """Put the report of one study together. A section for which there are no data is left out.
 
     Args:
         wanted: names of sections with commas between them, which alone are written; empty: all.
@@ -49,15 +41,12 @@ def study_report(data: ReportData, footer: str, wanted: str = "") -> Report:
     names = [name.strip() for name in wanted.split(",")] if wanted else known
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"sections={wanted}: the report has no section {unknown[0]!r}; it has {', '.join(known)}")
-    sections = {name: SECTIONS[name](data) for name in known if name in names}
+    sections = {name: values for name in known if name in names and (values := SECTIONS[name](data))}
     history, spent = data.history, progress.costs(data.history)
     values = {
         "title": f"Study {history.name}",
         "data_name": history.records[0].data_name if history.records else "",
-        "trials": spent.trials,
-        "complete": spent.complete,
-        "pruned": spent.pruned,
-        "failed": spent.failed,
+        "spent": spent,
         "answer": [*answer_rows(data), *_answer(data)],
         "by_command": hint(data),
         "sections": sections,
@@ -108,34 +97,30 @@ def _answer(data: ReportData) -> Iterator[tuple[str, str]]:
 
 def _real(data: ReportData) -> Values:
     found = data.comparison
-    if data.best is None:
-        return {"why_not": "No trial completed."}
-    if found is None:
-        return {"why_not": "The records of correct predictions do not fit the scores, so nothing was tested."}
-    if not found.rivals:
-        return {"why_not": "One trial completed, so there is no other to compare it with."}
-    count, bias = len(found.correct), found.selection_bias
+    if found is None or not found.rivals:
+        return {}
     tied = (found.best, *found.tied)
     small = min(tied, key=lambda trial: (progress.cost_of(trial, "parameters"), -trial.accuracy, trial.number))
     fast = min(tied, key=lambda trial: (progress.cost_of(trial, "seconds"), -trial.accuracy, trial.number))
-    facts = [
-        ("validation images", f"{found.images:,}"),
-        ("pairs of trials", f"{count * (count - 1) // 2:,}"),
-        ("standard error of the best accuracy", accuracy(found.standard_error)),
-        ("selection bias of the best accuracy (bootstrap over images)", accuracy(bias)),
-        ("expected accuracy of its network on new images", accuracy(found.best.accuracy - bias)),
-        ("trials without a significant difference to the best", f"{len(found.tied)} of {len(found.rivals)}"),
-        ("of these and the best: fewest parameters", f"{_named(small)}: {progress.cost_of(small, 'parameters'):,.0f}"),
-        ("of these and the best: shortest training", f"{_named(fast)}: {duration(progress.cost_of(fast, 'seconds'))}"),
-    ]
-    confirm = "" if data.confirmation else data.command("confirm")
     return {
-        "why_not": "",
-        "facts": facts,
+        "facts": [
+            ("validation images", f"{found.images:,}"),
+            ("selection bias of the best accuracy (bootstrap over images)", accuracy(found.selection_bias)),
+            ("expected accuracy of its network on new images", accuracy(found.best.accuracy - found.selection_bias)),
+            ("trials without a significant difference to the best", f"{len(found.tied)} of {len(found.rivals)}"),
+            (
+                "of these and the best: fewest parameters",
+                f"{_named(small)}: {progress.cost_of(small, 'parameters'):,.0f}",
+            ),
+            (
+                "of these and the best: shortest training",
+                f"{_named(fast)}: {duration(progress.cost_of(fast, 'seconds'))}",
+            ),
+        ],
         "rows": [_rival_row(rival) for rival in found.rivals[:RIVALS]],
         "others": len(found.rivals),
-        "confirm": confirm,
-        "rivals": comparison_figures.rivals(found.rivals, found.best.number),
+        "confirm": "" if data.confirmation else data.command("confirm"),
+        "rivals": comparison_figures.rivals(found.rivals),
     }
 
 
@@ -159,57 +144,48 @@ def _confirmed(data: ReportData) -> Values:
         "rows": confirmation_text.rows(found),
         "sentences": list(filter(None, sentences)),
         "confirmed": comparison_figures.confirmed(found),
-        **({"noise": comparison_figures.noise(found.configs)} if len(found.configs) > 1 else {}),
     }
 
 
 def _course(data: ReportData) -> Values:
-    found, spent = data.history.trials, progress.costs(data.history)
-    improvements = progress.best_so_far(found)
-    reached = f"{improvements[-1].at:.0f} of {len(progress.ended(found))}" if improvements else "–"
+    spent, improvements = progress.costs(data.history), progress.best_so_far(data.history.trials)
+    share = 100 * spent.epochs_saved / max(1, spent.epochs + spent.epochs_saved)
     rows = [
         ("trials", f"{spent.trials:,}"),
         ("complete", f"{spent.complete:,}"),
         ("pruned", f"{spent.pruned:,}"),
         ("failed", f"{spent.failed:,}"),
         ("epochs", f"{spent.epochs:,}"),
+        ("epochs saved by pruning", f"{spent.epochs_saved:,} ({share:.0f} %)"),
         ("time with a trial running", duration(spent.active_seconds)),
         ("time of all trials together", duration(spent.training_seconds)),
-        ("trials that had ended when the best score was found", reached),
-        ("improvements of the best score after the first trial", f"{max(0, len(improvements) - 1)}"),
     ]
-    if not improvements:
-        return {"rows": rows}
-    by_trials, by_time = (figures.best_so_far(found, by) for by in BOTH)
-    return {"rows": rows, "best_by_trials": by_trials, "best_by_time": by_time}
+    if improvements:
+        rows.append(("trials that had ended when the best score was found", f"{improvements[-1].at:.0f}"))
+    failures = progress.failures(data.history).items()
+    values = {"rows": rows, "failures": [(trials(numbers), without_passwords(reason)) for reason, numbers in failures]}
+    return values | ({"best_so_far": figures.best_so_far([data.history])} if improvements else {})
 
 
 def _parameters(data: ReportData) -> Values:
-    shares, found, log = data.importances, data.history.trials, parameters.logarithmic(data.history)
-    x, y = data.axes or ("", "")
-    values: Values = {"searched": data.keys, "top": shares.top, "why_not": shares.why_not, "x": x, "y": y}
-    if shares.shares:
-        values["importances"] = figures.importances(shares.shares)
-    if data.keys and data.history.complete:
-        values["slices"] = space_figures.slices(found, data.keys, log)
-        values["parallel"] = space_figures.parallel(found, data.keys, log)
-        if data.axes:
-            values["heatmap"] = space_figures.heatmap(found, x, y, log)
-    return values
-
-
-def _space(data: ReportData) -> Values:
-    best, ranges = data.best, parameters.searched(data.history)
-    if best is None:
-        return {"rows": []}
-    tied, top = (best, *(data.comparison.tied if data.comparison else ())), parameters.top_tenth(data.history)
+    if not data.keys or data.best is None:
+        return {}
+    shares, ranges, top = data.importances, parameters.searched(data.history), parameters.top_tenth(data.history)
+    x, y = data.axes or (*(key for key in data.keys if key != parameters.SEED), "", "")[:2]
     rows = [
-        (_long_name(name), _range(ranges[name]), *(_summary(group, name, ranges[name]) for group in (tied, top)))
+        (_long_name(name), _range(ranges[name]), _summary(top, name, ranges[name]))
         for name in sorted(ranges, key=lambda name: data.keys.index(parameters.key_of(name)))
     ]
     return {
+        "top": shares.top,
+        "why_not": shares.why_not,
         "rows": rows,
-        "head": ("parameter", "searched", f"not significantly different ({len(tied)})", f"top tenth ({len(top)})"),
+        "head": ("parameter", "searched", f"the best tenth ({len(top)} trials)"),
+        "x": x,
+        "y": y,
+        "importances": figures.importances(shares.shares) if shares.shares else None,
+        "slices": figures.slices(data.history, data.keys),
+        "heatmap": figures.heatmap(data.history, x, y) if y else None,
     }
 
 
@@ -219,96 +195,81 @@ def _long_name(name: str) -> str:
     return f"{key} ({', '.join(options)})" if options else key
 
 
-def _value(value: object) -> str:
-    return format_value(value, digits=3)
-
-
 def _range(found: SearchedRange) -> str:
     if found.values:
-        return ", ".join(map(_value, found.values))
-    return f"{_value(found.low)} to {_value(found.high)}{', logarithmic' if found.log else ''}"
+        return ", ".join(map(short_value, found.values))
+    return f"{short_value(found.low)} to {short_value(found.high)}{', logarithmic' if found.log else ''}"
 
 
 def _summary(group: Sequence[Trial], name: str, searched: SearchedRange) -> str:
     counts = parameters.range_summary(group, name, searched)
     if not searched.values:
-        return " to ".join(dict.fromkeys(map(_value, counts))) or "–"
-    return ", ".join(f"{_value(value)} ×{count}" for value, count in counts.items()) or "–"
+        return " to ".join(dict.fromkeys(map(short_value, counts))) or "–"
+    return ", ".join(f"{short_value(value)} ×{count}" for value, count in counts.items()) or "–"
 
 
 def _curves(data: ReportData) -> Values:
-    return {"curves": figures.curves(data.history.trials, CURVES)} if data.history.records else {}
+    trained = any(trial.state != "FAILED" for trial in data.history.trials)
+    return {"curves": figures.curves(data.history)} if trained else {}
 
 
 def _costs(data: ReportData) -> Values:
-    found = data.history.complete
+    found = data.history.ranked
     if not found:
         return {}
-    fronts: dict[Cost, tuple[Trial, ...]] = {cost: progress.pareto_front(found, cost) for cost in COSTS}
-    values: Values = {cost: trials([trial.number for trial in front]) for cost, front in fronts.items()}
-    return values | {f"pareto_{cost}": figures.pareto(data.history.trials, cost) for cost in COSTS}
+    return {
+        "seconds": trials([trial.number for trial in progress.pareto_front(found, "seconds")]),
+        "parameters": trials([trial.number for trial in progress.pareto_front(found, "parameters")]),
+        "pareto_seconds": figures.pareto(data.history, "seconds"),
+        "pareto_parameters": figures.pareto(data.history, "parameters"),
+    }
 
 
 def _digits(data: ReportData) -> Values:
-    dataset, found = data.dataset, data.wrong_predictions
+    dataset, compared = data.dataset, data.comparison
+    if compared is None:
+        return {}
     if dataset is None:
         return {"why_not": without_passwords(data.missing).rstrip(".")}
-    values: Values = {"why_not": "", "facts": [], "name": dataset.name}
-    if found:
-        by_all = sum(image.missed_by == found.trials for image in found.images)
-        values["facts"] = [
+    found = wrong_predictions(compared, dataset.validation.labels, dataset.classes)
+    by_all = sum(image.missed_by == found.trials for image in found.images)
+    return {
+        "why_not": "",
+        "facts": [
             ("validation images", f"{len(dataset.validation.labels):,}"),
             ("wrong predictions of the best trial", f"{len(found.images):,}"),
             (f"of these, wrong in all {found.trials:,} complete trials", f"{by_all:,}"),
-        ]
-        values["confusion"] = figures.confusion(found.confusion, dataset.classes)
-        first = found.images[:WRONG]
-        titles = [f"{image.label} → {image.predicted}" for image in first]
-        values["mistakes_titles"] = ", ".join(titles)
-        values["mistakes"] = _grid(dataset, dataset.validation, [image.index for image in first], titles)
-    labels = dataset.train.labels
-    samples = [i for label in range(min(dataset.classes, CLASSES)) for i in np.flatnonzero(labels == label)[:2]]
-    titles = [str(labels[i]) for i in samples]
-    return values | {"samples_titles": ", ".join(titles), "samples": _grid(dataset, dataset.train, samples, titles)}
+        ],
+        "confusion": figures.confusion(found.confusion),
+        "mistakes": _mistakes(dataset, found.images[:WRONG]),
+    }
 
 
-def _grid(dataset: Dataset, split: Split, index: Sequence[int], titles: Sequence[str]) -> Figure | None:
+def _mistakes(dataset: Dataset, images: Sequence[WrongPrediction]) -> Figure | None:
     """Draw some images; None if there are none, or if they are not of one colour."""
     shape = dataset.image_shape[:2] if dataset.image_shape[2:] in ((), (1,)) else ()
-    if len(shape) != 2 or not index:
+    if len(shape) != 2 or not images:
         return None
-    values = split.images[np.asarray(index)].astype(np.float32) * dataset.scale
-    low, high = min(0.0, float(values.min())), max(1.0, float(values.max()))
-    pixels: npt.NDArray[np.uint8] = np.round(255 * (values - low) / (high - low)).astype(np.uint8)
-    return figures.digits(pixels.reshape(-1, *shape), titles)
+    pixels = dataset.validation.images[[image.index for image in images]].reshape(-1, *shape)
+    return figures.digits(pixels, [f"{image.label} → {image.predicted}" for image in images])
 
 
 def _top(data: ReportData) -> Values:
-    names = short_names(data.keys)
+    names = parameters.short_names(data.keys).values()
     rows = []
     for trial in data.history.ranked[:10]:
         fit, values = trial.fit, parameters.values_of(trial, data.keys)
         assert fit is not None
-        settings = [_value(values[key]) if key in values else "–" for key in data.keys]
+        settings = [short_value(values[key]) if key in values else "–" for key in data.keys]
         cost = (f"{fit.best_epoch} of {len(fit.epochs)}", f"{fit.seconds:.1f}", f"{fit.parameters:,}")
         rows.append((f"#{trial.number}", accuracy(trial.accuracy), *settings, *cost))
     head = ("trial", "accuracy", *names, "epoch", "seconds", "parameters")
-    return {"rows": rows, "head": head, "align": f"lr{'l' * len(names)}r"}
+    return {"rows": rows, "head": head, "align": f"lr{'l' * len(names)}r"} if rows else {}
 
 
 def _test(data: ReportData) -> Values:
     confirmed = data.confirmation.test_evaluations if data.confirmation else 0
     return {"rows": [("trials", f"{data.history.test_evaluations:,}"), ("networks of confirmations", f"{confirmed:,}")]}
-
-
-def _ended(data: ReportData) -> Values:
-    spent = progress.costs(data.history)
-    share = 100 * spent.epochs_saved / max(1, spent.epochs + spent.epochs_saved)
-    failures = progress.failures(data.history).items()
-    return {
-        "saved": f"{spent.epochs_saved:,} ({share:.0f} %)",
-        "failures": [(trials(numbers), without_passwords(reason)) for reason, numbers in failures],
-    }
 
 
 def _provenance(data: ReportData) -> Values:
@@ -358,12 +319,10 @@ SECTIONS: Mapping[str, Callable[[ReportData], Values]] = {  # by name, in the or
     "confirmed": _confirmed,
     "course": _course,
     "parameters": _parameters,
-    "space": _space,
     "curves": _curves,
     "costs": _costs,
     "digits": _digits,
     "top": _top,
     "test": _test,
-    "ended": _ended,
     "provenance": _provenance,
 }

@@ -41,13 +41,13 @@ def test_the_first_trials_optimizer_is_the_name_of_the_option(name: str) -> None
     assert parameters.values_of(trial(0, config=base(f"optimizer={name}")), ["optimizer"]) == {"optimizer": name}
 
 
-def test_an_axis_needs_two_different_numbers() -> None:
-    """Neither text nor a constant number is an axis."""
-    first = trial(0, params={"optimizer.learning_rate": 0.1, "model.activation": "relu"})
-    other = trial(1, params={"optimizer.learning_rate": 0.2, "model.activation": "tanh"})
+def test_names_are_as_short_as_they_can_be_told_apart() -> None:
+    """The last part of a key, unless another key ends alike; a range of some options names these."""
+    names = ["model.name", "optimizer.name", "a.rate@adam|nadam", "a.rate@sgd"]
 
-    assert parameters.numeric(study(first, other)) == ("optimizer.learning_rate",)
-    assert parameters.numeric(study(first, first)) == ()
+    short = parameters.short_names(names)
+
+    assert list(short.values()) == ["model.name", "optimizer.name", "rate (adam, nadam)", "rate (sgd)"]
 
 
 def test_the_values_of_good_trials_are_summarised() -> None:

@@ -45,10 +45,10 @@ def test_active_seconds_equal_a_count_of_seconds() -> None:
 
     counted = [sum(any(start <= second < end for start, end in spans) for second in range(last)) for last in ends]
 
-    assert list(progress.active_seconds(trials)) == counted
+    assert list(progress.positions(trials, "seconds")) == counted
     back = progress.ended([trial(0, at=(0, 10)), trial(1, at=(20, 5)), trial(2, at=(20, 21))])
-    assert progress.active_seconds(back) == (5, 10, 11)
-    assert progress.active_seconds([]) == ()
+    assert progress.positions(back, "seconds") == (5, 10, 11)
+    assert progress.positions([], "seconds") == ()
 
 
 def test_pruning_saves_the_epochs_that_were_not_trained() -> None:

@@ -27,8 +27,8 @@ from mnistexp.tracking.runs import MlflowTracker
 
 RATES = "optimizer.learning_rate=tag(log, interval(1e-3, 1e-1))"
 FIGURES = {
-    "rivals", "best_by_trials", "best_by_time", "importances", "slices", "parallel", "heatmap", "curves",
-    "pareto_seconds", "pareto_parameters", "confusion", "mistakes", "samples",
+    "rivals", "best_so_far", "importances", "slices", "heatmap", "curves", "pareto_seconds", "pareto_parameters",
+    "confusion", "mistakes",
 }  # fmt: skip
 
 
@@ -94,10 +94,10 @@ def test_the_report_is_one_page_with_every_section(studied: Studied, written: Pa
     best = found.ranked[0]
     assert f"trial {best.number}," in page.texts["result"]
     assert f"{best.accuracy:.4f}" in page.texts["result"]
-    assert "its loss is NaN" in page.texts["pruned-and-failed-trials"]
+    assert "its loss is NaN" in page.texts["how-the-search-went"]
     assert f"{found.test_evaluations}" in page.texts["use-of-the-test-set"]
     assert "0.6667" not in "".join(text for section, text in page.texts.items() if section != "result")  # test scores
-    assert html.count("<svg") == len(FIGURES)
+    assert html.count("<img") == len(FIGURES)
     assert len(html) < 5_000_000
 
 
@@ -108,7 +108,7 @@ def test_the_markdown_has_the_same_sections_and_its_figures(written: Path) -> No
 
     assert {Path(path).stem for path in pictures} == FIGURES
     assert all((written / path).read_bytes().startswith(b"\x89PNG") for path in pictures)
-    assert re.findall(r"^## (.*)$", markdown, re.MULTILINE) == re.findall(r"<h2>(.*?)</h2>", html)
+    assert re.findall(r"^## (.*)$", markdown, re.MULTILINE) == re.findall(r"<h2 id=.*?>(.*?)</h2>", html)
 
 
 def test_the_report_is_logged_to_the_parent_run(studied: Studied, written: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_grid_over_seeds_is_reported_by_a_key(fresh: Path, tmp_path: Path, mon
     mean = sum(round((0.899 + seed / 100) * VALIDATION) / VALIDATION for seed in range(3)) / 3
     assert rows["tanh"][2:5] == ["0.01", "3", f"{mean:.4f}"]
     assert rows["relu"][2:4] == ["0.01", "3"]
-    assert "relu (0 pruned, 1 failed)" in markdown
+    assert rows["relu"][11:14] == ["2", "0", "1"]
 
 
 # ------------------------------------------------------------------------------------------------------ mistakes
@@ -189,25 +189,24 @@ def test_a_grid_over_seeds_is_reported_by_a_key(fresh: Path, tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("keys", "names", "words", "message"),
     [
-        ({"heatmap": "optimizer.lerning_rate,model.activation"}, (), (), r"did you mean optimizer\.learning_rate\?"),
-        ({"heatmap": "model.activation"}, (), (), "takes two different parameters, such as heatmap="),
-        ({"heatmap": "a,b"}, ("digits", "other"), (), "for the report of one study"),
-        ({"by": "optimizer"}, (), (), r"by=optimizer: the study did not search it; it searched .*model\.activation"),
+        (
+            {"heatmap": "optimizer.lerning_rate,model.activation"},
+            (),
+            (),
+            r"heatmap=.*did you mean optimizer\.learning_rate\?",
+        ),
+        ({"heatmap": "model.activation"}, (), (), "heatmap=model.activation: .*two"),
+        ({"by": "optimizer"}, (), (), r"by=optimizer: .* it searched .*model\.activation"),
         ({"by": "model.activation"}, ("digits", "other"), (), "by: is for the report of one study"),
         ({"sections": "by,top"}, (), (), "the report has no section 'by'; it has real, confirmed, course"),
         ({}, ("digits", "digits"), (), "given twice"),
         ({}, ("missing",), (), r"no such study here; there are digits, other"),
         ({}, ("../up",), (), "must match pattern"),
         ({}, ("digits",), ("study.name=other",), "named already"),
-        ({}, (), ("model.dropout=0.1",), "reads a study as it is"),
-        ({}, (), ("model.activation=choice(relu, tanh)",), "reads a study as it is"),
-        (
-            {},
-            (),
-            ("search.model.dropout=choice(0.1, 0.2)",),
-            r"model\.dropout: a report reads a study as it is",
-        ),
-        ({}, (), ("~search.model.activation",), r"model\.activation: a report reads a study as it is"),
+        ({}, (), ("model.dropout=0.1",), "model.dropout: "),
+        ({}, (), ("model.activation=choice(relu, tanh)",), "model.activation: "),
+        ({}, (), ("search.model.dropout=choice(0.1, 0.2)",), r"model\.dropout: "),
+        ({}, (), ("~search.model.activation",), r"model\.activation: "),
     ],
 )
 def test_a_mistake_gets_a_sentence(
