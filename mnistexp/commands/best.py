@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import yaml
 
 from mnistexp.commands.args import CommandArgs
@@ -9,7 +11,6 @@ from mnistexp.config import compose as configs
 from mnistexp.config import user_code
 from mnistexp.config.overrides import ParsedOverrides, refuse_hyperparameters, refuse_search
 from mnistexp.terminal import console
-from mnistexp.terminal.summary import train_command
 from mnistexp.tracking import run_context
 
 
@@ -31,5 +32,6 @@ def best(request: ParsedOverrides, _: CommandArgs) -> int:
     console.say(f"# trial {found.number}: validation accuracy {found.val_accuracy:.4f}")
     console.say(yaml.safe_dump(plain, sort_keys=False).rstrip())
     console.say("# The same as one command line:")
-    console.say(train_command(overrides, config_dir, user_code.cli_args()))
+    words = [*(["--config-dir", str(config_dir)] if config_dir else []), *user_code.cli_args(), *overrides]
+    console.say(shlex.join(["python", "-m", "mnistexp", "train", *words]))
     return 0

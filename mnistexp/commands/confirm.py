@@ -154,7 +154,7 @@ class Confirm:
         config = space.base.model_copy(update={"study": space.base.study.model_copy(update={"trials": trials})})
         prepared = replace(self.context.prepared, config=config)
         context = RepeatContext(**{**vars(self.context), "prepared": prepared}, space=space)
-        view = display.make_display(self.args.flags, config.study.timeout, context.title)
+        view = display.make_display(self.args.flags, context.title)
         title = f"confirm {self.study.name}"
         self.sweep = Sweep(
             self.database, context, space, self.tracker, _callbacks(view), title=title, page=lambda _: self._page()

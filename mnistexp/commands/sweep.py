@@ -38,7 +38,7 @@ def sweep(request: ParsedOverrides, asked: CommandArgs) -> int:
         return plan(request)
     request, space = check_space(request)
     config = space.root.template.config()
-    view = display.make_display(asked.flags, config.study.timeout)
+    view = display.make_display(asked.flags)
     prepared = run_context.prepare(request)
     console.warn_not_mnist(prepared.fallback)
     database = storage.open_for_sweep(config.study.storage)  # before the workers: another sweep may create it too
@@ -64,15 +64,13 @@ def sweep(request: ParsedOverrides, asked: CommandArgs) -> int:
 
 def _print_summary(summary: Summary, name: str, database: Database, config: Config, stores: Iterable[str]) -> None:
     from mnistexp.analysis import history
-    from mnistexp.analysis.comparison import compare_best
     from mnistexp.terminal.summary import summary_lines
 
     found = None
     with suppress(StoreError):  # another program may have written to the study: the summary works without it
         found = database.retry(lambda: history.load(database.storage, name))
-    comparison = compare_best(found) if found else None
     where = [*stores, *user_code.cli_args()]
-    console.say_lines(summary_lines(summary, name, found, comparison, where, _dashboard(config, stores)))
+    console.say_lines(summary_lines(summary, name, found, where, _dashboard(config, stores)))
 
 
 def _dashboard(config: Config, stores: Iterable[str]) -> str:

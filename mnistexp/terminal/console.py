@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -28,22 +27,11 @@ def say_lines(lines: Iterable[str]) -> None:
         say(line)
 
 
-def wrap(sentence: str, first: str = "", more: str | None = None, width: int | None = None) -> list[str]:
-    """Break a sentence into lines.
-
-    Args:
-        first: indentation of the first line.
-        more: indentation of the other lines; the same as `first` by default.
-        width: columns; by default those of the terminal, from 40 to WIDTH.
-    """
-    columns = width or min(WIDTH, max(40, shutil.get_terminal_size((WIDTH, 24)).columns - 1))
+def wrap(sentence: str, first: str = "", more: str | None = None, width: int = WIDTH) -> list[str]:
+    """Break a sentence into lines of at most `width` columns; `first` and `more` are their indentations."""
+    more = first if more is None else more
     return textwrap.wrap(
-        sentence,
-        columns,
-        initial_indent=first,
-        subsequent_indent=first if more is None else more,
-        break_on_hyphens=False,
-        break_long_words=False,
+        sentence, width, initial_indent=first, subsequent_indent=more, break_on_hyphens=False, break_long_words=False
     )
 
 

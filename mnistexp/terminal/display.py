@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mnistexp.config.schema import RunConfig
 from mnistexp.errors import ConfigError
@@ -43,7 +41,7 @@ class Quiet:
 
     def __enter__(self) -> None: ...
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
 
 class Plain(Quiet):
@@ -57,10 +55,10 @@ class Plain(Quiet):
     @property
     def callbacks(self) -> SweepCallbacks:
         """What the sweep calls."""
-        callbacks = SweepCallbacks(_trial_ends, _trial_is_invalid, note)
-        if not self._every_epoch:
-            return callbacks
-        return replace(callbacks, on_start=self._trial_starts, on_epoch=self._epoch_ends)
+        epochs: dict[str, Any] = (
+            {"on_start": self._trial_starts, "on_epoch": self._epoch_ends} if self._every_epoch else {}
+        )
+        return SweepCallbacks(_trial_ends, _trial_is_invalid, note, **epochs)
 
     def begin(self, name: str, progress: Progress, workers: int) -> None:
         """Keep the first line until the device is known."""
@@ -78,14 +76,11 @@ class Plain(Quiet):
         say(f"trial {number:3d}  {epoch_line(scores, self._epochs[number])}")
 
 
-def make_display(
-    flags: Mapping[str, object], timeout: float | None = None, title: Callable[[RunConfig], str] = run_name
-) -> Quiet:
+def make_display(flags: Mapping[str, object], title: Callable[[RunConfig], str] = run_name) -> Quiet:
     """Choose the display for a command line and for what stdout is.
 
     Args:
         flags: `-q` and `-v`.
-        timeout: seconds after which the sweep starts no more trials, if limited.
         title: gives the name of a running trial in the live view.
 
     Raises: ConfigError if both flags are given.
@@ -98,7 +93,7 @@ def make_display(
         return Plain(epochs=bool(flags.get("-v")))
     from mnistexp.terminal.live import Live
 
-    return Live(timeout, title)
+    return Live(title)
 
 
 def is_live(terminal: bool, environment: Mapping[str, str]) -> bool:

@@ -1,4 +1,4 @@
-"""What the browser tests share: a real sweep with its report and champion, its dashboards, and a real Chromium.
+"""What the browser tests share: a study with its report, its dashboards, and a real Chromium.
 
 The pages of MLflow and optuna-dashboard are theirs, and change: what we want a person to see in them is looked
 for by its text. Every test keeps a picture, in the folder that MNISTEXP_SHOTS names, else in pytest's own.
@@ -12,9 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from histories import HitsExecutor
 from pages import NO_DISPLAY, SECONDS, Folder, Shoot
 from playwright.sync_api import Browser, Page, sync_playwright
 from services import skip_or_fail
+from sweeps import by_rate
+
+from mnistexp.cli import main
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ("--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking")
@@ -23,11 +27,14 @@ SIZE = {"width": 1280, "height": 800}
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """A folder where somebody has searched on the bundled digits, reported, and confirmed."""
+    """A folder with a study of the digits and its report; the trials are scripted, so nothing is trained."""
     folder = Folder(tmp_path_factory.mktemp("swept"), NO_DISPLAY)
-    folder.run("sweep", "data=digits", "study.trials=8", "trainer.epochs=6")
-    folder.run("report", "digits", "data=digits")
-    folder.run("confirm", "study.name=digits", "data=digits", "top=2", "seeds=2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder.path)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setattr("mnistexp.commands.sweep.start_workers", lambda *_, **__: HitsExecutor(by_rate, workers=2))
+        assert main(["sweep", "-q", "data=digits", "study.trials=8", "trainer.epochs=6"]) == 0
+        assert main(["report", "data=digits"]) == 0
     return folder
 
 

@@ -74,8 +74,8 @@ def test_a_sweep_contains_its_trials(swept: Folder, dashboard: str, page: Page, 
     row.locator("[col-id*='Run Name'] button").first.click()
     seen(tree, best(swept).info.run_name)
     shoot(tree, "tree")
-    assert folded == ["confirm digits", "sweep digits"]
-    assert set(names(tree)) > {"confirm digits", "sweep digits", best(swept).info.run_name}
+    assert folded == ["sweep digits"]
+    assert set(names(tree)) > {"sweep digits", best(swept).info.run_name}
 
 
 def test_a_sweeps_page_shows_the_best_trial_and_the_report(
@@ -101,17 +101,13 @@ def test_a_sweeps_page_shows_the_best_trial_and_the_report(
     shoot(page, "report")
 
 
-def test_a_trials_page_and_the_champion(swept: Folder, dashboard: str, page: Page, shoot: Shoot) -> None:
-    """A trial's page has its data set, scores, parameters and sweep; the confirmed model is the champion."""
+def test_a_trials_page(swept: Folder, dashboard: str, page: Page, shoot: Shoot) -> None:
+    """A trial's page has its data set, scores, parameters and sweep."""
     run = best(swept)
     page.goto(run_page(dashboard, run))
     for text in (run.info.run_name, "val_accuracy", "optimizer.learning_rate", "digits (", "sweep digits"):
         seen(page, text)
     shoot(page, "trial")
-
-    page.goto(f"{dashboard.partition('/#')[0]}/#/models/digits")
-    seen(page, "@ champion")
-    shoot(page, "model")
 
 
 def test_optunas_dashboard_shows_the_study(swept: Folder, page: Page, shoot: Shoot) -> None:

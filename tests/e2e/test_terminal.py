@@ -92,7 +92,7 @@ def test_ctrl_c_in_a_terminal(folder: Folder) -> None:
     assert terminal.process.returncode == 130
     assert after == terminal.settings
     assert view.count("\x1b[?25l") == 1
-    assert "running config" in view
+    assert "running trials" in view
     assert "/500" in view
     assert "\x1b[3" not in seen
     assert "Best of study digits: trial " in end

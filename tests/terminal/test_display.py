@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 
 import pytest
-from fakes import FakeExecutor, RecordingTracker
-from sweeps import parts
+from fakes import FakeExecutor, RecordingTracker, Script
+from sweeps import by_rate, parts
 
-from mnistexp.config.schema import RunConfig
 from mnistexp.errors import ConfigError
 from mnistexp.study.database import Database
 from mnistexp.study.sweep import Sweep
@@ -17,16 +16,11 @@ from mnistexp.terminal.display import Plain, Quiet, make_display
 from mnistexp.terminal.live import Live
 
 
-def play(database: Database, view: Quiet, script: object, *overrides: str, workers: int = 2) -> None:
+def play(database: Database, view: Quiet, script: Script, *overrides: str, workers: int = 2) -> None:
     """Run a sweep with scripted trials, and show it."""
     session, space = parts(*overrides)
     sweep = Sweep(database, session, space, RecordingTracker(), view.callbacks)
-    display.run(sweep, FakeExecutor(script, workers), view)  # type: ignore[arg-type]
-
-
-def scores(job: int, config: RunConfig) -> list[float]:
-    """Every epoch scores 0.9."""
-    return [0.9] * config.trainer.epochs
+    display.run(sweep, FakeExecutor(script, workers), view)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +54,7 @@ def test_flags_choose_the_display(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_plain_prints_one_line_per_trial(database: Database, capsys: pytest.CaptureFixture[str]) -> None:
     """On stdout, without control codes; the state of the study is on stderr."""
-    play(database, make_display({}), scores, "study.trials=5")
+    play(database, make_display({}), by_rate, "study.trials=5")
 
     out, err = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()] == [f"{done}/5" for done in range(1, 6)]
@@ -70,7 +64,7 @@ def test_plain_prints_one_line_per_trial(database: Database, capsys: pytest.Capt
 
 def test_verbose_prints_every_epoch(database: Database, capsys: pytest.CaptureFixture[str]) -> None:
     """Each trial's start and its epochs in order, with the number of the trial."""
-    play(database, make_display({"-v": True}), scores, "study.trials=2", workers=1)
+    play(database, make_display({"-v": True}), by_rate, "study.trials=2", workers=1)
 
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[1] for line in lines if line[0] == "trial"] == ["0"] * 4 + ["1"] * 4
