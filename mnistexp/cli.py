@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -23,25 +25,8 @@ from mnistexp.config.option_files import config_groups
 from mnistexp.config.overrides import ParsedOverrides
 from mnistexp.errors import INTERRUPTED, ConfigError, MnistexpError, without_passwords
 
-REFUSED = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-    errno.ENOSPC,
-    errno.EIO,
-    errno.ESTALE,
-)
+REFUSED = {"EACCES", "EPERM", "EROFS", "ENAMETOOLONG", "ELOOP", "ENOSPC", "EIO", "ESTALE"}
 """Errors of the file system that the user can correct; any other OSError may be a bug of mnistexp."""
-
-AFTER_INTERRUPT = {
-    "sweep": "; type the same command to continue",
-    "confirm": "; type the same command to continue",
-    "train": "; the running training is not logged",
-    "rerun": "; the running training is not logged",
-}
-"""What is printed after Ctrl-C, by command."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +39,10 @@ class Command:
     names: str = ""  # what a word without `=` is; "" if there is none
     flags: tuple[tuple[str, bool | int | str, str], ...] = ()  # name, default (False: a switch), help
     trains: bool = True  # it trains or loads data, so it may need --code
+    interrupted: str = ""  # printed after Ctrl-C
 
 
+CONTINUE, LOST = "; type the same command to continue", "; the running training is not logged"
 VERBOSITY = (
     ("-q", False, "print only the result"),
     ("-v", False, "print every epoch instead of the live view"),
@@ -65,17 +52,20 @@ COMMANDS = {
     "train": Command(
         "run one training with the composed config, log it, print its scores",
         "optimizer=adam optimizer.learning_rate=0.002 trainer.epochs=20",
+        interrupted=LOST,
     ),
     "sweep": Command(
         "search: run a study of study.trials trials, or continue it",
         "study.trials=50 model.activation='choice(relu, tanh)'",
         flags=(*VERBOSITY, ("--plan", False, "print the space, the first trials and the estimated time; run no trial")),
+        interrupted=CONTINUE,
     ),
     "best": Command("print a study's best config, as YAML and as one train command", "study.name=mnist"),
     "rerun": Command(
         "train a study's best run (or run=ID) again and compare bit by bit",
         "study.name=mnist",
         keys=("run",),
+        interrupted=LOST,
     ),
     "report": Command(
         "write the report of a study as HTML and Markdown, and log it; several studies: a comparison",
@@ -88,6 +78,7 @@ COMMANDS = {
         "top=5 seeds=5",
         keys=("top", "seeds"),
         flags=VERBOSITY,
+        interrupted=CONTINUE,
     ),
     "predict": Command(
         "classify pictures of digits with the champion (or with run=ID, a run that saved its weights)",
@@ -101,11 +92,7 @@ COMMANDS = {
         flags=(
             ("--optuna", False, "optuna-dashboard instead of MLflow's"),
             ("--port", 5000, "the port, or the next free one if that is taken"),
-            (
-                "--host",
-                "127.0.0.1",
-                "the address to listen on: only this machine by default, since there is no password",
-            ),
+            ("--host", "127.0.0.1", "the address to listen on; there is no password"),
             ("--no-browser", False, "print the address and open no browser"),
         ),
         trains=False,
@@ -130,13 +117,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except OSError as error:
-        if error.filename is None or error.errno not in REFUSED:
+        if error.filename is None or errno.errorcode.get(error.errno or 0) not in REFUSED:
             raise
-        remedy = "give another path" + ", or permission to use this one" * isinstance(error, PermissionError)
-        print(f"mnistexp: {ConfigError(f'{error.filename}: {error.strerror}; {remedy}')}", file=sys.stderr)
-        return MnistexpError.exit_code
+        refused = ConfigError(f"{error.filename}: {error.strerror}; give another path, or permission to use this one")
+        print(f"mnistexp: {refused}", file=sys.stderr)
+        return refused.exit_code
     except KeyboardInterrupt:
-        print(f"mnistexp: interrupted{AFTER_INTERRUPT.get(arguments.command, '')}", file=sys.stderr)
+        print(f"mnistexp: interrupted{COMMANDS[arguments.command].interrupted}", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -168,61 +155,38 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mnistexp {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    groups = "\n".join(f"  {group:<14} {', '.join(options)}" for group, options in config_groups().items())
     for name, about in COMMANDS.items():
         command = commands.add_parser(
             name,
             help=about.summary,
             description=f"{about.summary[0].upper()}{about.summary[1:]}.",
-            epilog=f"example:\n  {example(name)}\n\nconfig groups, as GROUP=OPTION:\n{_groups_text()}",
+            epilog=f"example:\n  {example(name)}\n\nconfig groups, as GROUP=OPTION:\n{groups}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        overrides = command.add_argument("overrides", nargs="*", metavar=_metavar(about), help=_words_help(about))
-        for flag, default, text in about.flags:
+        words = ", ".join([*([f"{about.names}…"] if about.names else []), *(f"{key}=…" for key in about.keys)])
+        metavar = f"{about.names}|OVERRIDE" if about.names else "OVERRIDE"
+        text = f"{words}{', ' * bool(words)}Hydra overrides: GROUP=OPTION, KEY=VALUE"
+        overrides = command.add_argument("overrides", nargs="*", metavar=metavar, help=text)
+        for flag, default, about_flag in about.flags:
             kind = {"action": "store_true"} if default is False else {"default": default, "type": type(default)}
-            command.add_argument(flag, help=text, **kind)
+            command.add_argument(flag, help=about_flag, **kind)
         overrides.completer = complete  # type: ignore[attr-defined]  # argcomplete's way
         command.add_argument("--cfg", choices=["job"], help="print the composed config and do nothing else")
-        command.add_argument(
-            "--config-dir",
-            type=lambda text: Path(text).resolve(),
-            metavar="DIR",
-            help="a folder with your own config groups",
-        )
+        folder: dict[str, Any] = {"type": lambda text: Path(text).resolve(), "metavar": "DIR"}
+        command.add_argument("--config-dir", **folder, help="a folder with your own config groups")
         if about.trains:
             command.add_argument("--code", type=Path, metavar="FILE", help="a Python file with your own functions")
-    _autocomplete(parser)
+    if "_ARGCOMPLETE" in os.environ:  # set only by the shell's completion; the import takes 50 ms
+        import argcomplete
+
+        argcomplete.autocomplete(parser, always_complete_options=False)
     return parser
 
 
 def example(name: str) -> str:
     """An example of the command."""
     return f"python -m mnistexp {name} {COMMANDS[name].example}".rstrip()
-
-
-def _metavar(about: Command) -> str:
-    return f"{about.names}|OVERRIDE" if about.names else "OVERRIDE"
-
-
-def _words_help(about: Command) -> str:
-    words = [f"{about.names}…"] if about.names else []
-    words += [f"{key}=…" for key in about.keys]
-    return ", ".join([*words, "Hydra overrides: GROUP=OPTION, KEY=VALUE"])
-
-
-def _groups_text() -> str:
-    return "\n".join(f"  {group:<14} {', '.join(options)}" for group, options in config_groups().items())
-
-
-# ---------------------------------------------------------------------------------------- tab completion
-
-
-def _autocomplete(parser: argparse.ArgumentParser) -> None:
-    import os
-
-    if "_ARGCOMPLETE" in os.environ:  # set only by the shell's completion; the import takes 50 ms
-        import argcomplete
-
-        argcomplete.autocomplete(parser, always_complete_options=False)
 
 
 def complete(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
-from mnistexp.analysis.estimate import EPOCHS, estimate, time_networks
-from mnistexp.config.overrides import ParsedOverrides
+from mnistexp.analysis.estimate import EPOCHS, Timing, estimate, time_networks
+from mnistexp.config.overrides import ParsedOverrides, parse_parameter_name
 from mnistexp.config.schema import Config, RunConfig
-from mnistexp.search import samplers, warnings
+from mnistexp.search import samplers
 from mnistexp.search import space as search_space
-from mnistexp.search.distributions import Choice
 from mnistexp.search.space import SearchSpace
+from mnistexp.search.warnings import MODEL_BASED, likely_mistakes, no_effect
 from mnistexp.study import database as storage
 from mnistexp.study.progress import Progress, read_progress
 from mnistexp.study.study import ClaimedTrial, InvalidTrial, SharedStudy
@@ -25,7 +25,7 @@ from mnistexp.tracking.run_context import PreparedRun, RunContext
 from mnistexp.tracking.store import resolved_uri
 
 SHOWN = 5  # first trials that are printed
-DRAWN = 24  # trials that are drawn to see how much their costs differ
+TIMED = 3  # of them whose networks are timed
 TABLE_WIDTH = 110  # columns of the table of parameters
 
 
@@ -37,15 +37,18 @@ def plan(request: ParsedOverrides) -> int:
     if prepared.request != request:
         space = search_space.build(prepared.request)
     progress = _existing_study(prepared, space)
-    drawn = draw_trials(prepared, space, DRAWN)
+    drawn = draw_trials(prepared, space, SHOWN)
     console.say_lines(_space_lines(prepared, space))
     console.say_lines(_progress_lines(progress) if progress else _trial_lines(prepared.config, drawn))
-    console.say_lines(_warning_lines(prepared, space))
+    images = len(prepared.dataset.train.labels)
+    for sentence in (*likely_mistakes(space, prepared.config, images), *no_effect(space, prepared.config)):
+        console.say_lines(console.wrap(sentence, "  ! ", "    "))
     configs = [trial.config for trial in drawn if isinstance(trial, ClaimedTrial)]
     left = prepared.config.study.trials - (progress.done if progress else 0)
     if left > 0 and configs:
-        console.note(f"training up to three of its networks for {EPOCHS} epochs, to measure the time …")
-        console.say_lines(_estimate_lines(prepared, configs, left))
+        console.note(f"training up to {TIMED} of its networks for {EPOCHS} epochs, to measure the time …")
+        timing = time_networks(prepared, configs[:TIMED])
+        console.say_lines(_estimate_lines(prepared, configs, timing, left))
     return 0
 
 
@@ -74,7 +77,7 @@ def draw_trials(prepared: PreparedRun, space: SearchSpace, at_most: int) -> list
 def trials_without_results(config: Config) -> int:
     """How many first trials depend neither on results nor on the order in which trials end."""
     sampler = config.study.sampler
-    if sampler.name in warnings.MODEL_BASED:
+    if sampler.name in MODEL_BASED:
         return sampler.startup_trials
     return 2 if sampler.name == "qmc" else config.study.trials  # Sobol's points follow the first finished trial
 
@@ -91,47 +94,20 @@ def _existing_study(prepared: PreparedRun, space: SearchSpace) -> Progress | Non
 
 
 def _space_lines(prepared: PreparedRun, space: SearchSpace) -> Iterator[str]:
-    """The searched parameters and the size of the space."""
+    """The searched parameters, with the options that they are only for, and the size of the space."""
     yield f"Study {prepared.study_name} on {prepared.dataset.name} searches:"
-    rows = [(p.key, str(p.distribution), condition(space, p.name)) for p in space.parameters()]
+    rows = [(*parse_parameter_name(name), text) for name, text in space.descriptions().items()]
     keys = list(dict.fromkeys(key for key, *_ in rows))
-    key_width = max(map(len, keys))
-    column = max([len(distribution) for _, distribution, where in rows if where], default=0)
-    for key, distribution, where in sorted(rows, key=lambda row: keys.index(row[0])):
-        row = f"{distribution:<{column}}  if {where}" if where else distribution
-        yield from console.wrap(row, f"  {key:<{key_width}}  ", " " * (key_width + 4), TABLE_WIDTH)
-    size, points = space.size(), space.most_trials()
-    trials = counted(prepared.config.study.trials, "trial")
+    indent = max(map(len, keys)) + 4
+    for key, options, text in sorted(rows, key=lambda row: keys.index(row[0])):
+        row = f"{text}  for {', '.join(options)}" if options else text
+        yield from console.wrap(row, f"  {key:<{indent - 2}}", " " * indent, TABLE_WIDTH)
+    size, points, trials = space.size(), space.most_trials(), counted(prepared.config.study.trials, "trial")
     if size is None:
-        yield f"\n{trials}; the space is infinite, with {counted(combinations(space), 'combination')} of choices"
+        yield f"\n{trials}; the space is infinite"
     else:
         first = "" if points == size else ", and the first trial, which is not one of them"
         yield f"\n{trials}; the space has {counted(size, 'point')}{first}"
-
-
-def condition(space: SearchSpace, name: str) -> str:
-    """For which options a parameter is drawn ('optimizer=adam|nadam'); empty if it always is."""
-    leaves = list(space.root.leaves())
-    having = [leaf for leaf in leaves if any(parameter.name == name for parameter in leaf.values)]
-    if len(having) in (0, len(leaves)):
-        return ""
-    found = []
-    for group in dict.fromkeys(group for leaf in leaves for group, _ in leaf.choices):
-        options, every = ([dict(leaf.choices).get(group) for leaf in nodes] for nodes in (having, leaves))
-        if set(options) != set(every):
-            found.append(f"{group}={'|'.join(dict.fromkeys(filter(None, options)))}")
-    return ", ".join(found)
-
-
-def combinations(space: SearchSpace) -> int:
-    """The number of combinations of options and choice() values."""
-    total = 0
-    for leaf in space.root.leaves():
-        count = 1
-        for parameter in leaf.values:
-            count *= len(parameter.distribution.values) if isinstance(parameter.distribution, Choice) else 1
-        total += count
-    return total
 
 
 def _progress_lines(progress: Progress) -> Iterator[str]:
@@ -145,7 +121,7 @@ def _trial_lines(config: Config, drawn: Sequence[ClaimedTrial | InvalidTrial]) -
     certain = trials_without_results(config)
     rest = "" if certain >= config.study.trials else f" (from trial {certain} on they depend on results)"
     yield f"\nFirst trials{rest}:"
-    for trial in drawn[: min(SHOWN, certain)]:
+    for trial in drawn[:certain]:
         if isinstance(trial, InvalidTrial):
             yield f"  {trial.number:03d} is invalid: {trial.reason}"
             continue
@@ -153,24 +129,13 @@ def _trial_lines(config: Config, drawn: Sequence[ClaimedTrial | InvalidTrial]) -
         yield from console.wrap(" ".join(trial.overrides), "      ")
 
 
-def _warning_lines(prepared: PreparedRun, space: SearchSpace) -> Iterator[str]:
-    images = len(prepared.dataset.train.labels)
-    found = (*warnings.likely_mistakes(space, prepared.config, images), *warnings.no_effect(space, prepared.config))
-    for sentence in found:
-        yield from console.wrap(sentence, "  ! ", "    ")
-
-
-def _estimate_lines(prepared: PreparedRun, configs: Sequence[RunConfig], left: int) -> Iterator[str]:
-    """Measure, and print the estimate with what it is based on."""
-    timing = time_networks(prepared, configs)
-    found = estimate(prepared.config, prepared.dataset, configs, timing, left)
+def _estimate_lines(prepared: PreparedRun, configs: Sequence[RunConfig], timing: Timing, left: int) -> Iterator[str]:
+    low, high = estimate(prepared, configs, timing, left)
     workers = counted(timing.workers, "worker") if timing.workers else "one worker (Ray decides how many there are)"
-    yield f"\n{counted(left, 'trial')} on {workers}: {duration(found.low)} to {duration(found.high)}"
-    yield (
-        f"  at most {counted(found.epochs, 'epoch')} of about {duration(found.epoch_seconds)}; "
-        f"compiling a network takes {duration(found.compile_seconds)}"
-    )
+    yield f"\n{counted(left, 'trial')} on {workers}: {duration(low)} to {duration(high)}"
+    epochs, compiling = (f"{duration(min(each))} to {duration(max(each))}" for each in (timing.epoch, timing.compile))
+    yield f"  an epoch takes {epochs}, and compiling a network {compiling}"
     yield f"  measured on {timing.device} with its present load"
     timeout = prepared.config.study.timeout
-    if timeout is not None and timeout < found.high:
+    if timeout is not None and timeout < high:
         yield f"  no trial starts after study.timeout={timeout:g} s"

@@ -21,7 +21,7 @@ from mnistexp.storage.urls import storage_overrides
 from mnistexp.study import database as storage
 from mnistexp.terminal import console
 from mnistexp.tracking import run_context
-from mnistexp.tracking.artifacts import log_to_parent
+from mnistexp.tracking.runs import open_tracker
 
 NODES = ("study", "tracking", "data")  # the nodes of the config that a report reads
 
@@ -103,7 +103,8 @@ def _log(found: Report, config: Config, data: ReportData) -> None:
     with tempfile.TemporaryDirectory(prefix="mnistexp-") as scratch:
         try:
             _write(found, Path(scratch), "report", "figures")
-            run_id = log_to_parent(config.tracking, experiment, data.history.id, Path(scratch), "report")
+            tracker = open_tracker(config.tracking, experiment, create=False)
+            run_id = tracker.log_folder(data.history.id, Path(scratch), "report")
         except (OSError, StoreError) as error:
             console.note(f"not logged: {error}")
             return

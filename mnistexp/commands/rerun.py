@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mnistexp.commands.args import CommandArgs
@@ -59,10 +58,10 @@ def rerun(request: ParsedOverrides, args: CommandArgs) -> int:
         result=result,
         tags={"rerun_of": before.run_id},
     )
-    comparison = compare(before, record)
-    console.say_lines(_comparison_lines(comparison))
+    pairs = outcomes(before, record)
+    console.say_lines(_comparison_lines(pairs, causes(before, record)))
     tracker.log(record, files=run_context.code_file())
-    return 0 if comparison.identical else 1
+    return 0 if all(then == now for _, then, now in pairs) else 1
 
 
 def find_logged(tracker: Tracker, study: str, run_id: str) -> LoggedRun:
@@ -90,10 +89,7 @@ def best_logged(tracker: Tracker, study: str) -> LoggedRun | None:
 
 
 def recorded_environment(run: LoggedRun) -> dict[str, str]:
-    """The environment variables that the run's bits depend on; they must be set before TensorFlow is imported.
-
-    Raises: StoreError if a variable names a file, which a library would read or write.
-    """
+    """The environment variables that the run's bits depend on. Raises: StoreError if one of them names a file."""
     flags = run.provenance.get("flags", {})
     found = {key: str(flags[key]) for key in ENVIRONMENT if key in flags}
     if re.search(r"[/\\]|dump|dir|path|file", found.get("XLA_FLAGS", "")):  # --xla_dump_to=… writes anywhere
@@ -106,31 +102,11 @@ def recorded_environment(run: LoggedRun) -> dict[str, str]:
 
 # ------------------------------------------------------------------------------------------------- comparison
 
-
-@dataclass(frozen=True)
-class Difference:
-    """One value before and now."""
-
-    name: str
-    before: str
-    now: str
+Difference = tuple[str, str, str]  # a name, its value before and now
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A rerun and the run that it repeats."""
-
-    outcomes: tuple[Difference, ...]  # scores and weights, equal or not
-    causes: tuple[Difference, ...]  # what differs in data, versions, device, flags and code
-
-    @property
-    def identical(self) -> bool:
-        """Whether scores and weights are bit-identical."""
-        return all(outcome.before == outcome.now for outcome in self.outcomes)
-
-
-def compare(before: LoggedRun, now: RunRecord) -> Comparison:
-    """Compare two runs of one config field by field, floats by their exact value."""
+def outcomes(before: LoggedRun, now: RunRecord) -> list[Difference]:
+    """Every score, by its exact value, and the weights of two runs of one config; equal or not."""
     result = now.result
     assert result is not None
     scores = {
@@ -139,20 +115,16 @@ def compare(before: LoggedRun, now: RunRecord) -> Comparison:
         "test_accuracy": result.test_accuracy,
         "test_loss": result.test_loss,
     }
-    outcomes = [
-        Difference(key.replace("val_", "validation ").replace("test_", "test "), repr(before.metrics[key]), repr(value))
-        for key, value in scores.items()
-        if key in before.metrics
-    ]
-    outcomes.append(Difference("weight hash", before.weights_hash, result.weights_hash))
+    pairs = [(key, repr(before.metrics[key]), repr(value)) for key, value in scores.items() if key in before.metrics]
+    return [*pairs, ("weights_hash", before.weights_hash, result.weights_hash)]
+
+
+def causes(before: LoggedRun, now: RunRecord) -> list[Difference]:
+    """What differs in data, versions, device, flags and code."""
     then, today = _bit_relevant(before.provenance), _bit_relevant(now.provenance)
     then["data"], today["data"] = before.data_fingerprint, now.data_fingerprint
-    causes = [
-        Difference(key, then.get(key, "not recorded"), today.get(key, "gone"))
-        for key in sorted(then.keys() | today.keys())
-        if then.get(key) != today.get(key)
-    ]
-    return Comparison(tuple(outcomes), tuple(causes))
+    pairs = [(key, then.get(key, "not recorded"), today.get(key, "gone")) for key in sorted(then.keys() | today.keys())]
+    return [pair for pair in pairs if pair[1] != pair[2]]
 
 
 def _bit_relevant(provenance: Mapping[str, Any]) -> dict[str, str]:
@@ -164,16 +136,14 @@ def _bit_relevant(provenance: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _comparison_lines(comparison: Comparison) -> Iterator[str]:
-    for outcome in comparison.outcomes:
-        before, now = (format_value(text, max_length=24) for text in (outcome.before, outcome.now))
-        same = outcome.before == outcome.now
-        yield f"  {outcome.name:<20} " + (f"{now}  identical" if same else f"{before}  now {now}  DIFFERENT")
-    if comparison.identical:
+def _comparison_lines(pairs: Sequence[Difference], differences: Sequence[Difference]) -> Iterator[str]:
+    for name, before, now in pairs:
+        shown = format_value(now, max_length=24)
+        yield f"  {name:<14} " + (f"{shown}  identical" if before == now else f"{before}  now {shown}  DIFFERENT")
+    if all(before == now for _, before, now in pairs):
         yield "\nbit-identical: the scores and every weight came out as before"
         return
     yield "\nnot bit-identical"
-    if not comparison.causes:
+    if not differences:
         yield "The recorded data, versions, device, flags and code are the same: please report this."
-    for cause in comparison.causes:
-        yield f"  differs: {cause.name}: was {cause.before}, is {cause.now}"
+    yield from (f"  differs: {name}: was {before}, is {now}" for name, before, now in differences)

@@ -101,9 +101,8 @@ class Live(Quiet):
         self._region.stop()
 
     def _trial_starts(self, number: int, config: RunConfig) -> None:
-        fields = {"number": number, "accuracy": ""}
-        name = _printable(self._title(config))
-        self._tasks[number] = self._running.add_task(name, total=config.trainer.epochs, **fields)
+        name, epochs = _printable(self._title(config)), config.trainer.epochs
+        self._tasks[number] = self._running.add_task(name, total=epochs, number=number, accuracy="")
 
     def _epoch_ends(self, number: int, scores: EpochScores) -> None:
         if number in self._tasks:

@@ -60,10 +60,7 @@ class RunRecord(BaseModel):
 
 
 class LoggedRun(BaseModel):
-    """A run as MLflow returns it: what a rerun needs, from tags and metrics.
-
-    No artifact is read: their locations are stored as absolute paths, which are wrong after the folder was moved.
-    """
+    """A run from MLflow's tags and metrics; artifacts have absolute paths, which are wrong after a folder was moved."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -212,31 +212,22 @@ def code_file() -> dict[str, str]:
 
 
 def run_name(config: RunConfig, number: int | None = None) -> str:
-    """A name for MLflow's run table, such as '007 adam lr=0.0031 relu 300 b=128'."""
-    model = config.model
-    parts = ["" if number is None else f"{number:03d}", optimizer_name(config)]
-    parts += [f"lr={config.optimizer.learning_rate:.2g}"]
-    if config.optimizer.schedule != "constant":
-        parts += [config.optimizer.schedule]
+    """A name for MLflow's run table, such as '007 adam lr=0.0031 relu 300 b=128'. Only what is switched on is in it."""
+    model, trainer, optimizer = config.model, config.trainer, config.optimizer
+    parts = ["" if number is None else f"{number:03d}", optimizer_name(config), f"lr={optimizer.learning_rate:.2g}"]
+    parts.append(optimizer.schedule if optimizer.schedule != "constant" else "")
+    numbers = {"smooth": trainer.label_smoothing, "ema": trainer.ema_momentum}
     if isinstance(model, UserModel):
         settings = (f"{key}={format_value(value, digits=2, max_length=20)}" for key, value in model.settings.items())
         parts += [model.function, *settings]
     else:
         parts += [model.activation, "-".join(map(str, model.hidden_units)) or "no hidden layer"]
-        parts += ["norm"] if model.batch_normalization else []
-    return " ".join(filter(None, [*parts, f"b={config.trainer.batch_size}", *_regularizers(config)]))
-
-
-def _regularizers(config: RunConfig) -> Iterator[str]:
-    """The settings against overfitting that are not 0."""
-    model = config.model
-    dropout = () if isinstance(model, UserModel) else (("in-drop", model.input_dropout), ("drop", model.dropout))
-    for name, value in (*dropout, ("smooth", config.trainer.label_smoothing), ("ema", config.trainer.ema_momentum)):
-        if value:
-            yield f"{name}={value:.3g}" if name == "ema" else f"{name}={value:.2g}"
-    warped, bent = config.augmentation.warps
-    if warped:
-        yield "elastic" if bent else "affine"
+        parts.append("norm" if model.batch_normalization else "")
+        numbers = {"in-drop": model.input_dropout, "drop": model.dropout, **numbers}
+    parts.append(f"b={trainer.batch_size}")
+    parts += [f"{name}={value:.3g}" for name, value in numbers.items() if value]
+    warped, elastic = config.augmentation.warps
+    return " ".join(filter(None, [*parts, "elastic" if elastic else "affine" if warped else ""]))
 
 
 def optimizer_name(config: RunConfig) -> str:

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -33,7 +34,7 @@ NAME_LIMIT = 250  # characters of a run's name: MLflow's column
 TAG_LIMIT = 8000  # characters of a tag's value
 PARAM_LIMIT = 6000  # characters of a param's value
 BATCH_LIMITS = {"metrics": 800, "params": 90, "tags": 8}
-"""How many fit in the last batch. MLflow's limits: 1,000 in all, 100 params, 100 tags, a request of 1 MB."""
+"""How many fit in one batch. MLflow's limits: 1,000 in all, 100 params, 100 tags, a request of 1 MB."""
 
 
 class Tracker:
@@ -43,21 +44,16 @@ class Tracker:
     """
 
     def start_parent(self, name: str, tags: Texts, description: str, files: Texts) -> str:
-        """Open a sweep's parent run, or reopen the one that has the same `study_id` and `kind` tags.
-
-        Returns: its id.
-        """
+        """Open a sweep's parent run, or reopen the one with the same `study_id` and `kind` tags. Returns: its id."""
         return ""
 
     def log(self, record: RunRecord, parent: str = "", files: Texts | None = None, *, may_exist: bool = False) -> str:
-        """Log one complete run.
+        """Log one complete run. Returns: its id.
 
         Args:
             parent: the id of its parent run; empty for none.
             files: more artifacts, file name → text.
             may_exist: an earlier attempt may have logged this trial, completely or in part; look for it first.
-
-        Returns: its id.
 
         Raises: StoreRefusal if the store works and does not accept this run.
         """
@@ -77,6 +73,10 @@ class Tracker:
             ending: the status for parent runs; None leaves them open, because another process may use them.
             is_alive: whether the sweep process with this number (the tag `process`) may still be working.
         """
+
+    def log_folder(self, study_id: str, folder: Path, artifact_path: str) -> str:
+        """Log the files of a folder to a sweep's parent run. Returns: its id; empty if there is none."""
+        return ""
 
 
 class MlflowTracker(Tracker):
@@ -100,19 +100,17 @@ class MlflowTracker(Tracker):
 
     def _experiment(self, name: str, create: bool) -> str:
         found = self._client.get_experiment_by_name(name)
-        if found is None and not create:
-            raise StoreError(f"tracking.experiment={name}: not in MLflow; `python -m mnistexp ui` shows those that are")
-        if found is None:
+        if found is None and create:
             try:
                 made = str(self._client.create_experiment(name))
                 ui_pages.describe(self._client, made)
                 return made
-            except Exception as error:  # another process may have created it
-                if not is_store_error(error):
+            except Exception as error:
+                if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":  # by another process meanwhile
                     raise
                 found = self._client.get_experiment_by_name(name)
-                if found is None:
-                    raise
+        if found is None:
+            raise StoreError(f"tracking.experiment={name}: not in MLflow; `python -m mnistexp ui` shows those that are")
         if found.lifecycle_stage != "active":
             raise StoreError(
                 f"tracking.experiment={name}: was deleted in MLflow; restore it there, or give another name"
@@ -163,24 +161,22 @@ class MlflowTracker(Tracker):
         self._client.set_terminated(run_id, MLFLOW_STATUS[record.state], int(record.ended * 1000))
 
     def _log_numbers(self, run_id: str, record: RunRecord) -> None:
-        """Log metrics, params and tags: one batch for most runs; what exceeds a batch goes into batches before it."""
+        """Log metrics, params and tags in as few batches as MLflow's limits allow: one for most runs."""
         from mlflow.entities import Metric, Param, RunTag
 
         ended = int(record.ended * 1000)
         tags, more_tags = split_tags(_tags(record))
-        batch: dict[str, list[Any]] = {
+        entities: dict[str, list[Any]] = {
             "metrics": [Metric(key, value, ended, step) for key, value, step in _metrics(record)],
             "params": [Param(key, value) for key, value in params(record.config).items()],
             "tags": [RunTag(key, value) for key, value in more_tags.items()],
         }
-        for kind, entities in batch.items():
-            limit = BATCH_LIMITS[kind]
-            if len(entities) > limit:
-                for start in range(0, len(entities), limit):
-                    self._client.log_batch(run_id, **{kind: entities[start : start + limit]})
-                batch[kind] = []
-        batch["tags"] += [RunTag(key, value) for key, value in tags.items()]
-        self._client.log_batch(run_id, **batch)
+        last = max((len(entities[kind]) - 1) // limit for kind, limit in BATCH_LIMITS.items())
+        for number in range(last + 1):
+            batch = {kind: entities[kind][number * n : (number + 1) * n] for kind, n in BATCH_LIMITS.items()}
+            if number == last:
+                batch["tags"] += [RunTag(key, value) for key, value in tags.items()]
+            self._client.log_batch(run_id, **batch)
 
     def _existing(self, record: RunRecord) -> str:
         """The id of the complete run of this trial, closed if it was open; incomplete ones are deleted."""
@@ -230,6 +226,14 @@ class MlflowTracker(Tracker):
                         self._client.set_terminated(run.info.run_id, ending)
                 elif not is_alive(run.data.tags.get("process", "")):
                     self._close_or_delete(run)
+
+    def log_folder(self, study_id: str, folder: Path, artifact_path: str) -> str:
+        with self._store_errors():
+            run = next(self._search({"study_id": study_id, "kind": "sweep"}), None)
+            if run is None:
+                return ""
+            self._client.log_artifacts(run.info.run_id, str(folder), artifact_path)
+            return str(run.info.run_id)
 
     def _get(self, run_id: str) -> Any:
         try:
@@ -292,10 +296,7 @@ DATA_LOCATION = {"root", "mirrors", "timeout", "files"}
 
 
 def params(config: RunConfig) -> dict[str, str]:
-    """Every hyperparameter by its override key, as text of at most PARAM_LIMIT characters.
-
-    They are for the table and the charts. The exact config is in the tag `mnistexp.config`.
-    """
+    """Every hyperparameter by its override key, for the table and the charts; long texts are shortened."""
     plain = config.model_dump(mode="json")
     plain["data"] = {key: value for key, value in plain["data"].items() if key not in DATA_LOCATION}
     flat = flatten(plain)
@@ -366,7 +367,6 @@ def _tags(record: RunRecord) -> dict[str, str]:
 
 
 def _files(record: RunRecord) -> dict[str, str]:
-    """The artifacts: the config to read, the record to compute with."""
     whole = record.model_dump(mode="json")
     return {
         "config.yaml": yaml.safe_dump(whole["config"], sort_keys=False),

@@ -116,28 +116,15 @@ def _make_tables(client: Any) -> None:
 
 
 def _check_schema(engine: Engine, uri: str, create: bool) -> None:
-    """Raises: StoreError if the tables are not MLflow's, or another version's, or missing without `create`."""
-    from alembic.migration import MigrationContext
-    from alembic.script import ScriptDirectory
-    from mlflow.store.db.utils import _get_alembic_config
+    """Raises: StoreError if the tables are not MLflow's, or missing without `create`; MLflow's error for old ones."""
+    from mlflow.store.db import utils
     from sqlalchemy import inspect
 
     tables = set(inspect(engine).get_table_names())
-    if not tables:
-        if create:
-            return
-        raise StoreError(NO_RUNS.format(redact(uri)))
-    if "experiments" not in tables:
+    if "experiments" in tables:
+        verify: Any = utils._verify_schema  # untyped
+        verify(engine)
+    elif tables:
         raise StoreError(f"tracking.uri={redact(uri)}: has tables, but not MLflow's; give an empty database")
-    with engine.connect() as connection:
-        found = MigrationContext.configure(connection).get_current_revision()
-    alembic_config: Any = _get_alembic_config  # untyped
-    script = ScriptDirectory.from_config(alembic_config(""))
-    if found == script.get_current_head():
-        return
-    older = found is None or found in {revision.revision for revision in script.walk_revisions()}
-    what_to_do = f"keep a copy and run `mlflow db upgrade '{redact(uri)}'`" if older else "pip install -U mlflow"
-    raise StoreError(
-        f"tracking.uri={redact(uri)}: was made by {'an older' if older else 'a newer'} MLflow with other tables; "
-        f"{what_to_do}, or give another tracking.uri"
-    )
+    elif not create:
+        raise StoreError(NO_RUNS.format(redact(uri)))

@@ -1,4 +1,4 @@
-"""What MLflow's pages show: the description of a sweep and of an experiment, and the saved views of its run table.
+"""MLflow's pages: the description of an experiment, the saved views of its run table, and the web application.
 
 MLflow stores no default columns on its server. It stores saved views: a name and the state of the page as JSON, in a
 tag of the experiment. The menu `Views` lists them, and `…/runs?viewStateShareKey=KEY` opens one. The keys of a state
@@ -8,25 +8,31 @@ were read from the page of MLflow 3.17; another version ignores those that it do
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mnistexp.config import user_code
-from mnistexp.config.compose import flatten
+from mnistexp.config.overrides import parse_parameter_name
 from mnistexp.config.schema import RunConfig, StudyConfig, format_value
+from mnistexp.storage.foreign_errors import store_errors
+from mnistexp.storage.urls import redact
+from mnistexp.tracking.store import open_client
 
-BEST_FIRST, SWEEPS = "mnistexp", "mnistexp-sweeps"
-"""The keys of the saved views: all runs by score, and sweeps by time with their trials below them."""
-
-NAMES = {BEST_FIRST: "Best first", SWEEPS: "Sweeps, each with its trials"}
-ORDER = {BEST_FIRST: "metrics.`val_accuracy`", SWEEPS: "attributes.start_time"}  # MLflow groups only by time
+VIEWS = {  # key: name, order; MLflow groups trials below their sweep only if the order is by time
+    "mnistexp": ("Best first", "metrics.`val_accuracy`"),
+    "mnistexp-sweeps": ("Sweeps, each with its trials", "attributes.start_time"),
+}
 SAVED = "mlflow.sharedViewState."  # the prefix of the tag that holds a view
 
 SEARCHED = "searched"
-"""The tag of a sweep's parent run with the searched override keys, separated by spaces."""
+"""The tag of a sweep's parent run, and of an experiment, with the searched override keys, separated by spaces."""
 
 SCORES = {"val_accuracy": 115, "test_accuracy": 115, "epochs": 75, "seconds": 85}  # column: its width in pixels
 STANDARD = (
@@ -40,10 +46,10 @@ STANDARD = (
 LOGGED = {"seed": "seed", "data": "data", "model": "model.name", "optimizer": "optimizer.name"}
 """Override keys without a dot, and the param that a run logs for them."""
 
-MOST_COLUMNS = 16  # of hyperparameters
-MOST_LETTERS = 480  # of their names together: the view has each four times, and the tag has room for 5,000
+MOST_COLUMNS, LONGEST_COLUMN = 12, 40
+"""Hyperparameters, and characters of their names: a view has each name four times, and room for 5,000 characters."""
+
 TABLE_LIMIT = 5000  # characters of a sweep's table: a description has room for 8,000
-KIND = "custom_model_development"  # else the page opens on traces of language models
 
 
 def describe(client: Any, experiment_id: str, searched: Iterable[str] = ()) -> None:
@@ -54,32 +60,32 @@ def describe(client: Any, experiment_id: str, searched: Iterable[str] = ()) -> N
         searched: override keys; they become columns, after those of earlier studies in the experiment.
     """
     there = client.get_experiment(experiment_id).tags
-    keys = fitting([*_searched_before(there.get(f"{SAVED}{BEST_FIRST}", "")), *searched])
-    views = {f"{SAVED}{view}": saved(view, keys) for view in NAMES}
-    once = {"mlflow.experimentKind": KIND, "mlflow.note.content": description(experiment_id)}
-    for key, text in {**once, **views}.items():
-        if key not in there or (key in views and there[key] != text):
+    keys = fitting([*there.get(SEARCHED, "").split(), *searched])
+    kept = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": _description(experiment_id)}
+    ours = {SEARCHED: " ".join(keys), **{f"{SAVED}{view}": _saved_view(view, keys) for view in VIEWS}}
+    for key, text in {**ours, **kept, **{key: there[key] for key in kept if key in there}}.items():
+        if there.get(key) != text:
             client.set_experiment_tag(experiment_id, key, text)
 
 
-def _searched_before(text: str) -> list[str]:
-    """The hyperparameters that a saved view of ours has as columns."""
-    try:
-        return [key for key in json.loads(text)["searched"] if isinstance(key, str)]
-    except (ValueError, KeyError, TypeError):  # no view yet, or another program's
-        return []
+def fitting(parameters: Iterable[str]) -> list[str]:
+    """The override keys of parameters, as many as a view has room for.
+
+    A group without a `name` key (augmentation) is left out, because runs log only the values that its option sets.
+    """
+    keys = dict.fromkeys(parse_parameter_name(name)[0] for name in parameters)
+    return [key for key in keys if ("." in key or key in LOGGED) and len(key) <= LONGEST_COLUMN][:MOST_COLUMNS]
 
 
-def address(experiment_id: str, view: str = BEST_FIRST, more: str = "") -> str:
+def address(experiment_id: str, view: str = "mnistexp", more: str = "") -> str:
     """The address of an experiment's run table in a saved view, from the `#` on."""
     return f"#/experiments/{experiment_id}/runs?viewStateShareKey={view}&workflowType=machine_learning{more}"
 
 
-def description(experiment_id: str) -> str:
+def _description(experiment_id: str) -> str:
     """An experiment's description in Markdown. MLflow shows only its first line, the links, until it is expanded."""
-    curves = address(experiment_id, more="&compareRunsMode=CHART")
-    best, sweeps = (address(experiment_id, view) for view in NAMES)
-    return f"""[{NAMES[BEST_FIRST]}]({best}) · [Curves]({curves}) · [{NAMES[SWEEPS]}]({sweeps})
+    best, sweeps = (f"[{name}]({address(experiment_id, view)})" for view, (name, _) in VIEWS.items())
+    return f"""{best} · [Curves]({address(experiment_id, more="&compareRunsMode=CHART")}) · {sweeps}
 
 One row is one training. What its columns mean:
 
@@ -93,82 +99,20 @@ A sweep's parent run has its search space, its best trial and the next commands.
 """
 
 
-# ------------------------------------------------------------------------------------- the saved views of an experiment
-
-
-def saved(view: str, keys: Sequence[str]) -> str:
-    """A view as MLflow saves it, with a fixed date so that it does not change each time. `searched` is our own key.
-
-    Args:
-        view: a key of NAMES.
-        keys: override keys for columns; the usual ones if there are none.
-    """
-    whole = {"name": NAMES[view], "createdAt": 0, "searched": list(keys), "state": _json(state(ORDER[view], keys))}
-    return _json(whole)
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"))
-
-
-def state(order: str, keys: Sequence[str]) -> dict[str, Any]:
-    """The state of the page: columns with widths and order, sort order, charts."""
-    names = [LOGGED.get(key, key) for key in keys or STANDARD]
-    metrics, params = [f"metrics.`{name}`" for name in SCORES], [f"params.`{name}`" for name in names]
+def _saved_view(view: str, keys: Sequence[str]) -> str:
+    """A view as MLflow saves it: columns with widths and order, sort order; its date is fixed."""
+    name, order = VIEWS[view]
+    metrics = [f"metrics.`{score}`" for score in SCORES]
+    params = [f"params.`{LOGGED.get(key, key)}`" for key in keys or STANDARD]
     widths = {"attributes.`Run Name`": 330, **dict(zip(metrics, SCORES.values())), "tags.`state`": 105}
-    return {
+    state = {
         "orderByKey": order,
         "orderByAsc": False,
         "selectedColumns": [*metrics, "tags.`state`", *params],
         "columnOrder": [*widths, *params, "runDateAndNestInfo", "duration"],
         "columnWidths": widths,
-        "isAccordionReordered": True,  # else the sections are sorted by name
-        "compareRunSections": [
-            _section("curves", "Learning curves", columns=2),
-            _section("space", "What makes the difference", columns=1),
-        ],
-        "compareRunCharts": charts(names),
     }
-
-
-def fitting(searched: Iterable[str]) -> list[str]:
-    """The distinct keys, as many as a view has room for; `optimizer.learning_rate@adam` counts without its options.
-
-    A group without a `name` key (augmentation) is left out, because runs log only the values that its option sets.
-    """
-    logged = (key for key in dict.fromkeys(key.partition("@")[0] for key in searched) if "." in key or key in LOGGED)
-    keys = list(logged)[:MOST_COLUMNS]
-    while sum(map(len, keys)) > MOST_LETTERS:
-        keys.pop()
-    return keys
-
-
-def charts(params: Sequence[str]) -> list[dict[str, Any]]:
-    """The first charts of the chart view; MLflow adds one for each other metric."""
-    accuracy = {"key": "val_accuracy", "type": "METRIC"}
-    return [
-        _chart("curves", "LINE", "Validation accuracy", metricKey="curve/val_accuracy"),
-        _chart("curves", "LINE", "Validation loss", metricKey="curve/val_loss"),
-        _chart(
-            "space",
-            "PARALLEL",
-            "Hyperparameters and accuracy",
-            selectedParams=list(params),
-            selectedMetrics=["val_accuracy"],
-            showAllRuns=True,
-        ),
-        _chart("space", "SCATTER", "Accuracy and cost", xaxis={"key": "seconds", "type": "METRIC"}, yaxis=accuracy),
-    ]
-
-
-def _chart(section: str, kind: str, title: str, **more: Any) -> dict[str, Any]:
-    common = {"uuid": f"mnistexp-{title}", "type": kind, "displayName": title, "metricSectionId": f"mnistexp-{section}"}
-    return {**common, "runsCountToCompare": 100, "deleted": False, "isGenerated": False, **more}
-
-
-def _section(name: str, title: str, columns: int) -> dict[str, Any]:
-    flags = {"display": True, "isReordered": False, "deleted": False, "isGenerated": False}
-    return {"uuid": f"mnistexp-{name}", "name": title, "columns": columns, **flags}
+    return json.dumps({"name": name, "createdAt": 0, "state": json.dumps(state)})
 
 
 # ------------------------------------------------------------------------------------ the description of a sweep
@@ -197,7 +141,7 @@ def sweep_description(
     """Describe a sweep in Markdown, its best trial first: MLflow shows only the first lines until it is expanded.
 
     Args:
-        space: override key, with the options that it is for after an `@` → its distribution as text.
+        space: Optuna's parameter name → its distribution as text.
         counts: how many trials are complete, pruned and failed.
         storage_overrides: the overrides by which the next commands find the study and its runs.
     """
@@ -205,39 +149,33 @@ def sweep_description(
     if best is not None:
         test = "" if best.test_accuracy is None else f"; test accuracy {best.test_accuracy:.4f}, not used to select it"
         lines += [f"**Best: trial {best.number}, validation accuracy {best.val_accuracy:.4f}**{test}\n"]
+        lines += [f"    {shlex.join(best.overrides)}\n"]
     limits = [f"{study.trials} trials"]
-    limits += [f"{study.timeout:g} s per session"] if study.timeout is not None else []
-    limits += [f"or until {study.target:g} is reached"] if study.target is not None else []
+    limits += [] if study.timeout is None else [f"{study.timeout:g} s per session"]
+    limits += [] if study.target is None else [f"or until {study.target:g} is reached"]
     ended = ", ".join(f"{count} {state}" for state, count in counts.items())
     lines += [
         f"Which hyperparameters are best on **{dataset}**, by validation accuracy?\n",
         f"**Budget:** {', '.join(limits)}; sampler {study.sampler.name}, pruner {study.pruner.name}.",
         f"**Done:** {sum(counts.values())} of {study.trials} trials: {ended}.\n",
-        *_space_table(space, best),
-        "\n---\n\nNext commands:\n",
+        *_space_table(space),
+        "\nNext commands:\n",
     ]
-    commands = {"report": name, "confirm": f"study.name={name}"}
-    if best is not None:
-        commands |= dict.fromkeys(("rerun", "best"), f"study.name={name}")
     more = [*storage_overrides, *user_code.cli_args()]
-    lines += [f"    {shlex.join(['python', '-m', 'mnistexp', *each, *more])}" for each in commands.items()]
+    for command in ("report", "confirm", "rerun", "best"):
+        lines.append(f"    {shlex.join(['python', '-m', 'mnistexp', command, f'study.name={name}', *more])}")
     return "\n".join(lines)
 
 
-def _space_table(space: Mapping[str, str], best: BestTrial | None) -> Iterator[str]:
-    """The search space as a table, with the best trial's values; cut before it fills the description's tag."""
-    names, values = _values(best) if best else (set(), {})
-    yield "| searched | distribution | best |"
+def _space_table(space: Mapping[str, str]) -> Iterator[str]:
+    """The search space as a table; cut before it fills the description's tag."""
+    yield "| searched | distribution | only for |"
     yield "| --- | --- | --- |"
     room = TABLE_LIMIT
     for parameter, text in space.items():
-        key, _, options = parameter.partition("@")  # optimizer.learning_rate@adam|adamw: only for these options
-        # adam/affine|nadam/none: the key depends on two groups, and is for these two pairs of options
-        applies = not options or any(names.issuperset(each.split("/")) for each in options.split("|"))
-        value = format_value(values.get(key, ""), digits=4, max_length=60) if applies else ""
-        options = f" for {options.replace('|', ', ')}" if options else ""
-        cells = _escape(options), _escape(format_value(text, max_length=300)), _escape(value)
-        row = f"| `{key}`{cells[0]} | {cells[1]} | {cells[2]} |"
+        key, options = parse_parameter_name(parameter)
+        cells = (format_value(text, max_length=300), ", ".join(options))
+        row = " | ".join([f"| `{key}`", *(re.sub(r"([\\`*_|<\[\]])", r"\\\1", cell) for cell in cells)]) + " |"
         room -= len(row)
         if room < 0:
             yield f"| … | {len(space)} in all | |"
@@ -245,13 +183,53 @@ def _space_table(space: Mapping[str, str], best: BestTrial | None) -> Iterator[s
         yield row
 
 
-def _values(best: BestTrial) -> tuple[set[str], dict[str, Any]]:
-    """The option names of the best trial, and its values by override key."""
-    typed = dict(text.split("=", 1) for text in best.overrides)
-    options = {"model": best.config.model.name, "optimizer": best.config.optimizer.name, **typed}
-    return set(options.values()), {**options, **flatten(best.config.model_dump(mode="json"))}
+# ------------------------------------------------------------------------------------------ the web application
 
 
-def _escape(text: str) -> str:
-    """A text without meaning in Markdown. As code it would not wrap on a small screen."""
-    return re.sub(r"([\\`*_|<\[\]])", r"\\\1", text)
+def first_page(uri: str, experiment: str) -> str:
+    """The address of the experiment's run table, from the `#` on: of the newest one if it does not exist.
+
+    Raises: StoreError if there is no database of runs.
+    """
+    with store_errors(f"tracking.uri={redact(uri)}: MLflow can't show it", uri):
+        client = open_client(uri, create=False)
+        found = client.search_experiments(order_by=["last_update_time DESC"])
+    chosen = next((each for each in found if each.name == experiment), found[0] if found else None)
+    if chosen is None:
+        return ""
+    with suppress(Exception):  # without permission to write, the table has MLflow's own columns
+        describe(client, chosen.experiment_id)
+    return address(chosen.experiment_id)
+
+
+def web_app(uri: str, allowed_hosts: Sequence[str]) -> Any:
+    """MLflow's ASGI application on a store, without MLflow's assistant.
+
+    The command `mlflow server` runs the same application in a second process, which takes twice the memory (516 MB,
+    not 260) and twice the CPU time to start. It also cannot leave the assistant out.
+
+    Args:
+        allowed_hosts: HOST:PORT values that a request's Host header may have; others are refused (DNS rebinding).
+    """
+    with store_errors(f"tracking.uri={redact(uri)}: MLflow can't show it", uri):
+        from mlflow.server import constants
+
+        os.environ |= {  # MLflow reads them when the application is imported
+            "MLFLOW_SERVER_ALLOWED_HOSTS": os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS") or ",".join(allowed_hosts),
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # another process of 200 MB
+            constants.BACKEND_STORE_URI_ENV_VAR: uri,
+            constants.REGISTRY_STORE_URI_ENV_VAR: uri,
+            constants.ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/",
+            constants.SERVE_ARTIFACTS_ENV_VAR: "true",
+            constants.ARTIFACTS_DESTINATION_ENV_VAR: str(Path("mlartifacts").absolute()),
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of deprecated calls inside MLflow
+            from mlflow.server.assistant.api import assistant_router
+
+            assistant_router.routes.clear()  # it can run shell commands for anybody on this machine, and has no switch
+            from mlflow.server.fastapi_app import app
+        from mlflow.server.handlers import initialize_backend_stores
+
+        initialize_backend_stores(uri, uri, os.environ[constants.ARTIFACT_ROOT_ENV_VAR])
+    return app

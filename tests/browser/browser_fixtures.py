@@ -33,8 +33,9 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Folder:
         patch.chdir(folder.path)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setattr("mnistexp.commands.sweep.start_workers", lambda *_, **__: HitsExecutor(by_rate, workers=2))
-        assert main(["sweep", "-q", "data=digits", "study.trials=8", "trainer.epochs=6"]) == 0
-        assert main(["report", "data=digits"]) == 0
+        space = ("search=none", "optimizer=choice(sgd, adam)", "model.dropout=interval(0, 0.5)")
+        assert main(["sweep", "-q", "data=digits", "study.trials=8", "trainer.epochs=6", *space]) == 0
+        assert main(["report", "data=digits", "sections=course"]) == 0
     return folder
 
 

@@ -13,8 +13,8 @@ from fakes import FakeExecutor
 from sweeps import SMALL, by_rate, open_sweep, parts
 
 from mnistexp import cli
-from mnistexp.analysis.estimate import TimedNetwork, Timing, epoch_cost, estimate
-from mnistexp.commands.plan import check_space, combinations, condition, draw_trials, trials_without_results
+from mnistexp.analysis.estimate import Timing, estimate
+from mnistexp.commands.plan import check_space, draw_trials, trials_without_results
 from mnistexp.config.compose import compose, parse_request, run_config
 from mnistexp.errors import ConfigError
 from mnistexp.study.database import open_for_sweep
@@ -64,71 +64,36 @@ def test_an_invalid_trial_is_planned_as_such() -> None:
     assert any(isinstance(trial, InvalidTrial) and "trainer.batch_size" in trial.reason for trial in drawn)
 
 
-# ---------------------------------------------------------------------------------------------------- the space
-
-
-def test_a_parameter_names_the_options_it_is_drawn_for() -> None:
-    """The range of an optimizer names the optimizers that have it; what is always drawn names none."""
-    _, space = parts("optimizer=choice(adam,adamw,sgd)", "model.dropout=interval(0,0.5)")
-
-    conditions = {parameter.name: condition(space, parameter.name) for parameter in space.parameters()}
-
-    assert set(conditions.values()) == {"", "optimizer=adam|adamw", "optimizer=sgd"}
-    assert conditions["optimizer"] == conditions["model.dropout"] == ""
-
-
-def test_combinations_are_counted() -> None:
-    """A finite space has as many as points; an infinite one those of its options and choices."""
-    _, finite = parts(*FINITE)
-    _, infinite = parts("optimizer=choice(adam,sgd)", "model.activation=choice(relu,tanh,gelu)")
-
-    assert combinations(finite) == len(list(finite.points())) == 6
-    assert combinations(infinite) == 6
-
-
 # -------------------------------------------------------------------------------------------------- the estimate
 
-PREPARED = parts()[0].prepared
+PREPARED = parts("trainer.epochs=10", "study.trials=20")[0].prepared
 CONFIG = run_config(PREPARED.config)
-COST = epoch_cost(CONFIG, PREPARED.dataset)
-TIMING = Timing((TimedNetwork(COST, 2.0, 1.0),), 5.0, 1, "CPU")
+TIMING = Timing(5.0, (2.0, 4.0), (1.0, 3.0), 1, "CPU")
 
 
-def test_the_estimate_contains_trials_times_epochs() -> None:
-    """20 trials of 3 epochs of 1 s on one worker."""
-    found = estimate(PREPARED.config, PREPARED.dataset, [CONFIG] * 4, TIMING, 20)
+def test_the_estimate_is_trials_times_epochs() -> None:
+    """From the fastest network, compiled once, to the slowest, compiled each time and with some overhead."""
+    low, high = estimate(PREPARED, [CONFIG], TIMING, 20)
 
-    assert found.low <= 5 + 20 * 3 + 2 <= found.high
-    assert (found.epochs, found.epoch_seconds, found.compile_seconds) == (3, 1.0, 2.0)
+    assert low == 5 + 2 + 20 * 10 * 1
+    assert 5 + 20 * (10 * 3 + 4) < high < 1.3 * (5 + 20 * (10 * 3 + 4))
 
 
 def test_more_workers_shorten_the_estimate() -> None:
     """Two workers need at least half of the time."""
-    one, two = (
-        estimate(PREPARED.config, PREPARED.dataset, [CONFIG], replace(TIMING, workers=n, start_seconds=0.0), 20)
-        for n in (1, 2)
-    )
+    one, two = (estimate(PREPARED, [CONFIG], replace(TIMING, workers=n, start=0.0), 20) for n in (1, 2))
 
-    assert one.low / 2 <= two.low < two.high < one.high
+    assert one[0] / 2 <= two[0] < two[1] < one[1]
 
 
 @pytest.mark.parametrize(("pruner", "epochs"), [("median", 4), ("hyperband", 2), ("none", 10)])
 def test_pruning_lowers_the_estimate(pruner: str, epochs: int) -> None:
     """The lower end assumes that each trial ends as early as the pruner allows."""
-    config = compose(parse_request(["data=digits", f"study/pruner={pruner}"]))
+    pruned = replace(PREPARED, config=compose(parse_request(["data=digits", f"study/pruner={pruner}"])))
 
-    found = estimate(config, PREPARED.dataset, [run_config(config)], replace(TIMING, start_seconds=0.0), 20)
+    low, _ = estimate(pruned, [CONFIG], TIMING, 20)
 
-    assert found.low == pytest.approx(20 * epochs + 2)
-
-
-def test_an_epoch_is_interpolated_between_the_timed_networks() -> None:
-    """A network of the mean cost takes the mean time; one outside of the range takes that of the nearest."""
-    networks = (TimedNetwork(0.0, 1.0, 0.0), TimedNetwork(2 * COST, 1.0, 4.0))
-
-    found = estimate(PREPARED.config, PREPARED.dataset, [CONFIG], replace(TIMING, networks=networks), 1)
-
-    assert found.epoch_seconds == pytest.approx(2.0)
+    assert low == 5 + 2 + 20 * epochs
 
 
 # --------------------------------------------------------------------------------------------------- the command
@@ -166,16 +131,18 @@ def test_the_plan_refuses_what_the_sweep_refuses() -> None:
         check_space(parse_request([*SMALL, *FINITE, "study/sampler=grid", "study.trials=50"]))
 
 
-def test_the_plan_of_a_real_sweep_writes_no_file(
+def test_the_plan_prints_space_trials_and_time_and_writes_no_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It prints the space, the first trials, warnings and a time that was measured in a real worker."""
+    """It prints the space, the first trials, warnings and a time that was measured with a worker."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mnistexp.analysis.estimate.start_workers", lambda *_, **__: FakeExecutor(by_rate))
 
-    code = cli.main(["sweep", *SMALL, "study.trials=4", "trainer.device=cpu", "executor.workers=2", "--plan"])
+    code = cli.main(["sweep", *SMALL, "study.trials=4", "executor.workers=2", "--plan"])
 
     printed = capsys.readouterr().out
     assert code == 0
+    assert re.search(r"model\.activation +relu, tanh", printed)
     assert "000 sgd lr=0.1" in printed
     assert "  ! " in printed
     assert re.search(r"4 trials on 2 workers: \d.* to \d", printed)

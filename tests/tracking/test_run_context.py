@@ -15,7 +15,7 @@ from fakes import epoch_scores, run_result
 
 from mnistexp.config.compose import compose, parse_request, run_config
 from mnistexp.config.schema import Config, RunConfig
-from mnistexp.errors import ConfigError, DataError, StoreError
+from mnistexp.errors import ConfigError, StoreError
 from mnistexp.machine import source_state
 from mnistexp.tracking import run_context
 from mnistexp.tracking.records import parse_record
@@ -59,8 +59,10 @@ def test_auto_becomes_the_mnist_that_is_here(mnist_folder: Path) -> None:
 
 
 def test_auto_becomes_digits_with_a_reason(no_mnist: Path) -> None:
-    """Without MNIST and a network it is recorded as digits, with the reason."""
-    found = run_context.prepare(parse_request(["data=offline", "search=none"], no_mnist))
+    """Without MNIST and a network; overrides of keys that digits does not have are left out."""
+    words = ["data=offline", "search=none", "data.mirrors=['http://127.0.0.1:1/']", "data.timeout=0.5"]
+
+    found = run_context.prepare(parse_request(words, no_mnist))
 
     assert (found.config.data.name, found.dataset.name, found.study_name) == ("digits", "digits", "digits")
     assert "no MNIST here" in found.fallback
@@ -68,33 +70,10 @@ def test_auto_becomes_digits_with_a_reason(no_mnist: Path) -> None:
     assert "data=digits" in found.request.run_overrides
 
 
-@pytest.mark.parametrize("words", [["data.mirrors=['http://127.0.0.1:1/']"], ["data.timeout=0.5"]])
-def test_download_settings_do_not_prevent_digits(no_mnist: Path, words: list[str]) -> None:
-    """Overrides of keys that digits does not have are left out."""
-    found = run_context.prepare(parse_request(["data=offline", "search=none", *words], no_mnist))
-
-    assert found.dataset.name == "digits"
-    assert "no MNIST here" in found.fallback
-
-
 def test_an_error_of_the_fallback_names_it(no_mnist: Path) -> None:
     """A batch size for MNIST may be too large for digits; the message has the reason for the fallback."""
     with pytest.raises(ConfigError, match=r"(?s)at most 1137.*data=auto became digits: no MNIST here"):
         run_context.prepare(parse_request(["data=offline", "search=none", "trainer.batch_size=2000"], no_mnist))
-
-
-def test_a_folder_without_its_files_is_an_error(tmp_path: Path) -> None:
-    """With data.root there is no fallback to digits."""
-    with pytest.raises(DataError, match="lacks train-images"):
-        run_context.prepare(parse_request([f"data.root={tmp_path}", "search=none"]))
-
-
-def test_a_minibatch_has_at_most_all_images() -> None:
-    """The batch size is checked against the data before a worker starts."""
-    with pytest.raises(ConfigError, match=r"trainer\.batch_size=1138: must be at most 1137"):
-        prepared("trainer.batch_size=1138")
-
-    assert prepared("trainer.batch_size=1137").config.trainer.batch_size == 1137
 
 
 def test_a_study_is_named_before_its_data_are_loaded(no_mnist: Path, mnist_folder: Path) -> None:

@@ -74,19 +74,16 @@ def test_a_folder_that_mlflow_misreads_is_refused(tmp_path: Path, monkeypatch: p
     assert [path.name for path in tmp_path.rglob("*")] == [folder]
 
 
-@pytest.mark.parametrize(
-    ("revision", "words"),
-    [("90e64c465722", "an older MLflow.*mlflow db upgrade"), ("ffffffffffff", "a newer MLflow.*pip install -U mlflow")],
-)
-def test_another_versions_database_is_not_changed(uri: str, tmp_path: Path, revision: str, words: str) -> None:
-    """MLflow would upgrade an older database unasked; the message says what to do."""
+@pytest.mark.parametrize("revision", ["90e64c465722", "ffffffffffff"])
+def test_another_versions_database_is_not_changed(uri: str, tmp_path: Path, revision: str) -> None:
+    """MLflow would upgrade an older database unasked; the message has the version and the command."""
     path = tmp_path / "mlflow.db"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("update alembic_version set version_num = ?", (revision,))
         connection.commit()
     before = path.read_bytes()
 
-    with pytest.raises(StoreError, match=words):
+    with pytest.raises(StoreError, match=f"{revision}.*mlflow db upgrade"):
         MlflowTracker(uri, "digits")
 
     assert path.read_bytes() == before
