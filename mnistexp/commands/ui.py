@@ -43,7 +43,7 @@ def _mlflow(config: Config, args: CommandArgs) -> None:
     uri = resolved_uri(config.tracking)
     page = ui_pages.first_page(uri, config.tracking.experiment or run_context.study_name(config))
     if uri.startswith("http"):
-        _present(f"{uri.rstrip('/')}/{page}", "a server that runs already: nothing was started here", args)
+        _present(uri.rstrip("/"), page, "a server that runs already: nothing was started here", args)
         return
     with _listen(args) as listener:
         app = ui_pages.web_app(uri, _allowed_hosts(listener, args))
@@ -94,19 +94,19 @@ def _serve(app: Any, listener: socket.socket, page: str, about: str, args: Comma
         signal.signal(signal.SIGHUP, server.handle_exit)  # uvicorn handles SIGINT and SIGTERM itself
     address, port = listener.getsockname()[:2]
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
-    _present(f"http://{_with_port(name, port)}/{page}", f"{about}; Ctrl-C ends it", args)
+    _present(f"http://{_with_port(name, port)}", page, f"{about}; Ctrl-C ends it", args)
     server.run([listener])
 
 
-def _present(url: str, about: str, args: CommandArgs) -> None:
+def _present(server: str, page: str, about: str, args: CommandArgs) -> None:
     """Print the page's address, and open it in a graphical browser if there is one."""
-    console.say(f"{redact(url)}  ({about})")
+    console.say(f"{redact(server)}/{page}  ({about})")
     chosen = os.environ.get("BROWSER")  # an editor over ssh sets it
     if args.flags.get("--no-browser") or (os.environ.get("SSH_CONNECTION") and not chosen):
         return
     with suppress(webbrowser.Error):
         if chosen or type(webbrowser.get()) is not webbrowser.GenericBrowser:  # that is lynx and the like
-            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()  # some return when closed
+            threading.Thread(target=webbrowser.open, args=(f"{server}/{page}",), daemon=True).start()
 
 
 def _listen(args: CommandArgs) -> socket.socket:

@@ -101,15 +101,6 @@ def test_a_sweeps_page_shows_the_best_trial_and_the_report(
     shoot(page, "report")
 
 
-def test_a_trials_page(swept: Folder, dashboard: str, page: Page, shoot: Shoot) -> None:
-    """A trial's page has its data set, scores, parameters and sweep."""
-    run = best(swept)
-    page.goto(run_page(dashboard, run))
-    for text in (run.info.run_name, "val_accuracy", "optimizer.learning_rate", "digits (", "sweep digits"):
-        seen(page, text)
-    shoot(page, "trial")
-
-
 def test_optunas_dashboard_shows_the_study(swept: Folder, page: Page, shoot: Shoot) -> None:
     """`ui --optuna` opens the study's own page, with its history, and names its values."""
     with swept.serving("--optuna", "study.name=digits", "--port", "0") as address:

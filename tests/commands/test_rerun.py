@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from e2e.conftest import Folder
 from fakes import RecordingTracker, run_result
 
 from mnistexp.commands import rerun
@@ -23,13 +20,6 @@ PROVENANCE = {
     "versions": {"keras": "3.15", "numpy": "2"},
     "machine": {"cpu": "x", "host": "here"},
 }
-CODE = """
-import keras
-
-def network(features, classes, **texts):
-    assert len(texts) == 10
-    return keras.Sequential([keras.Input((features,)), keras.layers.Dense(classes)])
-"""
 
 
 @functools.cache
@@ -153,22 +143,3 @@ def test_recorded_flags_become_the_environment() -> None:
     dump = result.model_copy(update={"flags": {"XLA_FLAGS": "--xla_dump_to=x"}})
     with pytest.raises(StoreError, match="XLA_FLAGS"):
         rerun.recorded_environment(logged(record(result=dump)))
-
-
-@pytest.mark.slow
-def test_a_run_with_long_settings_is_logged_and_repeated(tmp_path: Path) -> None:
-    """Ten settings of 900 characters exceed a tag; the sweep ends, goes on, and its best run is repeated exactly."""
-    (tmp_path / "functions.py").write_text(CODE)
-    option = tmp_path / "mine" / "model" / "wordy.yaml"
-    option.parent.mkdir(parents=True)
-    settings = {f"text_{number}": "x" * 900 for number in range(10)}
-    option.write_text(yaml.safe_dump({"name": "custom", "function": "network", "settings": settings}))
-    folder, code = Folder(tmp_path), ("--code", "functions.py")
-    sweep = (*code, "--config-dir", "mine", "data=digits", "model=wordy", "trainer.epochs=1", "executor.workers=1")
-
-    folder.run("sweep", *sweep, "study.trials=1")
-    folder.run("sweep", *sweep, "study.trials=2")
-    done = folder.run("rerun", *code, "data=digits")
-
-    assert len(folder.runs("tags.kind = 'trial'", "digits")) == 2
-    assert done.stdout.count("  identical") == 5

@@ -184,14 +184,3 @@ def test_a_closed_terminal_does_not_stop_the_sweep(database: Database, terminal:
 
     assert play(database, view, script, "study.trials=4").progress.complete == 4
     assert "best" in screen.getvalue()
-
-
-def test_an_ascii_terminal_gets_ascii(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No character is lost or raises on a terminal without Unicode."""
-    raw = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
-
-    play(database, Live(), lambda _, config: [0.9] * config.trainer.epochs, "study.trials=5")
-    sys.stdout.flush()
-
-    assert "best" in raw.getvalue().decode("ascii")
