@@ -59,8 +59,10 @@ def comparison_lines(history: History) -> Iterator[str]:
         mean = statistics.fmean(trial.accuracy for trial in history.ranked)
         yield f"  mean over {len(history.ranked)} seeds   {accuracy(mean)}  (validation; `report` has the interval)"
         return
-    if first := next((trial for trial in others if trial.baseline), None):
-        yield f"  against first trial  {best.accuracy - first.accuracy:+.4f}  (trial {first.number}: no search)"
+    first = next((trial for trial in others if trial.baseline), None)
+    for name, trial in {"against first trial": first, "against runner-up": next(iter(others), None)}.items():
+        if trial is not None:
+            yield f"  {name:<19}  {best.accuracy - trial.accuracy:+.4f}  (trial {trial.number})"
     if others and (comparison := compare_best(history)):
         yield ""
         yield from wrap(

@@ -100,10 +100,10 @@ A sweep's parent run has its search space, its best trial and the next commands.
 
 
 def _saved_view(view: str, keys: Sequence[str]) -> str:
-    """A view as MLflow saves it: columns with widths and order, sort order; its date is fixed."""
+    """A view as MLflow saves it: columns with widths and order, sort order, charts; its date is fixed."""
     name, order = VIEWS[view]
-    metrics = [f"metrics.`{score}`" for score in SCORES]
-    params = [f"params.`{LOGGED.get(key, key)}`" for key in keys or STANDARD]
+    names = [LOGGED.get(key, key) for key in keys or STANDARD]
+    metrics, params = [f"metrics.`{score}`" for score in SCORES], [f"params.`{name}`" for name in names]
     widths = {"attributes.`Run Name`": 330, **dict(zip(metrics, SCORES.values())), "tags.`state`": 105}
     state = {
         "orderByKey": order,
@@ -111,8 +111,32 @@ def _saved_view(view: str, keys: Sequence[str]) -> str:
         "selectedColumns": [*metrics, "tags.`state`", *params],
         "columnOrder": [*widths, *params, "runDateAndNestInfo", "duration"],
         "columnWidths": widths,
+        "isAccordionReordered": True,  # else the sections are sorted by name
+        **_charts(names),
     }
     return json.dumps({"name": name, "createdAt": 0, "state": json.dumps(state)})
+
+
+def _charts(params: Sequence[str]) -> dict[str, Any]:
+    """The first charts of the chart view, in two sections; MLflow adds one for each other metric."""
+    curves: list[dict[str, Any]] = [
+        {"type": "LINE", "metricKey": f"curve/{key}"} for key in ("val_accuracy", "val_loss")
+    ]
+    parallel: dict[str, Any] = {
+        "type": "PARALLEL",
+        "selectedParams": params,
+        "selectedMetrics": ["val_accuracy"],
+        "showAllRuns": True,
+    }
+    common = {"deleted": False, "isGenerated": False}
+    found: dict[str, Any] = {"compareRunSections": [], "compareRunCharts": []}
+    for section, charts in (("Learning curves", curves), ("What makes the difference", [parallel])):
+        more = {"display": True, "isReordered": False, "columns": len(charts), **common}
+        found["compareRunSections"].append({"uuid": section, "name": section, **more})
+        for number, chart in enumerate(charts):
+            place = {"uuid": f"{section} {number}", "metricSectionId": section, "runsCountToCompare": 100}
+            found["compareRunCharts"].append({**chart, **place, **common})
+    return found
 
 
 # ------------------------------------------------------------------------------------ the description of a sweep
@@ -149,7 +173,7 @@ def sweep_description(
     if best is not None:
         test = "" if best.test_accuracy is None else f"; test accuracy {best.test_accuracy:.4f}, not used to select it"
         lines += [f"**Best: trial {best.number}, validation accuracy {best.val_accuracy:.4f}**{test}\n"]
-        lines += [f"    {shlex.join(best.overrides)}\n"]
+        lines += [f"{_escape(' '.join(best.overrides))}\n"]
     limits = [f"{study.trials} trials"]
     limits += [] if study.timeout is None else [f"{study.timeout:g} s per session"]
     limits += [] if study.target is None else [f"or until {study.target:g} is reached"]
@@ -175,12 +199,17 @@ def _space_table(space: Mapping[str, str]) -> Iterator[str]:
     for parameter, text in space.items():
         key, options = parse_parameter_name(parameter)
         cells = (format_value(text, max_length=300), ", ".join(options))
-        row = " | ".join([f"| `{key}`", *(re.sub(r"([\\`*_|<\[\]])", r"\\\1", cell) for cell in cells)]) + " |"
+        row = " | ".join([f"| `{key}`", *map(_escape, cells)]) + " |"
         room -= len(row)
         if room < 0:
             yield f"| … | {len(space)} in all | |"
             return
         yield row
+
+
+def _escape(text: str) -> str:
+    """A text without meaning in Markdown. As code it would not wrap on a small screen."""
+    return re.sub(r"([\\`*_|<\[\]])", r"\\\1", text)
 
 
 # ------------------------------------------------------------------------------------------ the web application

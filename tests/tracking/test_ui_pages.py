@@ -89,7 +89,7 @@ def test_a_space_of_any_size_fits(length: int) -> None:
 
 STUDY = parts("study.trials=40", "study.timeout=60", "study.target=0.99")[0].prepared.config.study
 COUNTS = {"complete": 30, "pruned": 8, "failed": 2}
-BEST_TRIAL = ui_pages.BestTrial(7, 0.9812, 0.9765, run_config(), ("optimizer=adam", "augmentation=none"))
+BEST_TRIAL = ui_pages.BestTrial(7, 0.9812, 0.9765, run_config(), ("optimizer=adam", "model.hidden_units=[9]"))
 
 
 def test_a_sweep_is_described_with_its_best_trial_first() -> None:
@@ -101,7 +101,7 @@ def test_a_sweep_is_described_with_its_best_trial_first() -> None:
 
     first = page.splitlines()[0]
     assert all(fact in first for fact in ("trial 7", "0.9812", "0.9765"))
-    assert "optimizer=adam augmentation=none" in page
+    assert "optimizer=adam model.hidden\\_units=\\[9\\]" in page
     assert "40 of 40 trials: 30 complete, 8 pruned, 2 failed" in page
     assert "test accuracy" not in without
     commands = [shlex.split(line) for line in page.splitlines() if line.startswith("    python")]
