@@ -33,7 +33,7 @@ BANNED = [  # names of what runs a stranger's bytes or opens a port
     *("pickle", "cloudpickle", "dill", "shelve", "marshal", "eval", "exec", "unsafe_load", "full_load", "load_model"),
     *("from_pretrained", "instantiate", "bind", "create_server", "HTTPServer", "ThreadingHTTPServer"),
 ]
-ALLOWED = {"commands/ui": ["create_server"], "config/user_code": ["bind", "eval", "exec"]}  # a port on 127.0.0.1; --code
+ALLOWED = {"commands/ui": ["create_server"], "config/user_code": ["bind", "eval", "exec"]}  # --code
 SOURCES = {
     path.relative_to(PACKAGE).with_suffix("").as_posix(): path.read_text(encoding="utf-8")
     for path in sorted(PACKAGE.rglob("*.py"))
