@@ -54,6 +54,19 @@ class _Terminal:
         return getattr(self._stream, name)
 
 
+class _Region(Region):
+    """A live region below the notes, which its own thread prints too: a terminal that is stopped delays no trial."""
+
+    def __init__(self, **more: Any) -> None:
+        self.notes: deque[str] = deque()
+        super().__init__(vertical_overflow="crop", **more)
+
+    def refresh(self) -> None:
+        while self.notes:
+            self.console.print(Text(self.notes.popleft(), "yellow"))
+        super().refresh()
+
+
 class Live(Quiet):
     """Show a sweep in a terminal.
 
@@ -74,13 +87,18 @@ class Live(Quiet):
         self._running = Bars(TextColumn("{task.fields[number]:5}"), BarColumn(12), MofNCompleteColumn(), accuracy, name)
         self._tasks: dict[int, TaskID] = {}  # of the running trials
         self._finished: deque[tuple[int, str, list[str]]] = deque(maxlen=LAST_TRIALS)  # newest first
-        self._region = Region(console=console, get_renderable=self._frame, vertical_overflow="crop")
+        self._region = _Region(console=console, get_renderable=self._frame)
 
     @property
     def callbacks(self) -> SweepCallbacks:
         """What the sweep calls."""
         return SweepCallbacks(
-            self._trial_ends, self._trial_is_invalid, _note, self._trial_starts, self._epoch_ends, self._trial_leaves
+            self._trial_ends,
+            self._trial_is_invalid,
+            self._note,
+            self._trial_starts,
+            self._epoch_ends,
+            self._trial_leaves,
         )
 
     def begin(self, name: str, progress: Progress, workers: int) -> None:
@@ -119,7 +137,7 @@ class Live(Quiet):
         seconds = f"{record.ended - record.started:.1f}"
         self._finish(number, progress, state, score, str(len(record.epochs)), seconds, name)
         if not record.result:  # the table has one line for the reason, and only for a while
-            _note(f"trial {number} failed: {record.reason}")
+            self._note(f"trial {number} failed: {record.reason}")
 
     def _trial_is_invalid(self, reason: str, number: int, progress: Progress) -> None:
         self._finish(number, progress, "failed", "", "0", "", f"invalid: {reason}")
@@ -132,6 +150,12 @@ class Live(Quiet):
     def _update(self, progress: Progress) -> None:
         self._progress = progress
         self._bar.update(self._task, completed=progress.done, total=progress.total)
+
+    def _note(self, text: str) -> None:
+        if self._region.is_started:
+            self._region.notes.append(_printable(text))
+        else:
+            note(text)
 
     # ---------------------------------------------------------------------- called by the drawing thread
 
@@ -155,10 +179,6 @@ class Live(Quiet):
             shown = "best" if self._progress.best and self._progress.best.number == number else state
             table.add_row(str(number), Text(shown, COLOURS[shown]), *map(Text, cells))
         return table
-
-
-def _note(text: str) -> None:
-    note(_printable(text))
 
 
 def _line(text: str, style: str = "") -> Text:
