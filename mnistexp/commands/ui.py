@@ -113,11 +113,13 @@ def _listen(args: CommandArgs) -> socket.socket:
     """A socket that listens on the given port, or on the next free one. Raises: ConfigError."""
     host, wanted = str(args.flags["--host"]), int(str(args.flags["--port"]))
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for port in range(wanted, wanted + PORTS):
+    if not 0 <= wanted < 2**16:
+        raise ConfigError(f"--port {wanted}: must be from 0 (any) to 65535, such as --port 5000")
+    for port in range(wanted, min(wanted + PORTS, 2**16)):
         try:
             listener = socket.create_server((host, port), family=family)
             break
-        except (OSError, OverflowError, UnicodeError) as error:  # OverflowError: no such port
+        except (OSError, UnicodeError) as error:
             if getattr(error, "errno", None) != errno.EADDRINUSE:
                 raise ConfigError(f"--host {host} --port {port}: can't be used ({error})") from None
     else:
