@@ -166,9 +166,10 @@ class Live(Quiet):
         if best:
             name = _printable(self._title(best.config))
             lines.append(f"best {best.val_accuracy:.4f}, trial {best.number}: {name}")
-        parts = [_line(self._head, "bold"), self._bar.get_renderable(), *map(_line, lines)]
+        parts: list[RenderableType] = [_line(self._head, "bold"), self._bar.get_renderable(), *map(_line, lines)]
         parts += [_line("\nrunning trials", "dim"), self._running.get_renderable()] if self._tasks else []
-        return Group(*parts, *(["", self._finished_table()] if self._finished else []))
+        parts += [_line(""), self._finished_table()] if self._finished else []
+        return Group(*parts)
 
     def _finished_table(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="dim")
