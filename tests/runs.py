@@ -116,6 +116,11 @@ def wait_idle(executor: WorkerPool, workers: int) -> None:
         assert executor.next_event(60) is None
 
 
+def next_event(executor: WorkerPool) -> Event:
+    """The next event, however long it takes."""
+    return next(event for _ in range(100) if (event := executor.next_event(60)))
+
+
 def until_done(
     executor: WorkerPool, jobs: Mapping[int, RunConfig], go: Callable[[EpochEnded], bool] = lambda event: True
 ) -> list[Event]:

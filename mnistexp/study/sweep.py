@@ -37,8 +37,8 @@ from mnistexp.tracking.records import RunRecord, State
 from mnistexp.tracking.run_context import RunContext
 from mnistexp.tracking.runs import Ending, Tracker
 from mnistexp.training.results import EpochScores
-from mnistexp.workers.pool import EpochEnded, Event, Failed, Finished, Lost, WorkerPool
-from mnistexp.workers.start import POLL_SECONDS, wait_until_ready
+from mnistexp.workers.pool import POLL_SECONDS, EpochEnded, Event, Failed, Finished, Lost, WorkerPool
+from mnistexp.workers.start import wait_until_ready
 
 CHECK_SECONDS = 2.0  # between two checks of what other processes did
 BY_SIGNAL = "interrupted"  # Summary.stopped after Ctrl-C

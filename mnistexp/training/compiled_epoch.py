@@ -6,8 +6,7 @@ A program is shared by all runs with the same `compilation_key`; their other hyp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +25,6 @@ from mnistexp.training import model as models
 class EpochOutput:
     """The result of one compiled epoch."""
 
-    steps: int
-    learning_rate: float
     loss: float
     accuracy: float
     val_loss: float
@@ -70,57 +67,58 @@ def compilation_key(config: RunConfig) -> tuple[object, ...]:
 
 
 def runtime_hyperparameters(config: RunConfig) -> list[float]:
-    """Return the hyperparameters beside the optimizer's that are arguments, in the order of `Arguments`."""
+    """Return the hyperparameters beside the optimizer's that are arguments, in the order of `_trace_epoch`."""
     model, trainer = config.model, config.trainer
     dropout = (model.input_dropout, model.dropout) if isinstance(model, Mlp) else (0.0, 0.0)
     warps = augmentation.runtime_hyperparameters(config.augmentation)
     return [*dropout, trainer.label_smoothing, trainer.ema_momentum, *warps]
 
 
-class Arguments:
-    """The `runtime_hyperparameters` inside a program: float32 scalars, and a vector for the augmentation."""
-
-    def __init__(self, values: tf.Tensor) -> None:
-        self.input_dropout, self.dropout, self.label_smoothing, self.ema_momentum = tf.unstack(values[:4])
-        self.warps = values[4:]
-
-
 class CompiledEpoch:
-    """A compiled epoch with its network and optimizer; `start` resets it for a run."""
+    """A compiled epoch with its network and optimizer; `start` resets it for a run.
+
+    `network` is what is validated: the network that is trained, or a copy with the moving average of its weights.
+    """
 
     def __init__(self, config: RunConfig, classes: int, train: DeviceSplit, validation: DeviceSplit) -> None:
         config.augmentation.check(train.image_shape)
-        self._train = train
-        self._validation = validation
+        self._train, self._validation = train, validation
         self._batch_size = config.trainer.batch_size
         self._warps = config.augmentation.warps
         self.epoch_steps = config.trainer.steps_per_epoch(len(train.labels))
-        self.model = models.build_model(config.model, train.images.shape[1], classes)
-        self._training_pass = models.TrainingPass(self.model)
+        self._trained = models.build_model(config.model, train.images.shape[1], classes)
+        self.network, self._averages = self._trained, False
+        if config.trainer.ema_momentum:
+            self.network, self._averages = models.build_model(config.model, train.images.shape[1], classes), True
+        self._training_pass = models.TrainingPass(self._trained)
         self._is_mlp = isinstance(config.model, Mlp)
-        self._optimizer, self._state = _build_with_state(config, self.model)
-        self._state += models.other_state(self.model, config.model)
-        self._averages = [tf.Variable(weight) for weight in self.model.weights] if config.trainer.ema_momentum else []
+        self._optimizer, self._optimizer_state = _build_with_state(config, self._trained)
         self._names = tuple(optimizer.runtime_hyperparameters(config.optimizer))
         self._owner: object = None
         self._arguments: tuple[Any, ...] = ()
         self._seed = 0
         # A concrete function is traced once and refuses arguments of another shape.
         traced = tf.function(self._trace_epoch, jit_compile=True, autograph=False)
-        self._epoch = traced.get_concrete_function(*self._argument_specs(len(runtime_hyperparameters(config))))
+        self._epoch = traced.get_concrete_function(
+            order=tf.TensorSpec([len(train.labels)], tf.int32),
+            seeds=tf.TensorSpec([2, 2], tf.int32),
+            rates=tf.TensorSpec([self.epoch_steps], tf.float32),
+            steps=tf.TensorSpec([], tf.int32),
+            pairs=tf.TensorSpec([len(self._names), 2], tf.float32),
+            values=tf.TensorSpec([len(runtime_hyperparameters(config))], tf.float32),
+        )
 
     def start(self, config: RunConfig, owner: object) -> None:
         """Set initial weights, the state of layers and optimizer, and the arguments of `owner`'s run."""
-        for variable, value in self._state:
+        for variable, value in self._optimizer_state:
             variable.assign(value)
-        models.initialise(self.model, config.model, config.seed)
-        for average, weight in zip(self._averages, self.model.weights, strict=bool(self._averages)):
-            average.assign(weight)
+        models.initialise(self._trained, config.model, config.seed)
+        if self._averages:
+            _assign(self.network, self._trained.weights)
         values = optimizer.runtime_hyperparameters(config.optimizer).values()
         pairs = np.array([(value, 1 - value) for value in values], np.float32).reshape(-1, 2)
         self._arguments = (tf.constant(pairs), tf.constant(runtime_hyperparameters(config), tf.float32))
-        self._seed = config.seed
-        self._owner = owner
+        self._seed, self._owner = config.seed, owner
 
     def run_epoch(self, owner: object, rates: optimizer.Floats, epoch: int) -> EpochOutput:
         """Train `len(rates)` steps of one epoch (from 0), then validate.
@@ -136,63 +134,32 @@ class CompiledEpoch:
         seeds = tf.constant([models.stateless_seeds(self._seed, name, epoch) for name in ("dropout", "augmentation")])
         scores = self._epoch(order, seeds, tf.constant(padded), tf.constant(len(rates)), *self._arguments)
         loss, accuracy, finite = (float(score) for score in scores.numpy())
-        with self._averaged():
-            val_loss, predicted = self.score(self._validation)
+        val_loss, predicted = self.score(self._validation)
         correct = tf.equal(predicted, self._validation.labels).numpy()
-        return EpochOutput(
-            len(rates), float(rates[-1]), loss, accuracy, float(val_loss), finite == 1, correct, predicted.numpy()
-        )
+        return EpochOutput(loss, accuracy, float(val_loss), finite == 1, correct, predicted.numpy())
 
     def score(self, split: DeviceSplit) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return mean cross-entropy in nats (float32 scalar) and predictions (int32 [N]) of the current weights."""
+        """Return mean cross-entropy in nats (float32 scalar) and predictions (int32 [N]) of `network`."""
         images = len(split.labels)
         step = images if self._is_mlp else 1000  # a user's convolutions would need gigabytes for all images
         parts = [split.images[start : start + step] for start in range(0, images, step)]
-        logits = tf.concat([self.model(_as_input(part, split.scale), training=False) for part in parts], axis=0)
+        logits = tf.concat([self.network(_as_input(part, split.scale), training=False) for part in parts], axis=0)
         loss = tf.reduce_mean(models.training_losses(split.labels, logits, 0.0))
         return loss, _predicted(logits)
-
-    def _argument_specs(self, values: int) -> list[tf.TensorSpec]:
-        """Return the shapes and dtypes of `_trace_epoch`'s arguments."""
-        return [
-            tf.TensorSpec([len(self._train.labels)], tf.int32),
-            tf.TensorSpec([2, 2], tf.int32),
-            tf.TensorSpec([self.epoch_steps], tf.float32),
-            tf.TensorSpec([], tf.int32),
-            tf.TensorSpec([len(self._names), 2], tf.float32),
-            tf.TensorSpec([values], tf.float32),
-        ]
 
     @property
     def parameters(self) -> int:
         """The number of trainable scalars in the network."""
-        return sum(math.prod(variable.shape) for variable in self.model.trainable_variables)
+        return sum(math.prod(variable.shape) for variable in self.network.trainable_variables)
 
     def snapshot(self) -> list[tf.Tensor]:
         """Return a copy, on the device, of the weights that were validated."""
-        return [tf.identity(variable) for variable in self._averages or self.model.weights]
+        return [tf.identity(variable) for variable in self.network.weights]
 
     def load(self, weights: Sequence[tf.Tensor]) -> None:
-        """Set the weights of the network. This ends its current run."""
+        """Set the weights of `network`. This ends its current run."""
         self._owner = None
-        self._assign(weights)
-
-    def _assign(self, weights: Iterable[tf.Tensor]) -> None:
-        for variable, value in zip(self.model.weights, weights, strict=True):
-            variable.assign(value)
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Use the moving average of the weights, if there is one."""
-        if not self._averages:
-            yield
-            return
-        trained = [tf.identity(weight) for weight in self.model.weights]
-        self._assign(self._averages)
-        try:
-            yield
-        finally:
-            self._assign(trained)
+        _assign(self.network, weights)
 
     def _trace_epoch(
         self,
@@ -218,13 +185,12 @@ class CompiledEpoch:
         """
         for row, name in enumerate(self._names):
             setattr(self._optimizer, name, optimizer.RuntimeHyperparameter(pairs[row, 0], pairs[row, 1]))
-        arguments = Arguments(values)
         # One gather per epoch: one per minibatch takes 5 % longer.
         images, labels = tf.gather(self._train.images, order), tf.gather(self._train.labels, order)
 
         def step(index: tf.Tensor, loss: tf.Tensor, correct: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             batch, classes = self._minibatch(images, index), self._minibatch(labels, index)
-            new = self._trace_step(batch, classes, rates[index], arguments, seeds + tf.stack([index, 0]))
+            new = self._trace_step(batch, classes, rates[index], values, seeds + tf.stack([index, 0]))
             return index + 1, loss + new[0], correct + new[1]
 
         _, loss, correct = tf.while_loop(lambda index, *_: index < steps, step, (0, 0.0, 0))
@@ -237,25 +203,27 @@ class CompiledEpoch:
         return tf.slice(tensor, start, [self._batch_size, *tensor.shape[1:]])
 
     def _trace_step(
-        self, images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor, arguments: Arguments, seeds: tf.Tensor
+        self, images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor, values: tf.Tensor, seeds: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Trace one optimizer step. Returns: the minibatch's mean loss (float32) and correct predictions (int32)."""
+        input_dropout, dropout, label_smoothing, ema_momentum = tf.unstack(values[:4])
         inputs = _as_input(images, self._train.scale)
-        warped = augmentation.augment(inputs, self._train.image_shape, self._warps, arguments.warps, seeds[1])
+        warped = augmentation.augment(inputs, self._train.image_shape, self._warps, values[4:], seeds[1])
 
         def rates(layer: str) -> tf.Tensor | None:
             if not self._is_mlp:  # the Dropout layers of a user's network keep their rates
                 return None
-            return arguments.input_dropout if layer == models.INPUT_DROPOUT else arguments.dropout
+            return input_dropout if layer == models.INPUT_DROPOUT else dropout
 
         with tf.GradientTape() as tape:
             logits = self._training_pass(warped, seeds[0], rates)
-            loss = tf.reduce_mean(models.training_losses(labels, logits, arguments.label_smoothing))
+            loss = tf.reduce_mean(models.training_losses(labels, logits, label_smoothing))
             if penalties := self._training_pass.penalties():
                 loss = tf.add_n([loss, *penalties])
         self._optimizer.learning_rate = lambda: rate
-        self._optimizer.apply(tape.gradient(loss, self.model.trainable_variables))
-        self._trace_average(arguments.ema_momentum)
+        self._optimizer.apply(tape.gradient(loss, self._trained.trainable_variables))
+        if self._averages:
+            self._trace_average(ema_momentum)
         return loss, tf.reduce_sum(tf.cast(tf.equal(_predicted(logits), labels), tf.int32))
 
     def _trace_average(self, momentum: tf.Tensor) -> None:
@@ -264,20 +232,27 @@ class CompiledEpoch:
         The momentum is min(momentum, (1 + steps) / (10 + steps)), as in tf.train.ExponentialMovingAverage, so that the
         initial weights are forgotten.
         """
-        if not self._averages:
-            return
         steps = tf.cast(self._optimizer.iterations.value, tf.float32)
         kept = tf.minimum(momentum, (1 + steps) / (10 + steps))
-        for average, weight in zip(self._averages, self.model.weights, strict=True):
-            if average.dtype.is_floating:
-                average.assign_add((1 - kept) * (weight - average))
+        for average, weight in zip(self.network.weights, self._trained.weights, strict=True):
+            if _is_floating(weight):
+                average.assign_add((1 - kept) * (weight.value - average.value))
             else:  # the counter of a layer
                 average.assign(weight)
 
     def _trace_finite(self) -> tf.Tensor:
-        weights = [variable for variable in self.model.weights if tf.as_dtype(variable.dtype).is_floating]
+        weights = filter(_is_floating, self._trained.weights)
         finite = [tf.reduce_all(tf.math.is_finite(variable)) for variable in weights]
         return tf.cast(tf.reduce_all(finite), tf.float32)
+
+
+def _is_floating(variable: keras.Variable) -> bool:
+    return bool(tf.as_dtype(variable.dtype).is_floating)
+
+
+def _assign(network: keras.Model, weights: Iterable[Any]) -> None:
+    for variable, value in zip(network.weights, weights, strict=True):
+        variable.assign(value)
 
 
 def permutation(size: int, seed: int, epoch: int) -> npt.NDArray[np.int32]:

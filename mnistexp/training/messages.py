@@ -89,7 +89,6 @@ class JobFailed(Message):
 
     event: Literal["failed"] = "failed"
     reason: str  # one line
-    traceback: str
     memory: int
 
 

@@ -50,13 +50,13 @@ def _mlp(config: Mlp, features: int, classes: int) -> keras.Sequential:
     if config.input_dropout > 0:
         layers.append(keras.layers.Dropout(config.input_dropout, name=INPUT_DROPOUT))
     for units in config.hidden_units:
-        layers.append(_dense(config, units, use_bias=not config.batch_normalization))
+        layers.append(keras.layers.Dense(units, use_bias=not config.batch_normalization))
         if config.batch_normalization:
             layers.append(keras.layers.BatchNormalization(momentum=NORMALIZATION_MOMENTUM))
         layers.append(keras.layers.Activation(config.activation))
         if config.dropout > 0:
             layers.append(keras.layers.Dropout(config.dropout))
-    return keras.Sequential([*layers, _dense(config, classes)])
+    return keras.Sequential([*layers, keras.layers.Dense(classes)])
 
 
 def _check(model: Any, function: str, features: int, classes: int) -> None:
@@ -69,18 +69,10 @@ def _check(model: Any, function: str, features: int, classes: int) -> None:
     shapes = (model.input_shape, model.output_shape) if model.built else "not built yet"
     if shapes != ((None, features), (None, classes)):
         raise ConfigError(f"{function}: returned a network of the shapes {shapes}; return {wanted}")
-    last = _last_layer(model)
+    last = model.layers[-1]
     activation = getattr(getattr(last, "activation", None), "__name__", "")
     if isinstance(last, keras.layers.Softmax) or activation in ("softmax", "sigmoid"):
         raise ConfigError(f"{function}: ends in a {activation or 'softmax'}, which the loss applies itself; remove it")
-
-
-def _last_layer(model: Any) -> Any:
-    """Return the layer that computes the outputs, inside nested networks and before a dropout, or None."""
-    layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.Dropout)]
-    if not layers:
-        return None
-    return _last_layer(layers[-1]) if isinstance(layers[-1], keras.Model) else layers[-1]
 
 
 def _is_plain(model: Any) -> bool:
@@ -88,23 +80,6 @@ def _is_plain(model: Any) -> bool:
     if type(model) is not keras.Sequential and type(model).__name__ != "Functional":
         return False
     return all(_is_plain(layer) for layer in model.layers if isinstance(layer, keras.Model))
-
-
-def _dense(config: Mlp, units: int, *, use_bias: bool = True) -> Any:
-    """A fully connected layer with the config's initializers, so that an exported network can be trained again."""
-    kernel, bias = _initializer(config), _bias_initializer(config)
-    return keras.layers.Dense(units, use_bias=use_bias, kernel_initializer=kernel, bias_initializer=bias)
-
-
-def _initializer(config: Mlp, seed: int | None = None) -> Any:
-    stddev = {"stddev": config.initializer_stddev} if config.initializer == "random_normal" else {}
-    return keras.initializers.get({"class_name": config.initializer, "config": {"seed": seed, **stddev}})
-
-
-def _bias_initializer(config: Mlp, seed: int | None = None) -> Any:
-    if config.bias_initializer_stddev == 0:
-        return keras.initializers.Zeros()
-    return keras.initializers.RandomNormal(stddev=config.bias_initializer_stddev, seed=seed)
 
 
 def initialise(model: keras.Model, config: ModelConfig, seed: int) -> None:
@@ -125,24 +100,20 @@ def initialise(model: keras.Model, config: ModelConfig, seed: int) -> None:
 
 
 def _initialise_mlp(model: keras.Model, config: Mlp, seed: int) -> None:
-    # An initializer with an integer seed is stateless in Keras 3.
+    stddev = {"stddev": config.initializer_stddev} if config.initializer == "random_normal" else {}
     dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
     for depth, layer in enumerate(dense):
+        # An initializer with an integer seed is stateless in Keras 3.
         kernel_seed, bias_seed = stateless_seeds(seed, "weights", depth)
-        layer.kernel.assign(_initializer(config, kernel_seed)(layer.kernel.shape))
+        arguments = {"class_name": config.initializer, "config": {"seed": kernel_seed, **stddev}}
+        layer.kernel.assign(keras.initializers.get(arguments)(layer.kernel.shape))
         if layer.use_bias:
-            layer.bias.assign(_bias_initializer(config, bias_seed)(layer.bias.shape))
-
-
-def other_state(model: keras.Model, config: ModelConfig) -> list[tuple[Any, Any]]:
-    """Return (variable, initial value) of all state that `initialise` does not set, such as a normalisation's scale.
-
-    They are read when the network is built, and restored before each run. In a user's network `initialise` sets all.
-    """
-    if not isinstance(config, Mlp):
-        return []
-    others = [layer for layer in model.layers if not isinstance(layer, keras.layers.Dense | keras.layers.Dropout)]
-    return [(variable, variable.numpy()) for layer in others for variable in layer.variables]
+            draw = keras.initializers.RandomNormal(stddev=config.bias_initializer_stddev, seed=bias_seed)
+            layer.bias.assign(draw(layer.bias.shape))
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            for variable in layer.weights:
+                variable.assign(tf.fill(variable.shape, float(variable.name in ("gamma", "moving_variance"))))
 
 
 _STREAMS = {"weights": 0, "minibatches": 1, "dropout": 2, "augmentation": 3}

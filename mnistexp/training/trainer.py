@@ -9,7 +9,7 @@ import hashlib
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -45,29 +45,27 @@ def all_weights(model: keras.Model) -> Weights:
 
 
 class Trainer:
-    """Trains configs on one data set, which is copied to the device once.
+    """Trains configs on one data set, which is copied to the device once. Only `evaluate` uses its test split."""
 
-    Args:
-        dataset: its test split is used in `evaluate` alone.
-        clock: returns seconds, monotonic.
-    """
-
-    def __init__(self, dataset: Dataset, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, dataset: Dataset) -> None:
         # The data set itself is not kept: its training arrays, now on the device, can be freed (47 MB for MNIST).
         self._test, self._scale, self._classes = dataset.test, dataset.scale, dataset.classes
-        self._clock = clock
         self._train = DeviceSplit(dataset.train, dataset.scale, dataset.image_shape)
         self._validation = DeviceSplit(dataset.validation, dataset.scale)
         self._programs: OrderedDict[object, CompiledEpoch] = OrderedDict()
-        self.compilations = 0  # programs built so far
 
     def fit(self, config: RunConfig) -> Fit:
         """Start a training, which advances by one epoch with each `next`.
 
-        Raises:
-            ConfigError: a minibatch is larger than the training split, or the examples to augment are no images.
+        Raises: ConfigError if a minibatch is larger than the training split, or the examples to augment are no images.
         """
-        return Fit(config, self._program(config), self._clock)
+        key = compilation_key(config)
+        if key not in self._programs:
+            self._programs[key] = CompiledEpoch(config, self._classes, self._train, self._validation)
+            if len(self._programs) > PROGRAMS_KEPT:
+                self._programs.popitem(last=False)
+        self._programs.move_to_end(key)
+        return Fit(config, self._programs[key])
 
     def evaluate(self, fit: Fit) -> tuple[float, float]:
         """Return mean cross-entropy in nats and accuracy of the kept weights on the test split. Call it once per run.
@@ -77,16 +75,6 @@ class Trainer:
         loss, predicted = fit.score(DeviceSplit(self._test, self._scale))
         return float(loss), float(np.mean(predicted.numpy() == self._test.labels))
 
-    def _program(self, config: RunConfig) -> CompiledEpoch:
-        key = compilation_key(config)
-        if key not in self._programs:
-            self._programs[key] = CompiledEpoch(config, self._classes, self._train, self._validation)
-            self.compilations += 1
-            if len(self._programs) > PROGRAMS_KEPT:
-                self._programs.popitem(last=False)
-        self._programs.move_to_end(key)
-        return self._programs[key]
-
 
 class Fit(Iterator[EpochScores]):
     """One training: an iterator of epoch scores that keeps the weights of the best epoch.
@@ -95,15 +83,12 @@ class Fit(Iterator[EpochScores]):
     results so far remain.
     """
 
-    def __init__(self, config: RunConfig, program: CompiledEpoch, clock: Callable[[], float]) -> None:
+    def __init__(self, config: RunConfig, program: CompiledEpoch) -> None:
         self._config = config
         self._program = program
-        self._clock = clock
-        self._started = clock()
-        self._finished = self._started
+        self._started = self._finished = time.perf_counter()
         self._epochs: list[EpochScores] = []
-        self._best: BestEpoch | None = None  # by validation
-        self._kept: BestEpoch | None = None  # the best, or the last one with restore_best_weights=false
+        self._kept: KeptEpoch | None = None
         program.start(config, self)
 
     def __next__(self) -> EpochScores:
@@ -115,13 +100,23 @@ class Fit(Iterator[EpochScores]):
         """
         if self.ended:
             raise StopIteration
-        began = self._clock()
-        output = self._program.run_epoch(self, self._next_rates(), len(self._epochs))
-        self._finished = self._clock()
-        scores = self._scores(output, self._finished - began)
+        began, rates = time.perf_counter(), self._next_rates()
+        output = self._program.run_epoch(self, rates, len(self._epochs))
+        self._finished = time.perf_counter()
+        scores = EpochScores(
+            epoch=len(self._epochs) + 1,
+            steps=self._steps() + len(rates),
+            learning_rate=float(rates[-1]),
+            loss=output.loss,
+            accuracy=output.accuracy,
+            val_loss=output.val_loss,
+            val_accuracy=float(np.mean(output.correct)),
+            seconds=self._finished - began,
+        )
         check_numbers(scores, output.weights_finite)
         self._epochs.append(scores)
-        self._keep(scores, output)
+        if self._best() is scores or not self._config.trainer.restore_best_weights:
+            self._kept = KeptEpoch(scores.epoch, output, self._program.snapshot())
         return scores
 
     @property
@@ -131,14 +126,16 @@ class Fit(Iterator[EpochScores]):
 
     def result(self, pruned: bool = False) -> FitResult:
         """Return the result so far. `pruned`: the training was stopped from outside before its end."""
+        kept = self._kept_epoch()
+        wrong = kept.output.predicted[~kept.output.correct]
         return FitResult(
             epochs=tuple(self._epochs),
-            best_epoch=self._kept_epoch().epoch,
+            best_epoch=kept.epoch,
             stopped="pruned" if pruned else self._stopped() or "pruned",
             parameters=self._program.parameters,
             seconds=self._finished - self._started,
-            validation_correct=np.packbits(self._kept_epoch().correct).tobytes(),
-            wrong_predictions=self._kept_epoch().wrong_predictions.astype("<u2").tobytes(),
+            validation_correct=np.packbits(kept.output.correct).tobytes(),
+            wrong_predictions=wrong.astype("<u2").tobytes(),
         )
 
     def weights(self) -> Weights:
@@ -148,17 +145,21 @@ class Fit(Iterator[EpochScores]):
     def model(self) -> keras.Model:
         """Return the network with the kept weights. This ends the iteration: training would continue from them."""
         self._program.load(self._kept_epoch().weights)
-        return self._program.model
+        return self._program.network
 
     def score(self, split: DeviceSplit) -> tuple[tf.Tensor, tf.Tensor]:
         """Return loss and predicted classes of the kept weights, see `CompiledEpoch.score`. This ends the iteration."""
         self._program.load(self._kept_epoch().weights)
         return self._program.score(split)
 
-    def _kept_epoch(self) -> BestEpoch:
+    def _kept_epoch(self) -> KeptEpoch:
         if self._kept is None:
             raise RuntimeError("no epoch was trained yet: call next(fit) first")
         return self._kept
+
+    def _best(self) -> EpochScores:
+        """Return the earliest of the best epochs."""
+        return max(self._epochs, key=score_key)
 
     def _steps(self) -> int:
         return self._epochs[-1].steps if self._epochs else 0
@@ -173,26 +174,6 @@ class Fit(Iterator[EpochScores]):
         stop = min(first + epoch_steps, total)
         return optimizer.learning_rates(self._config.optimizer, first, stop, total, epoch_steps)
 
-    def _scores(self, output: EpochOutput, seconds: float) -> EpochScores:
-        return EpochScores(
-            epoch=len(self._epochs) + 1,
-            steps=self._steps() + output.steps,
-            learning_rate=output.learning_rate,
-            loss=output.loss,
-            accuracy=output.accuracy,
-            val_loss=output.val_loss,
-            val_accuracy=float(np.mean(output.correct)),
-            seconds=seconds,
-        )
-
-    def _keep(self, scores: EpochScores, output: EpochOutput) -> None:
-        better = self._best is None or score_key(scores) > self._best.key
-        if better or not self._config.trainer.restore_best_weights:
-            wrong = output.predicted[~output.correct]
-            self._kept = BestEpoch(scores.epoch, score_key(scores), output.correct, wrong, self._program.snapshot())
-        if better:
-            self._best = self._kept
-
     def _stopped(self) -> Stopped | None:
         """Return why the training has ended, or None if it has not."""
         trainer, done = self._config.trainer, len(self._epochs)
@@ -200,8 +181,7 @@ class Fit(Iterator[EpochScores]):
             return "completed"
         if self._steps() == self._total_steps():
             return "max_steps"
-        best = self._best.epoch if self._best else 0
-        if trainer.patience is not None and done - best >= trainer.patience:
+        if trainer.patience is not None and done and done - self._best().epoch >= trainer.patience:
             return "early_stopping"
         return None
 
@@ -211,15 +191,17 @@ def check_numbers(scores: EpochScores, weights_finite: bool) -> None:
 
     The accuracy alone is not enough: a network with a NaN loss still has a finite one (0.0958).
     """
-    advice = f"in epoch {scores.epoch}: lower optimizer.learning_rate"
-    for name in ("loss", "val_loss"):
-        if not math.isfinite(getattr(scores, name)):
-            raise TrainingError(f"{name} became {getattr(scores, name)} {advice}")
+    possible = {
+        "loss": math.isfinite(scores.loss),
+        "val_loss": math.isfinite(scores.val_loss),
+        "accuracy": 0 <= scores.accuracy <= 1,
+        "val_accuracy": 0 <= scores.val_accuracy <= 1,
+    }
+    wrong = [f"{name} became {getattr(scores, name)}" for name, good in possible.items() if not good]
     if not weights_finite:
-        raise TrainingError(f"a weight became infinite or nan {advice}")
-    for name in ("accuracy", "val_accuracy"):
-        if not 0 <= getattr(scores, name) <= 1:
-            raise TrainingError(f"{name} is {getattr(scores, name)}, outside [0, 1], in epoch {scores.epoch}")
+        wrong.append("a weight became infinite or nan")
+    if wrong:
+        raise TrainingError(f"{wrong[0]} in epoch {scores.epoch}: lower optimizer.learning_rate")
 
 
 def score_key(scores: EpochScores) -> tuple[float, float]:
@@ -228,11 +210,9 @@ def score_key(scores: EpochScores) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class BestEpoch:
-    """The epoch of the kept weights. Of epochs with equal keys the earliest is the best."""
+class KeptEpoch:
+    """The epoch of the kept weights: the best one, or the last one with restore_best_weights=false."""
 
     epoch: int  # from 1
-    key: tuple[float, float]
-    correct: npt.NDArray[np.bool_]  # [validation size]
-    wrong_predictions: npt.NDArray[np.int32]  # [misclassified images], classes
+    output: EpochOutput
     weights: Sequence[tf.Tensor]  # on the device

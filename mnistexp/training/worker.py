@@ -14,14 +14,13 @@ import re
 import signal
 import socket
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import psutil
 
 from mnistexp.config import user_code
-from mnistexp.config.schema import RunConfig, UserData, UserModel
+from mnistexp.config.schema import UserData, UserModel
 from mnistexp.data import dataset as data
 from mnistexp.errors import ConfigError, MnistexpError, WorkerError
 from mnistexp.machine import cpu_model, worker_versions
@@ -42,7 +41,6 @@ class Channel:
         self._stream = stream
 
     def send(self, message: Message) -> None:
-        """Send one message."""
         self._stream.write(message.model_dump_json() + "\n")
         self._stream.flush()
 
@@ -66,25 +64,23 @@ def main() -> None:
     except MnistexpError as error:
         channel.send(Broken(error=type(error).__name__, message=str(error)))
         return
-    channel.send(runner.ready())
+    channel.send(runner.ready)
     while True:
-        _run_job(runner, channel, channel.receive())
+        channel.send(_run_job(runner, channel, channel.receive()))
 
 
-def _run_job(runner: Runner, channel: Channel, line: str) -> None:
-    """Run one job. Any exception is sent as a JobFailed, and the worker takes the next job."""
+def _run_job(runner: Runner, channel: Channel, line: str) -> JobResult | JobFailed:
+    """Run one job. Any exception becomes a JobFailed, and the worker takes the next job."""
     try:
         result = runner.run(Job.model_validate_json(line), channel)
     except Exception as error:  # noqa: BLE001 - the next job may succeed
-        if isinstance(error, MnistexpError):
-            reason = str(error)
-        else:
+        reason = str(error)
+        if not isinstance(error, MnistexpError):
             reason = f"{type(error).__name__}: {error}"
             _clear_compile_cache()
         reason = " ".join(reason.split())[:1000].rstrip(": ")  # a MemoryError has no text
-        channel.send(JobFailed(reason=reason, traceback=traceback.format_exc(), memory=_memory()))
-    else:
-        channel.send(JobResult(result=result, memory=_memory()))
+        return JobFailed(reason=reason, memory=_memory())
+    return JobResult(result=result, memory=_memory())
 
 
 def _clear_compile_cache() -> None:
@@ -101,26 +97,19 @@ class Runner:
         self._setup = setup
         user_code.use(setup.code)
         if isinstance(setup.data, UserData):  # a user's function may call TensorFlow, whose threads are set once
-            self._device = _start_tensorflow(setup)
-            dataset = _load(setup)
+            device, dataset = _start_tensorflow(setup), _load(setup)
         else:  # a damaged file is found before TensorFlow's slow import
-            dataset = _load(setup)
-            self._device = _start_tensorflow(setup)
-        from mnistexp.training.trainer import Trainer
-
-        self._fingerprint = dataset.fingerprint
-        self._flags = _flags(setup)
-        self._trainer = Trainer(dataset)
-
-    def ready(self) -> Ready:
-        """Describe this worker."""
+            dataset, device = _load(setup), _start_tensorflow(setup)
         import tensorflow as tf
 
-        return Ready(
-            device=self._device,
-            devices=tuple(device.name for device in tf.config.list_physical_devices()),
-            flags=self._flags,
-            fingerprint=self._fingerprint,
+        from mnistexp.training.trainer import Trainer
+
+        self._trainer = Trainer(dataset)
+        self.ready = Ready(
+            device=device,
+            devices=tuple(each.name for each in tf.config.list_physical_devices()),
+            flags=_flags(setup),
+            fingerprint=dataset.fingerprint,
             versions=worker_versions(),
         )
 
@@ -128,8 +117,12 @@ class Runner:
         """Train one config until its end or until the parent stops it, then evaluate the test split once."""
         from mnistexp.training.trainer import weights_hash
 
-        self._check(job.config)
-        fit = self._trainer.fit(job.config)
+        config = job.config
+        if (config.data, config.trainer.threads) != (self._setup.data, self._setup.threads):
+            raise ConfigError("this worker was started for other data or with another trainer.threads than the run's")
+        if isinstance(config.model, UserModel):
+            user_code.require(config.model)
+        fit = self._trainer.fit(config)
         result = fit.result(pruned=_stopped_by_parent(fit, channel))
         test_loss, test_accuracy = self._trainer.evaluate(fit) if job.test else (None, None)
         if job.weights_path is not None:
@@ -139,21 +132,10 @@ class Runner:
             test_accuracy=test_accuracy,
             test_loss=test_loss,
             weights_hash=weights_hash(fit.weights()),
-            data_fingerprint=self._fingerprint,
-            device=self._device,
-            flags=self._flags,
+            data_fingerprint=self.ready.fingerprint,
+            device=self.ready.device,
+            flags=self.ready.flags,
         )
-
-    def _check(self, config: RunConfig) -> None:
-        """Raises: ConfigError if the config needs a worker with another setup."""
-        needed = {"data": config.data, "threads": config.trainer.threads, "device": config.trainer.device}
-        for name, value in needed.items():
-            if value != getattr(self._setup, name):
-                raise ConfigError(
-                    f"this worker was started with {name}={getattr(self._setup, name)!r}, the run asks for {value!r}"
-                )
-        if isinstance(config.model, UserModel):
-            user_code.require(config.model)
 
 
 def _stopped_by_parent(fit: Fit, channel: Channel) -> bool:
@@ -175,8 +157,7 @@ def _load(setup: Setup) -> data.Dataset:
 def _start_tensorflow(setup: Setup) -> str:
     """Import TensorFlow with all settings that change bits. Returns: the device, with the reason.
 
-    Raises:
-        WorkerError: a GPU is asked for and there is none.
+    Raises: WorkerError if a GPU is asked for and there is none.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -194,29 +175,23 @@ def _start_tensorflow(setup: Setup) -> str:
         tf.config.set_visible_devices([], "GPU")
         return "CPU (trainer.device=cpu)"
     gpus = tf.config.list_physical_devices("GPU")
-    if setup.device == "gpu" and not gpus:
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if gpus:
+        name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "of unknown name")
+        return f"GPU:0 ({name})"
+    if setup.device == "gpu":
         raise WorkerError(
             "trainer.device=gpu, but no GPU is visible to TensorFlow; give trainer.device=cpu or auto, "
             "or install mnistexp's extra `cuda` and check CUDA_VISIBLE_DEVICES"
         )
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    if not gpus:
-        return "CPU (no GPU visible to TensorFlow)"
-    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "of unknown name")
-    return f"GPU:0 ({name})"
+    return "CPU (no GPU visible to TensorFlow)"
 
 
 def _flags(setup: Setup) -> dict[str, str]:
     """Collect other settings that can change a run's last bits. A rerun sets them before it imports TensorFlow."""
-    from_environment = {name: os.environ.get(name, "") for name in ("TF_ENABLE_ONEDNN_OPTS", "XLA_FLAGS")}
-    return {
-        "jit_compile": "true",
-        "op_determinism": "true",
-        "threads": str(setup.threads),
-        "cpu": cpu_model(),
-        **from_environment,
-    }
+    fixed = {"jit_compile": "true", "op_determinism": "true", "threads": str(setup.threads), "cpu": cpu_model()}
+    return fixed | {name: os.environ.get(name, "") for name in ("TF_ENABLE_ONEDNN_OPTS", "XLA_FLAGS")}
 
 
 def _memory() -> int:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import queue
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,7 +20,7 @@ from typing import Any, Literal, Protocol
 from mnistexp import errors
 from mnistexp.config.schema import RunConfig
 from mnistexp.machine import cores
-from mnistexp.training.messages import Answer, Broken, EpochEnd, Job, JobFailed, JobResult, Message, Ready
+from mnistexp.training.messages import Answer, Broken, EpochEnd, Job, JobFailed, JobResult, Message, Ready, Setup
 from mnistexp.training.results import EpochScores, RunResult
 
 MAX_STARTS = 3
@@ -31,11 +32,14 @@ MIN_JOBS = 8
 START_SECONDS = 300.0
 """A worker that is not ready after this time hangs. 4-6 s are usual, a minute on a network file system."""
 
-SLICE_SECONDS = 0.5
-"""The longest wait for one message. After it the workers' clocks are advanced."""
+POLL_SECONDS = 1.0
+"""The longest wait for a message: deadlines are checked after it, and on some platforms it blocks Ctrl-C."""
 
 GAP_SECONDS = 5.0
 """A longer time between two looks is not counted: this process was stopped, or its caller was busy."""
+
+LEAVE_SECONDS = 10.0
+"""How long `close` waits for a killed worker."""
 
 GPU_SHARE = 4
 """Workers per GPU. One alone leaves the GPU idle while it compiles, which is most of a short trial.
@@ -98,23 +102,19 @@ class WorkerExit:
 
 
 Received = Starting | Ready | Broken | EpochEnd | JobResult | JobFailed | WorkerExit
-Deliver = Callable[[Received], None]
 
 
 class Connection(Protocol):
-    """A connection to one worker. A thread delivers what it receives."""
+    """A connection to one worker."""
+
+    def messages(self) -> Iterator[Received]:
+        """Yield what the worker sends, until it is gone. A thread of the pool's own waits here."""
 
     def send(self, message: Message) -> None:
         """Send a message. A worker that has just died is reported by its WorkerExit, not here."""
 
-    def close_stdin(self) -> None:
-        """Close the worker's input; an idle worker then ends."""
-
     def kill(self) -> None:
         """Kill the worker. May be called twice."""
-
-    def wait(self) -> None:
-        """Wait until a killed or dead worker is gone and free its resources. May be called twice."""
 
 
 @dataclass(eq=False)
@@ -122,24 +122,20 @@ class Worker:
     """The state of one worker."""
 
     slot: int  # decides which device it gets
+    connection: Connection
     starts: int = 1  # workers started in this slot since one was ready
-    connection: Connection = field(init=False)
+    listener: threading.Thread = field(init=False)
     info: Ready | None = None  # None: not ready yet
     job: int | None = None
-    epoch_timeout: float | None = None  # of its job, in seconds
+    epoch_timeout: float = math.inf  # of its job, in seconds
     jobs_done: int = 0
-    time_limit: float | None = None  # seconds until its next message is overdue; None: no message is expected
-    idle_seconds: float = 0.0  # since its last message
-    hung: str = ""  # why it was killed before it was ready
+    deadline: float = math.inf  # of its next message, on the pool's clock
+    hung: bool = False  # it was killed because it did not get ready
 
     @property
     def idle(self) -> bool:
         """Whether it can take a training."""
         return self.info is not None and self.job is None
-
-    def expect(self, time_limit: float | None) -> None:
-        """Reset its clock."""
-        self.time_limit, self.idle_seconds = time_limit, 0.0
 
 
 # ----------------------------------------------------------------------------------------------- pool
@@ -149,33 +145,37 @@ class WorkerPool(ABC):
     """Runs trainings on workers and returns their events. The caller numbers the trainings.
 
     Args:
+        setup: what every worker loads. Its data set is resolved: never `auto`.
         at_most: the largest number of workers that have work. 0 starts none.
         fingerprint: of the data set; a worker that loads another one is an error. Empty: not checked.
         max_memory: bytes; a worker that holds more after a training is replaced.
+        environment: variables of the workers that replace the user's (recorded flags of a rerun).
         clock: seconds, monotonic.
     """
 
     def __init__(
         self,
+        setup: Setup,
         *,
         at_most: int,
         fingerprint: str = "",
         max_memory: float = math.inf,
+        environment: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock = clock
+        self._setup, self._environment = setup, dict(environment or {})
         self._at_most, self._fingerprint, self._max_memory = at_most, fingerprint, max_memory
         self._messages: queue.Queue[tuple[Worker, Received]] = queue.Queue()
         self._workers: list[Worker] = []
-        self._leaving: list[Worker] = []  # replaced, and not gone yet
-        self._last_look = clock()
+        self._clock, self._last_look = clock, clock()
+        self._counted = 0.0  # seconds that count for deadlines
 
     @abstractmethod
     def _count(self) -> int:
         """Return how many workers the devices can run, or the number that the user set."""
 
     @abstractmethod
-    def _open(self, slot: int, deliver: Deliver) -> Connection:
+    def _open(self, slot: int) -> Connection:
         """Start a worker."""
 
     def _check(self, info: Ready) -> None:
@@ -209,8 +209,8 @@ class WorkerPool(ABC):
             test: evaluate the test split after training.
         """
         worker = next(worker for worker in self._workers if worker.idle)
-        worker.job, worker.epoch_timeout = job, config.trainer.timeout
-        worker.expect(worker.epoch_timeout)
+        worker.job, worker.epoch_timeout = job, config.trainer.timeout or math.inf
+        worker.deadline = self._counted + worker.epoch_timeout
         path = str(weights_path) if weights_path else None
         worker.connection.send(Job(config=config, weights_path=path, test=test))
 
@@ -218,39 +218,32 @@ class WorkerPool(ABC):
         """Let a training that ended an epoch train another one, or stop it."""
         worker = next((worker for worker in self._workers if worker.job == job), None)
         if worker is not None:  # else it died in the meantime, which is an event
-            worker.expect(worker.epoch_timeout)
+            worker.deadline = self._counted + worker.epoch_timeout
             worker.connection.send(Answer(go=go))
 
     def next_event(self, timeout: float) -> Event | None:
-        """Wait for the next event.
+        """Wait for the next event, at most `timeout` and at most POLL_SECONDS.
 
-        Returns: None after `timeout` seconds, or when a worker started, became ready or was replaced.
+        Returns: None if there is none yet, for example because a worker started, became ready or was replaced.
 
         A training that ends no epoch within its `trainer.timeout` fails. Only time during calls of this counts.
 
         Raises: MnistexpError if workers cannot start or their data are damaged.
         """
-        deadline = self._clock() + timeout
-        while True:
-            left = deadline - self._clock()
-            try:
-                worker, message = self._messages.get(timeout=min(max(left, 0.0), SLICE_SECONDS))
-            except queue.Empty:  # every message was read, so the clocks are right
-                if self._advance_clocks() and (event := self._kill_overdue()):
-                    return event
-                if left <= SLICE_SECONDS:
-                    return None
-            else:
-                self._advance_clocks()
-                return self._handle(worker, message)
+        try:
+            worker, message = self._messages.get(timeout=min(timeout, POLL_SECONDS))
+        except queue.Empty:  # every message was read, so the deadlines are right
+            self._advance()
+            return self._kill_overdue()
+        self._advance()
+        return self._handle(worker, message)
 
     def close(self) -> None:
         """Stop all workers and wait until they are gone. May be called twice."""
-        workers = [*self._workers, *self._leaving]
-        for worker in workers:  # killed, because TensorFlow takes a second to end by itself
+        for worker in self._workers:  # killed, because TensorFlow takes a second to end by itself
             worker.connection.kill()
-        for worker in workers:
-            worker.connection.wait()
+        for worker in self._workers:
+            worker.listener.join(LEAVE_SECONDS)
 
     def _fill(self) -> None:
         """Start the missing workers."""
@@ -258,50 +251,53 @@ class WorkerPool(ABC):
         self._workers += [self._start(slot) for slot in range(len(self._workers), count)]
 
     def _start(self, slot: int, starts: int = 1) -> Worker:
-        worker = Worker(slot, starts)
-        worker.connection = self._open(slot, lambda message: self._messages.put((worker, message)))
+        worker = Worker(slot, self._open(slot), starts)
+        worker.listener = threading.Thread(target=self._listen, args=(worker,), daemon=True)
+        worker.listener.start()
         return worker
 
+    def _listen(self, worker: Worker) -> None:
+        """Queue a worker's messages. Any failure becomes a WorkerExit, or the caller would wait without end."""
+        try:
+            for message in worker.connection.messages():
+                self._messages.put((worker, message))
+        except Exception as error:  # noqa: BLE001 - see above
+            worker.connection.kill()
+            how = f"its messages cannot be read: {type(error).__name__}"
+            self._messages.put((worker, WorkerExit(how, True, " ".join(str(error).split())[:500])))
+
     def _replace(self, worker: Worker) -> None:
+        worker.connection.kill()
         starts = 1 if worker.info else worker.starts + 1
         self._workers[self._workers.index(worker)] = self._start(worker.slot, starts)
 
-    def _advance_clocks(self) -> bool:
-        """Add the time since the last look to the workers' clocks. Returns: False if it does not count."""
+    def _advance(self) -> None:
+        """Count the time since the last look, unless it is a gap."""
         now = self._clock()
-        gap, self._last_look = now - self._last_look, now
-        if gap > GAP_SECONDS:
-            return False
-        for worker in self._workers:
-            worker.idle_seconds += gap
-        return True
+        if now - self._last_look <= GAP_SECONDS:
+            self._counted += now - self._last_look
+        self._last_look = now
 
     def _kill_overdue(self) -> Event | None:
         """Kill a worker whose next message is overdue."""
-        for worker in self._workers:
-            limit = worker.time_limit
-            if limit is not None and worker.idle_seconds > limit:
-                worker.expect(None)
-                worker.connection.kill()
-                if worker.job is None:  # it was starting; its WorkerExit will bring the end of its log
-                    worker.hung = f"not ready within {limit:g} s"
-                    return None
-                self._leaving.append(worker)
-                self._replace(worker)
-                return Failed(
-                    worker.job,
-                    f"no epoch ended within trainer.timeout={limit:g} s, so its worker was killed; "
-                    "give trainer.timeout more seconds if an epoch takes that long here, or null for no limit",
-                )
-        return None
+        worker = next((worker for worker in self._workers if worker.deadline < self._counted), None)
+        if worker is None:
+            return None
+        if worker.job is None:  # it was starting; its WorkerExit will bring the end of its log
+            worker.deadline, worker.hung = math.inf, True
+            worker.connection.kill()
+            return None
+        self._replace(worker)
+        return Failed(
+            worker.job,
+            f"no epoch ended within trainer.timeout={worker.epoch_timeout:g} s, so its worker was killed; "
+            "give trainer.timeout more seconds if an epoch takes that long here, or null for no limit",
+        )
 
     def _handle(self, worker: Worker, message: Received) -> Event | None:
         if worker not in self._workers:  # it was replaced
-            if isinstance(message, WorkerExit):
-                worker.connection.wait()
-                self._leaving.remove(worker)
             return None
-        worker.expect(START_SECONDS if isinstance(message, Starting) else None)
+        worker.deadline = self._counted + START_SECONDS if isinstance(message, Starting) else math.inf
         match message:
             case Starting():
                 return None
@@ -318,41 +314,25 @@ class WorkerPool(ABC):
         assert worker.job is not None, f"a worker without a job sent {message.event}"
         if isinstance(message, EpochEnd):
             return EpochEnded(worker.job, message.scores)
-        return self._ended(worker, worker.job, message)
-
-    def _ended(self, worker: Worker, job: int, message: JobResult | JobFailed) -> Event:
-        """Make the worker idle, or replace it if it has grown too large."""
-        worker.job, worker.jobs_done = None, worker.jobs_done + 1
+        job, worker.job, worker.jobs_done = worker.job, None, worker.jobs_done + 1
         if message.memory > self._max_memory and worker.jobs_done >= MIN_JOBS:
-            worker.connection.close_stdin()
-            self._leaving.append(worker)
             self._replace(worker)
         return Finished(job, message.result) if isinstance(message, JobResult) else Failed(job, message.reason)
 
     def _exited(self, worker: Worker, ended: WorkerExit) -> Event | None:
         """Replace a dead worker. Raises: WorkerError if too many died before one was ready."""
-        worker.connection.wait()
         if worker.info is None and worker.starts >= MAX_STARTS:
-            raise errors.WorkerError(_never_ready(worker, ended))
+            how = f"not ready within {START_SECONDS:g} s" if worker.hung else ended.how
+            raise errors.WorkerError(
+                f"workers end before they are ready ({how}); run `mnistexp doctor`, or give executor.workers=1 if "
+                f"memory is short. End of the log: {ended.log_tail}"
+            )
         self._replace(worker)
         if worker.job is None:
             return None
         if ended.lost:
             return Lost(worker.job, f"its worker was lost ({ended.how}): {ended.log_tail}")
         return Failed(worker.job, f"its worker died ({ended.how}): {ended.log_tail}")
-
-
-def _never_ready(worker: Worker, ended: WorkerExit) -> str:
-    if ended.lost and not worker.hung:
-        return (
-            f"workers are lost before they are ready ({ended.how}); "
-            f"give fewer of them if memory is short: executor.workers=1. End of the log: {ended.log_tail}"
-        )
-    how = worker.hung or ended.how
-    return (
-        f"workers die before they are ready ({how}), so this installation of TensorFlow does not work; "
-        f"run `mnistexp doctor`. End of the log: {ended.log_tail}"
-    )
 
 
 def worker_count(workers: int | Literal["auto"], threads: int, gpus: int) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import signal
@@ -16,8 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +26,7 @@ import platformdirs
 from mnistexp.errors import StoreError, WorkerError
 from mnistexp.machine import cpu_model, visible_gpus
 from mnistexp.training.messages import Message, Ready, Setup, parse_worker_message
-from mnistexp.workers.pool import Connection, Deliver, Starting, WorkerExit, WorkerPool, worker_count
+from mnistexp.workers.pool import Connection, Received, Starting, WorkerExit, WorkerPool, worker_count
 
 TENSORFLOW_LOG = re.compile(r"[IWE]\d{4} |WARNING: All log messages before absl")
 
@@ -50,7 +48,7 @@ class WorkerProcess:
 
     def __init__(self, environment: Mapping[str, str], setup: Setup, inherited: Iterable[int] = ()) -> None:
         self._setup = setup
-        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by wait
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - see messages
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -67,48 +65,29 @@ class WorkerProcess:
         """The id of the process."""
         return self._process.pid
 
-    def listen(self, deliver: Deliver) -> None:
-        """Deliver its messages until it has ended, then its WorkerExit. Blocks.
+    def messages(self) -> Iterator[Received]:
+        """Yield its messages until it has ended, then its WorkerExit.
 
         The setup is sent here, and not by the caller's thread, because it may be larger than the socket's buffer and
         the worker reads it only after its imports.
         """
-        deliver(Starting())
-        try:
-            self.send(self._setup)
+        yield Starting()
+        self.send(self._setup)
+        with self._log, self._socket:
             with self._socket.makefile("r", encoding="utf-8") as lines, suppress(ConnectionError):
                 for line in lines:
                     if line.endswith("\n"):  # else it was killed while it wrote
-                        deliver(parse_worker_message(line))
-            ended = worker_exit(self._process.wait(), self._log_tail())
-        except Exception as error:  # noqa: BLE001 - without a WorkerExit the caller would wait without end
-            self.kill()
-            how = f"its messages cannot be read: {type(error).__name__}"
-            ended = WorkerExit(how, True, " ".join(str(error).split())[:500])
-        deliver(ended)
+                        yield parse_worker_message(line)
+            code = self._process.wait()
+            self._log.seek(0)
+            yield worker_exit(code, log_tail(self._log.read(), 5))
 
     def send(self, message: Message) -> None:
         with suppress(OSError):
             self._socket.sendall(message.model_dump_json().encode() + b"\n")
 
-    def close_stdin(self) -> None:
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_WR)
-
     def kill(self) -> None:
         self._process.kill()
-
-    def wait(self) -> None:
-        self._process.wait()
-        self._socket.close()
-        self._log.close()
-
-    def _log_tail(self) -> str:
-        try:
-            self._log.seek(0)
-            return log_tail(self._log.read(), 5)
-        except ValueError:  # closed, because the pool was
-            return ""
 
 
 def log_tail(text: str, lines: int) -> str:
@@ -136,37 +115,23 @@ class LocalPool(WorkerPool):
     """executor=local: worker processes on this machine, one per core, or a few per GPU.
 
     Args:
-        setup: what every worker loads. Its data set is resolved: never `auto`.
+        setup, options: see WorkerPool.
         workers: how many, or auto.
-        at_most, fingerprint, max_memory: see WorkerPool.
-        environment: variables that replace the user's (recorded flags of a rerun).
     """
 
-    def __init__(
-        self,
-        setup: Setup,
-        *,
-        workers: int | Literal["auto"],
-        at_most: int,
-        fingerprint: str = "",
-        max_memory: float = math.inf,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(at_most=at_most, fingerprint=fingerprint, max_memory=max_memory)
-        self._setup, self._wanted = setup, workers
+    def __init__(self, setup: Setup, workers: int | Literal["auto"], **options: Any) -> None:
+        super().__init__(setup, **options)
+        self._wanted = workers
         self._gpus = visible_gpus() if setup.device != "cpu" else []
         self._usable_gpus = len(self._gpus)
-        self._environment = environment or {}
         self._fill()
 
     def _count(self) -> int:
         return worker_count(self._wanted, self._setup.threads, self._usable_gpus)
 
-    def _open(self, slot: int, deliver: Deliver) -> Connection:
+    def _open(self, slot: int) -> Connection:
         environment = worker_environment(self._setup.threads, self._gpus, slot, self._environment)
-        process = WorkerProcess(environment, self._setup)
-        threading.Thread(target=process.listen, args=(deliver,), daemon=True).start()
-        return process
+        return WorkerProcess(environment, self._setup)
 
     def _check(self, info: Ready) -> None:
         super()._check(info)

@@ -14,12 +14,9 @@ from mnistexp.data.dataset import Dataset
 from mnistexp.errors import TrainingError
 from mnistexp.training.messages import Setup
 from mnistexp.training.results import EpochScores, RunResult
-from mnistexp.workers.pool import EpochEnded, Failed, Finished, Lost, WorkerPool
+from mnistexp.workers.pool import POLL_SECONDS, EpochEnded, Failed, Finished, Lost, WorkerPool
 from mnistexp.workers.process import LocalPool
 from mnistexp.workers.ray import RayPool
-
-POLL_SECONDS = 1.0
-"""How long one wait for workers lasts, because on some platforms a wait blocks the handler of Ctrl-C."""
 
 
 def start_workers(
@@ -42,15 +39,15 @@ def start_workers(
     """
     trainer = config.trainer
     setup = Setup(data=config.data, threads=trainer.threads, device=trainer.device, code=user_code.code())
-    common: dict[str, Any] = {
+    options: dict[str, Any] = {
         "at_most": at_most,
         "fingerprint": fingerprint,
         "max_memory": config.executor.max_worker_memory * 1e9,
         "environment": environment,
     }
-    if isinstance(config.executor, RayExecutorConfig):
-        return RayPool(setup, config.executor, dataset or data.load(config.data), **common)
-    return LocalPool(setup, workers=config.executor.workers, **common)
+    if isinstance(config.executor, RayExecutorConfig) and at_most:
+        return RayPool(setup, config.executor, dataset or data.load(config.data), **options)
+    return LocalPool(setup, config.executor.workers, **options)
 
 
 def wait_until_ready(pool: WorkerPool) -> Mapping[str, Any]:

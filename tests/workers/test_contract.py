@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import runs
-from runs import DIGITS, SCRIPTED, gone, start_local, until_done, wait_idle, wait_until
+from runs import DIGITS, SCRIPTED, gone, next_event, start_local, until_done, wait_idle, wait_until
 
 from mnistexp.config.schema import RayExecutorConfig, RunConfig
 from mnistexp.data import dataset as data
@@ -46,7 +46,7 @@ def ray() -> Iterator[None]:
     """A Ray of our own, which all pools of this file use."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip("Ray isn't installed: pip install 'mnistexp[ray]'")
-    cluster = Cluster("local", 1_000_000)
+    cluster = Cluster("local")
     yield
     cluster.leave()
 
@@ -81,11 +81,6 @@ def end(pool: WorkerPool, seed: int, **trainer: Any) -> tuple[int, Event]:
     assert all(isinstance(event, EpochEnded) for event in epochs)
     one(pool, config())
     return len(epochs), last
-
-
-def next_event(pool: WorkerPool) -> Event:
-    """The next event, however long it takes."""
-    return next(event for _ in range(100) if (event := pool.next_event(60)))
 
 
 def worker_processes() -> list[psutil.Process]:

@@ -11,18 +11,18 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
 
 import psutil
 import pytest
 import runs
-from runs import gone, until_done, wait_idle, wait_until
+from runs import gone, next_event, until_done, wait_idle, wait_until
 
 from mnistexp.config.schema import RayExecutorConfig, RunConfig
 from mnistexp.data import dataset as data
 from mnistexp.errors import WorkerError
-from mnistexp.training.messages import Broken
+from mnistexp.training.messages import Broken, Ready
 from mnistexp.workers import ray
 from mnistexp.workers.pool import EpochEnded, Finished, Lost, WorkerExit
 from mnistexp.workers.ray import Cluster, RayPool
@@ -85,12 +85,12 @@ def test_our_ray_listens_on_this_machine_alone_and_leaves_nothing(pool: RayPool)
     mode = stat.S_IMODE(cluster._folder.stat().st_mode)
 
     pool.submit(1, config(epochs=100_000))
-    assert isinstance(pool.next_event(60), EpochEnded)
+    assert isinstance(next_event(pool), EpochEnded)
     [worker] = [each for each in family() if runs.alive(each) and "mnistexp.training.worker" in each.cmdline()]
     actor = worker.parent()
     assert actor is not None
     actor.kill()
-    lost = pool.next_event(60)
+    lost = next_event(pool)
     *_, last = until_done(pool, {2: config()})
     rays = psutil.Process().children(recursive=True)
     pool.close()
@@ -107,16 +107,6 @@ def test_our_ray_listens_on_this_machine_alone_and_leaves_nothing(pool: RayPool)
     assert not cluster.ray.is_initialized()
     assert wait_until(lambda: all(gone(process.pid) for process in [worker, *rays]))
     assert not cluster._folder.exists()
-
-
-def test_a_finished_study_starts_no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With no training left the pool is empty, and Ray is not even imported."""
-    monkeypatch.setitem(sys.modules, "ray", None)
-
-    pool = RayPool(runs.setup(), settings(None), data.load(runs.setup().data), at_most=0)
-    pool.close()
-
-    assert pool.size == 0
 
 
 DRIVER = """
@@ -162,10 +152,9 @@ node = cluster.add_node(num_cpus=1)
 executor = t.start(cluster.address, workers="auto")
 runs.wait_idle(executor, 1)
 executor.submit(1, t.config(epochs=100_000))
-first = executor.next_event(60)
+first = runs.next_event(executor)
 cluster.remove_node(node, allow_graceful=False)
-lost = next(event for _ in range(100) if (event := executor.next_event(60)))
-executor.next_event(1)
+lost = runs.next_event(executor)
 cluster.add_node(num_cpus=1)
 *_, last = runs.until_done(executor, {{2: t.config()}})
 size = executor.size
@@ -185,19 +174,6 @@ def test_a_lost_node_loses_its_trainings_and_a_new_one_takes_over(orphans: list[
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
 
     assert "ANSWER EpochEnded Lost Finished 1" in done.stdout, done.stderr[-3000:]
-
-
-@needs_ray
-def test_a_node_with_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials of one study may not come from two versions of the code: both are named."""
-    other = {**ray.worker_versions(), "mnistexp": "9.9.9"}
-    monkeypatch.setattr(ray, "worker_versions", lambda: other)
-    started = start()
-    try:
-        with pytest.raises(WorkerError, match=r"a Ray node has mnistexp 0.*\(here 9\.9\.9\): one study needs the same"):
-            wait_idle(started, 1)
-    finally:
-        started.close()
 
 
 @needs_ray
@@ -227,29 +203,15 @@ def test_a_lost_actor_is_interpreted() -> None:
     )
 
 
-class BrokenRay:
-    """A Ray whose objects cannot be read."""
+def test_a_node_with_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials of one study may not come from two versions of the code: both are named."""
+    monkeypatch.setattr(ray, "worker_versions", lambda: {"keras": "3.15", "mnistexp": "9.9.9"})
+    pool = object.__new__(RayPool)
+    pool._fingerprint = ""
+    there = Ready(device="", devices=(), flags={}, fingerprint="", versions={"keras": "3.15", "mnistexp": "0.1"})
 
-    def get(self, reference: object, timeout: float = 0) -> object:
-        raise ValueError("no such object")
-
-    def kill(self, actor: object) -> None:
-        pass
-
-
-def test_a_listening_thread_that_fails_reports_a_lost_worker() -> None:
-    """On the node, where the data set cannot be written, and on this machine, where a message cannot be read."""
-    delivered: list[Any] = []
-
-    node = ray.NodeWorker(runs.setup(), None, False, {}, {})  # type: ignore[arg-type]  # no data set
-    connection = ray.RayConnection(BrokenRay(), MagicMock(), delivered.append)
-    connection.wait()
-
-    ended, _ = node.receive()
-    assert isinstance(ended, WorkerExit)
-    assert ended.how.endswith("Error on its node")
-    assert ended.lost
-    assert [(each.lost, each.log_tail) for each in delivered] == [(True, "no such object")]
+    with pytest.raises(WorkerError, match=r"a Ray node has mnistexp 0\.1 \(here 9\.9\.9\): one study"):
+        pool._check(there)
 
 
 # -------------------------------------------------------------------------------------- what can be mistyped
@@ -260,22 +222,14 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "ray", None)
 
     with pytest.raises(WorkerError, match=r"pip install 'mnistexp\[ray\]', or give executor=local"):
-        Cluster("local", 0)
+        Cluster("local")
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense", "127.0.0.1:99999"])
 def test_an_address_where_nothing_answers_is_refused_at_once(address: str) -> None:
-    """Before Ray waits for minutes, one look says that nobody is there, and what to give."""
-    with pytest.raises(WorkerError, match=f"executor.address={address}: nothing answers there; give HOST:PORT"):
-        Cluster(address, 0)
-
-
-@needs_ray
-def test_more_cpus_than_there_are_is_refused() -> None:
-    """On a Ray of our own no node will ever come that has them."""
-    with pytest.raises(WorkerError, match=r"executor\.cpus_per_trial=4096 .*: this machine has \d+ CPUs and 0 GPUs"):
-        start(cpus_per_trial=4096.0)
-    assert not [each for each in family()[1:] if runs.alive(each) and "raylet" in each.name()]
+    """Ray itself would wait for minutes."""
+    with pytest.raises(WorkerError, match=f"executor.address={address}: nothing answers there"):
+        Cluster(address)
 
 
 def test_a_gpu_has_to_be_asked_for() -> None:
@@ -286,31 +240,38 @@ def test_a_gpu_has_to_be_asked_for() -> None:
         RayPool(setup, settings(), data.load(setup.data), at_most=1)
 
 
-class Rooms:
-    """A Ray that has these resources."""
+def cluster_of(resources: dict[str, float]) -> Cluster:
+    """A cluster of one node that has these resources."""
+    cluster = object.__new__(Cluster)
+    nodes = [{"Alive": True, "Resources": resources}]
+    cluster.ray = SimpleNamespace(nodes=lambda: nodes, cluster_resources=lambda: resources)
+    return cluster
 
-    def __init__(self, **resources: float) -> None:
-        self.resources = resources
 
-    def cluster_resources(self) -> dict[str, float]:
-        return self.resources
+def test_more_than_there_is_is_refused_on_this_machine(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """On a Ray of our own no node will ever come that has it; on a cluster one may, so it is a warning."""
+    cluster = cluster_of({"CPU": 4.0})
+
+    cluster._folder = None
+    cluster.check_room(8, 0)
+    cluster._folder = tmp_path
+    cluster.check_room(4, 0)
+    with pytest.raises(WorkerError, match=r"executor\.cpus_per_trial=4 executor\.gpus_per_trial=1: no node"):
+        cluster.check_room(4, 1)
+
+    assert "executor.cpus_per_trial=8" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("there", "cpus", "gpus", "count"),
     [
-        ({"CPU": 64.0}, 1.0, 0.0, 64),
         ({"CPU": 64.0}, 4.0, 0.0, 16),
         ({"CPU": 1.0}, 0.1, 0.0, 10),
         ({"CPU": 64.0, "GPU": 2.0}, 1.0, 0.25, 8),
         ({"CPU": 4.0, "GPU": 8.0}, 1.0, 1.0, 4),
-        ({"CPU": 64.0}, 1.0, 1.0, 1),
         ({}, 1.0, 0.0, 1),
     ],
 )
 def test_auto_is_what_the_cluster_has_room_for(there: dict[str, float], cpus: float, gpus: float, count: int) -> None:
     """CPUs and GPUs each set a limit; a cluster that starts from nothing gets one worker, for which it grows."""
-    cluster = object.__new__(Cluster)
-    cluster.ray = Rooms(**there)
-
-    assert cluster.room(cpus, gpus) == count
+    assert cluster_of(there).room(cpus, gpus) == count

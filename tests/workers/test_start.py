@@ -1,16 +1,29 @@
-"""One training on an executor, by a fake one."""
+"""Workers of a config, and one training on a fake executor."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import runs
 from fakes import FakeExecutor
 
+from mnistexp.config.compose import compose, parse_request
 from mnistexp.errors import TrainingError
 from mnistexp.training.results import EpochScores
-from mnistexp.workers.start import run_training
+from mnistexp.workers.start import run_training, start_workers
+
+
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_a_finished_study_starts_nothing(executor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no training left the pool is empty, and Ray is not even imported."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+
+    pool = start_workers(compose(parse_request(["data=digits", f"executor={executor}"])), at_most=0)
+    pool.close()
+
+    assert pool.size == 0
 
 
 def test_train_shows_each_epoch_and_returns_the_result(tmp_path: Path) -> None:
