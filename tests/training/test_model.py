@@ -1,3 +1,5 @@
+"""The network, its initial weights, its dropout masks and its loss, against Keras."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -38,13 +40,12 @@ def test_the_mlp_has_plain_keras_layers_and_ends_in_logits(settings: dict[str, A
     assert all(bias == ("batch_normalization" not in settings) for bias in biases)
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_activations_are_keras_own(activation: str) -> None:
+def test_activations_are_keras_own() -> None:
     """A hidden layer applies the Keras activation of the config's name."""
-    network = models.build_model(runs.run_config(model={"activation": activation}).model, 20, 10)
+    network = models.build_model(runs.run_config(model={"activation": "gelu"}).model, 20, 10)
 
     first, second = network.layers[0], network.layers[-1]
-    expected = second(keras.activations.get(activation)(first(IMAGES)))
+    expected = second(keras.activations.gelu(first(IMAGES)))
     np.testing.assert_allclose(network(IMAGES), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -91,16 +92,12 @@ def test_streams_of_one_seed_are_independent() -> None:
     assert len(seeds) == 4000
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.9])
-def test_dropout_drops_its_share_and_keeps_the_mean(rate: float) -> None:
-    """A share `rate` becomes zero, the rest is scaled up so that the mean stays."""
-    signal = tf.ones([500, 400])
+def test_dropout_drops_its_share_and_scales_the_rest() -> None:
+    """A share `rate` becomes zero, the rest is divided by 1 - rate."""
+    dropped = drop(tf.ones([500, 400]), tf.constant(0.1), tf.constant([1, 2])).numpy()
 
-    dropped = drop(signal, tf.constant(rate), tf.constant([1, 2])).numpy()
-
-    assert (dropped == 0).mean() == pytest.approx(rate, abs=0.005)
-    np.testing.assert_allclose(dropped[dropped != 0], 1 / (1 - rate), rtol=1e-6)
-    assert dropped.mean() == pytest.approx(1, abs=0.02)
+    assert (dropped == 0).mean() == pytest.approx(0.1, abs=0.005)
+    np.testing.assert_allclose(dropped[dropped != 0], 1 / 0.9, rtol=1e-6)
 
 
 def test_dropout_masks_differ_by_seed_and_layer() -> None:
@@ -115,14 +112,10 @@ def test_dropout_masks_differ_by_seed_and_layer() -> None:
 
     one = drop(signal, half, tf.constant([1, 2])).numpy() > 0
     two = drop(signal, half, tf.constant([2, 2])).numpy() > 0
-    both = _before_last(network, signal, half, tf.constant([1, 0]))
+    both = _training(keras.Sequential(network.layers[:-1]), signal, half, tf.constant([1, 0]))
 
     assert (one == two).mean() == pytest.approx(0.5, abs=0.02)
     assert (both > 0).mean() == pytest.approx(0.25, abs=0.02)  # one mask twice would leave a half
-
-
-def _before_last(network: keras.Sequential, signal: tf.Tensor, rate: tf.Tensor, seed: tf.Tensor) -> np.ndarray:
-    return _training(keras.Sequential(network.layers[:-1]), signal, rate, seed)
 
 
 def _training(network: keras.Sequential, signal: tf.Tensor, rate: tf.Tensor, seed: tf.Tensor) -> np.ndarray:
@@ -159,18 +152,7 @@ def test_dropout_inside_a_users_network_is_masked_too() -> None:
     assert not np.array_equal(first, other)
 
 
-def test_inference_has_no_dropout() -> None:
-    """Outside training a network with dropout computes the same logits as one without."""
-    with_dropout = models.build_model(runs.run_config(model={"dropout": 0.5}).model, 20, 10)
-    without = models.build_model(runs.run_config().model, 20, 10)
-    without.set_weights(with_dropout.get_weights())
-
-    assert np.array_equal(with_dropout(IMAGES, training=False), without(IMAGES, training=False))
-    trained = _training(with_dropout, IMAGES, tf.constant(0.5), tf.constant([0, 0]))
-    assert not np.array_equal(trained, without(IMAGES, training=False))
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_smoothed_loss_is_keras_own(smoothing: float) -> None:
     """The loss from logits equals keras.losses.CategoricalCrossentropy with label smoothing."""
     logits = np.random.default_rng(2).normal(0, 3, (64, 10)).astype(np.float32)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
 import pytest
 import runs
 
@@ -133,33 +134,21 @@ def test_a_job_gives_epochs_and_a_result(worker: Worker, data: dict[str, Any], t
     assert (tmp_path / "model.weights.h5").stat().st_size > 4 * last.result.fit.parameters
 
 
-def test_stop_ends_a_run_as_pruned(worker: Worker, data: dict[str, Any]) -> None:
-    """After a stop no epoch follows, and the test split is evaluated all the same."""
-    *epochs, last = worker.run(runs.run_config(data=data, epochs=5, batch_size=1000), stop_after=2)
-
-    assert len(epochs) == 2
-    assert last.result.fit.stopped == "pruned"
-    assert last.result.test_accuracy > 0.5
-
-
 def test_a_failed_job_leaves_the_worker_alive(worker: Worker, data: dict[str, Any]) -> None:
-    """NaN, a batch that is too large, another worker's threads, a line that is no job: each has its reason."""
+    """NaN, another worker's threads, a line that is no job: each has its reason."""
     linear = {"hidden_units": [32, 32, 32], "activation": "linear"}
     wild = runs.run_config(runs.SGD | {"learning_rate": 1000.0}, linear, data=data, **SMALL)
 
     [nan] = worker.run(wild)
-    [oversized] = worker.run(runs.run_config(data=data, batch_size=60_000))
     [threads] = worker.run(runs.run_config(data=data, threads=2))
     worker.send(Answer(go=True))
     nonsense = worker.receive()
     worker.process.send_signal(signal.SIGINT)  # Ctrl-C is the parent's to handle
     sound = worker.result(runs.run_config(data=data, **SMALL))
 
-    assert all(isinstance(each, JobFailed) and "\n" not in each.reason for each in (nan, oversized, threads, nonsense))
+    assert all(isinstance(each, JobFailed) and "\n" not in each.reason for each in (nan, threads, nonsense))
     assert "in epoch 1: lower optimizer.learning_rate" in nan.reason
-    assert "Traceback" in nan.traceback
-    assert "60000" in oversized.reason.replace(",", "")
-    assert threads.reason == "this worker was started with threads=1, the run asks for 2"
+    assert "trainer.threads" in threads.reason
     assert nonsense.reason.startswith("ValidationError")
     assert sound.fit.stopped == "max_steps"
 
@@ -181,22 +170,16 @@ def test_one_shape_is_one_compilation(worker: Worker, data: dict[str, Any], dump
     assert programs() == before
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_one_thread_is_one_core(worker: Worker, data: dict[str, Any]) -> None:
     """With threads=1 the worker's processor time does not exceed the time that its epochs took."""
     config = runs.run_config(data=data, model={"hidden_units": [300]}, epochs=3, batch_size=1000)
     worker.run(config)  # compiles
 
-    before = _cpu_seconds(worker.process.pid)
+    before = sum(psutil.Process(worker.process.pid).cpu_times()[:2])
     *epochs, _ = worker.run(config)
-    used = _cpu_seconds(worker.process.pid) - before
+    used = sum(psutil.Process(worker.process.pid).cpu_times()[:2]) - before
 
     assert used < 1.3 * sum(message.scores.seconds for message in epochs) + 0.3
-
-
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_two_processes_give_the_same_bits(worker: Worker, data: dict[str, Any]) -> None:
@@ -220,16 +203,6 @@ def test_a_data_set_can_come_through_an_open_file() -> None:
         worker = Worker(runs.DIGITS, dataset=file, **runs.SCRIPTED)
 
     assert worker.result(config).data_fingerprint == worker.first.fingerprint == loaded.fingerprint
-    assert worker.end() == 0
-
-
-def test_damaged_data_are_found_before_tensorflow(tmp_path: Path) -> None:
-    """A worker without its data sends one message, with the class of the error, and ends."""
-    worker = Worker(runs.mnist_data(tmp_path))
-
-    assert isinstance(worker.first, Broken)
-    assert worker.first.error == "DataError"
-    assert str(tmp_path) in worker.first.message
     assert worker.end() == 0
 
 

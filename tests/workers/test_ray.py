@@ -58,8 +58,8 @@ def family() -> list[psutil.Process]:
 
 @pytest.fixture
 def pool() -> Iterator[RayPool]:
-    """A Ray of its own with one ready worker, which trains with TensorFlow."""
-    started = start(environment={})
+    """A Ray of its own with one ready worker."""
+    started = start()
     wait_idle(started, 1)
     yield started
     started.close()
@@ -72,9 +72,9 @@ def pool() -> Iterator[RayPool]:
 def test_our_ray_listens_on_this_machine_alone_and_leaves_nothing(pool: RayPool) -> None:
     """All sockets are on 127.0.0.1, its folder is private, and after close no process and no file is left.
 
-    A training has the same bits as on a local worker. A killed actor loses its training and is replaced.
+    A training has the scores, data and flags of a local worker's. A killed actor loses its training and is replaced.
     """
-    local = runs.start_local(1)
+    local = runs.start_local(1, environment=runs.SCRIPTED)
     results = [until_done(each, {1: config()})[-1] for each in (local, pool)]
     local.close()
     cluster = pool._cluster
