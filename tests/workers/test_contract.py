@@ -22,7 +22,10 @@ from mnistexp.workers.ray import Cluster, RayPool
 if sys.platform != "linux":
     pytest.skip("kills processes, and reads /proc", allow_module_level=True)
 
-FAULTS = "exception@epoch2#101,segfault@epoch2#102,hang@epoch3#103,abort#104,oom@epoch2#105,kill-half-sent-result#106,garbage#107"
+FAULTS = (
+    "exception@epoch2#101,segfault@epoch2#102,hang@epoch3#103,abort#104,oom@epoch2#105,kill-half-sent-result#106,"
+    "garbage#107"
+)
 PLANTED = SCRIPTED | {"MNISTEXP_PLANT": FAULTS}
 
 Start = Callable[..., WorkerPool]
