@@ -11,7 +11,6 @@ import platformdirs
 from mnistexp import machine
 from mnistexp.commands.args import CommandArgs
 from mnistexp.config import compose as configs
-from mnistexp.config import option_files
 from mnistexp.config.overrides import ParsedOverrides
 from mnistexp.config.schema import Config, IdxData
 from mnistexp.data import dataset as data
@@ -27,13 +26,11 @@ from mnistexp.workers.start import run_training, start_workers
 def doctor(request: ParsedOverrides, _: CommandArgs) -> int:
     """Check everything that a sweep with these overrides would use. Returns: 0 if all of it works, else 1."""
     config = configs.compose(request)
-    console.say("versions")
-    console.say_lines(console.table(machine.versions()))
-    console.say("\nthis machine")
-    console.say_lines(console.table({"processor": machine.cpu_model(), "cores": machine.cores()}))
+    console.say("versions and this machine")
+    hardware = {"processor": machine.cpu_model(), "cores": machine.cores()}
+    console.say_lines(console.table(machine.versions() | hardware))
     console.say("\nwhat a sweep would use")
     checks: dict[str, Callable[[], str]] = {
-        "config": _config,
         "data": lambda: _data(request, config),
         "training": lambda: _training(config),
         "study.storage": lambda: check_usable(config.study.storage),
@@ -51,11 +48,6 @@ def _show(name: str, check: Callable[[], str]) -> bool:
         found, works = str(error), False
     console.say(f"  {'ok  ' if works else 'FAIL'}  {name:<14} {found}")
     return works
-
-
-def _config() -> str:
-    groups = option_files.config_groups()
-    return f"{option_files.ROOT / 'conf'}, {sum(map(len, groups.values()))} options in {len(groups)} groups"
 
 
 def _data(request: ParsedOverrides, config: Config) -> str:

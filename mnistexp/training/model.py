@@ -167,13 +167,11 @@ class TrainingPass:
         return list(self._model.losses)
 
 
-class _Mask(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
+class _Mask(keras.layers.Dropout):  # type: ignore[misc]  # Keras has no types
     """Replaces a Dropout layer."""
 
     def __init__(self, layer: Any, index: int) -> None:
-        super().__init__(name=layer.name)
-        self.supports_masking = True
-        self.rate = layer.rate
+        super().__init__(layer.rate, name=layer.name)
         self._index = index
         self._calls = 0  # in this step: each one draws another mask
         self._draws: tuple[tf.Tensor, tf.Tensor | None] | None = None
@@ -181,9 +179,6 @@ class _Mask(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
     def start_step(self, seed: tf.Tensor, rate: tf.Tensor | None) -> None:
         """Start a step. `rate` None means the layer's own."""
         self._draws, self._calls = (seed, rate), 0
-
-    def compute_output_spec(self, signal: Any, training: bool = False) -> Any:
-        return keras.KerasTensor(signal.shape, signal.dtype)
 
     def call(self, signal: tf.Tensor, training: bool = False) -> tf.Tensor:
         assert self._draws is not None

@@ -72,7 +72,7 @@ class Trainer:
 
         It is not compiled: one pass over 10,000 images takes less time than a compilation for each shape.
         """
-        loss, predicted = fit.score(DeviceSplit(self._test, self._scale))
+        loss, predicted = fit.load().score(DeviceSplit(self._test, self._scale))
         return float(loss), float(np.mean(predicted.numpy() == self._test.labels))
 
 
@@ -86,6 +86,8 @@ class Fit(Iterator[EpochScores]):
     def __init__(self, config: RunConfig, program: CompiledEpoch) -> None:
         self._config = config
         self._program = program
+        all_steps = config.trainer.epochs * program.epoch_steps
+        self._total_steps = min(all_steps, config.trainer.max_steps or all_steps)
         self._started = self._finished = time.perf_counter()
         self._epochs: list[EpochScores] = []
         self._kept: KeptEpoch | None = None
@@ -142,15 +144,10 @@ class Fit(Iterator[EpochScores]):
         """Return the kept weights, in the order of `all_weights`."""
         return [tensor.numpy() for tensor in self._kept_epoch().weights]
 
-    def model(self) -> keras.Model:
-        """Return the network with the kept weights. This ends the iteration: training would continue from them."""
+    def load(self) -> CompiledEpoch:
+        """Load the kept weights into the program's network. This ends the iteration: it would continue from them."""
         self._program.load(self._kept_epoch().weights)
-        return self._program.network
-
-    def score(self, split: DeviceSplit) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return loss and predicted classes of the kept weights, see `CompiledEpoch.score`. This ends the iteration."""
-        self._program.load(self._kept_epoch().weights)
-        return self._program.score(split)
+        return self._program
 
     def _kept_epoch(self) -> KeptEpoch:
         if self._kept is None:
@@ -164,22 +161,19 @@ class Fit(Iterator[EpochScores]):
     def _steps(self) -> int:
         return self._epochs[-1].steps if self._epochs else 0
 
-    def _total_steps(self) -> int:
-        all_epochs = self._config.trainer.epochs * self._program.epoch_steps
-        return min(all_epochs, self._config.trainer.max_steps or all_epochs)
-
     def _next_rates(self) -> optimizer.Floats:
         """Return the learning rates of the next epoch's steps; max_steps may end it early."""
-        first, total, epoch_steps = self._steps(), self._total_steps(), self._program.epoch_steps
-        stop = min(first + epoch_steps, total)
-        return optimizer.learning_rates(self._config.optimizer, first, stop, total, epoch_steps)
+        first, total, epoch_steps = self._steps(), self._total_steps, self._program.epoch_steps
+        return optimizer.learning_rates(
+            self._config.optimizer, first, min(first + epoch_steps, total), total, epoch_steps
+        )
 
     def _stopped(self) -> Stopped | None:
         """Return why the training has ended, or None if it has not."""
         trainer, done = self._config.trainer, len(self._epochs)
         if done == trainer.epochs and self._steps() == done * self._program.epoch_steps:
             return "completed"
-        if self._steps() == self._total_steps():
+        if self._steps() == self._total_steps:
             return "max_steps"
         if trainer.patience is not None and done and done - self._best().epoch >= trainer.patience:
             return "early_stopping"

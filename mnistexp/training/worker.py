@@ -126,7 +126,7 @@ class Runner:
         result = fit.result(pruned=_stopped_by_parent(fit, channel))
         test_loss, test_accuracy = self._trainer.evaluate(fit) if job.test else (None, None)
         if job.weights_path is not None:
-            fit.model().save_weights(job.weights_path)
+            fit.load().network.save_weights(job.weights_path)
         return RunResult(
             fit=result,
             test_accuracy=test_accuracy,

@@ -120,7 +120,7 @@ def test_doctor_passes_in_an_empty_folder(folder: Folder) -> None:
     done = folder.run("doctor", "data=digits")
 
     assert "FAIL" not in done.stdout
-    assert done.stdout.count("  ok  ") == 6
+    assert done.stdout.count("  ok  ") == 5
     assert "CPU" in done.stdout or "GPU:0" in done.stdout
     assert list(folder.path.iterdir()) == []
 
@@ -137,7 +137,7 @@ def test_doctor_names_what_is_wrong(folder: Folder) -> None:
     failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("  FAIL")]
     assert {"data", "study.storage", "tracking.uri"} <= set(failed)
     assert "executor.address=127.0.0.1:1" in done.stdout
-    assert done.stdout.count("  ok  ") + len(failed) == 6
+    assert done.stdout.count("  ok  ") + len(failed) == 5
     assert "Traceback" not in done.stderr
 
 

@@ -157,7 +157,7 @@ def test_a_run_is_fixed_by_its_seed_and_scored_as_by_keras(trainer: Trainer, fun
     assert weights_hash(before[0].weights()) == weights_hash(fit.weights()) != weights_hash(before[1].weights())
     assert np.packbits(correct["validation"]).tobytes() == fit.result().validation_correct
     assert trainer.evaluate(fit)[1] == pytest.approx(correct["test"].mean())
-    assert all(np.array_equal(a, b) for a, b in zip(all_weights(fit.model()), fit.weights(), strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(all_weights(fit.load().network), fit.weights(), strict=True))
 
 
 def test_its_regularisers_are_part_of_the_loss(trainer: Trainer) -> None:

@@ -29,6 +29,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -207,12 +208,12 @@ class Fit(Iterator[EpochScores]):
         """Two arrays that differ from config to config."""
         return [np.full((28, 10), self.quality, np.float32), np.zeros(10, np.float32)]
 
-    def model(self) -> Model:
-        """What saves the weights."""
-        return Model(self.weights())
+    def load(self) -> Program:
+        """What has the network."""
+        return Program(network=Network(self.weights()))
 
 
-class Model:
+class Network:
     """Has save_weights, as a Keras model does; the file is none that Keras can read."""
 
     def __init__(self, weights: Weights) -> None:
@@ -221,6 +222,13 @@ class Model:
     def save_weights(self, path: str) -> None:
         """Write the weights' bytes."""
         Path(path).write_bytes(b"".join(array.tobytes() for array in self._weights))
+
+
+@dataclass(frozen=True)
+class Program:
+    """Has the network, as a CompiledEpoch does."""
+
+    network: Network
 
 
 if PLAN.strikes(("kill-at-start",)):
