@@ -74,10 +74,15 @@ class WorkerProcess:
         yield Starting()
         self.send(self._setup)
         with self._log, self._socket:
-            with self._socket.makefile("r", encoding="utf-8") as lines, suppress(ConnectionError):
-                for line in lines:
-                    if line.endswith("\n"):  # else it was killed while it wrote
-                        yield parse_worker_message(line)
+            try:
+                with self._socket.makefile("r", encoding="utf-8") as lines, suppress(ConnectionError):
+                    for line in lines:
+                        if line.endswith("\n"):  # else it was killed while it wrote
+                            yield parse_worker_message(line)
+            except ValueError:  # no text, or no message
+                self.kill()
+                self._process.wait()
+                raise
             code = self._process.wait()
             self._log.seek(0)
             yield worker_exit(code, log_tail(self._log.read(), 5))
