@@ -152,11 +152,11 @@ def test_a_hang_fails_after_the_timeout(pool: WorkerPool) -> None:
     wait_idle(pool, 1)
     before = worker_processes()
 
-    epochs, last = end(pool, 103, timeout=10.0)
+    epochs, last = end(pool, 103, timeout=3.0)
 
     assert epochs == 2
     assert isinstance(last, Failed)
-    assert "no epoch ended within trainer.timeout=10 s" in last.reason
+    assert "no epoch ended within trainer.timeout=3 s" in last.reason
     assert wait_until(lambda: gone(before[0].pid))
 
 
