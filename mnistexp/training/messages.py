@@ -14,16 +14,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from mnistexp.config.schema import DataConfig, RunConfig, UserCode
-from mnistexp.training.results import EpochScores, RunResult
+from mnistexp.training.results import EpochScores, Record, RunResult
 
 
-class Message(BaseModel):
-    """The base class: frozen, without unknown fields. A test loss may be infinite or NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+class Message(Record):
+    """The base class."""
 
 
 class Setup(Message):

@@ -25,13 +25,13 @@ def _to_base64(value: bytes) -> str:
 PackedBytes = Annotated[bytes, BeforeValidator(_from_base64), PlainSerializer(_to_base64, when_used="json")]
 
 
-class _Result(BaseModel):
+class Record(BaseModel):
     """The base class: frozen, without unknown fields. A test loss may be infinite or NaN, which JSON writes as such."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
-class EpochScores(_Result):
+class EpochScores(Record):
     """The scores of one epoch. Losses are mean cross-entropies in nats, accuracies are in [0, 1].
 
     As in Keras, `loss` and `accuracy` are running means over the epoch's minibatches, while the weights change;
@@ -50,7 +50,7 @@ class EpochScores(_Result):
     seconds: float  # wall clock, with validation and, in a first epoch, compilation
 
 
-class FitResult(_Result):
+class FitResult(Record):
     """One training, without the test split: the objective is computed from this, so it cannot use test scores."""
 
     epochs: tuple[EpochScores, ...]
@@ -74,7 +74,7 @@ class FitResult(_Result):
         return int.from_bytes(self.validation_correct, "big").bit_count() + len(self.wrong_predictions) // 2
 
 
-class RunResult(_Result):
+class RunResult(Record):
     """One finished run: the training, and the scores of the kept weights on the test split if they were evaluated."""
 
     fit: FitResult

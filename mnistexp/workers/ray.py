@@ -129,10 +129,7 @@ def lost_actor(error: Exception) -> Broken | WorkerExit:
             message=f"a Ray node cannot import mnistexp ({last_line}); install this version of it on every node: "
             "see CLUSTER.md",
         )
-    if type(error).__name__ == "RuntimeEnvSetupError":
-        return WorkerExit("its Ray actor cannot be started", False, last_line)
-    why = "its node was preempted" if getattr(error, "preempted", False) else "its Ray actor or its node was lost"
-    return WorkerExit(f"{why}: {type(error).__name__}", True, last_line)
+    return WorkerExit(f"its Ray actor or its node was lost: {type(error).__name__}", True, last_line)
 
 
 class RayPool(WorkerPool):
@@ -216,7 +213,13 @@ class Cluster:
             os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - with Ray's 15, a training stops beside others
             if "RAY_AUTH_MODE" not in os.environ:  # else Ray writes a token that all users can read to the home folder
                 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-        self.ray = _import_ray()
+        try:
+            import ray
+        except ImportError as error:
+            raise WorkerError(
+                f"executor=ray: {error}; type pip install 'mnistexp[ray]', or give executor=local"
+            ) from None
+        self.ray: Any = ray
         self._folder: Path | None = None  # of a Ray that is started here
         self._joined = not self.ray.is_initialized()
         if self._joined:
@@ -267,17 +270,6 @@ class Cluster:
             self.ray.shutdown()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise WorkerError(
-            f"executor=ray: Ray cannot be imported here ({error}); type pip install 'mnistexp[ray]', "
-            "or give executor=local"
-        ) from None
-    return ray
 
 
 def _running_here() -> str:

@@ -148,16 +148,13 @@ def test_a_lost_node_loses_its_trainings_and_a_new_one_takes_over() -> None:
 
 
 def test_a_lost_actor_is_interpreted() -> None:
-    """A node without mnistexp is an error with advice; a preempted node, and any other error, is a lost worker."""
+    """A node without mnistexp is an error with advice; any other error is a lost worker."""
     missing = RuntimeError("The actor died because of an error\nModuleNotFoundError: No module named 'mnistexp'")
-    preempted = RuntimeError("gone")
-    preempted.preempted = True  # type: ignore[attr-defined]  # as ray.exceptions.ActorDiedError has it
 
     broken = ray.lost_actor(missing)
 
     assert isinstance(broken, Broken)
     assert "a Ray node cannot import mnistexp" in broken.message
-    assert ray.lost_actor(preempted) == WorkerExit("its node was preempted: RuntimeError", True, "gone")
     assert ray.lost_actor(ValueError()) == WorkerExit(
         "its Ray actor or its node was lost: ValueError", True, "ValueError"
     )
