@@ -373,7 +373,7 @@ def test_a_nan_loss_is_an_error_though_accuracy_is_finite(trainer: Trainer) -> N
     deep = {"hidden_units": [32, 32, 32], "activation": "linear"}
 
     with pytest.raises(TrainingError, match=r"became \S+ in epoch 1: lower optimizer.learning_rate"):
-        _finished(trainer, runs.run_config(runs.SGD | {"learning_rate": 10000.0}, deep))
+        _finished(trainer, runs.run_config(runs.SGD | {"learning_rate": 1000.0}, deep))
 
     assert _finished(trainer, runs.run_config(model=deep, epochs=5)).result().best.val_accuracy > 0.5
 

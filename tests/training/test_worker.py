@@ -84,7 +84,7 @@ def test_a_failed_job_leaves_the_worker_alive(pool: LocalPool) -> None:
     linear = {"hidden_units": [32, 32, 32], "activation": "linear"}
     worker = process(pool)
 
-    nan = last(pool, config(runs.SGD | {"learning_rate": 100000.0}, model=linear))
+    nan = last(pool, config(runs.SGD | {"learning_rate": 1000.0}, model=linear))
     threads = last(pool, config(threads=2))
     worker.send_signal(signal.SIGINT)
     sound = result(pool, config())
