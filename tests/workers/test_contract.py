@@ -16,16 +16,13 @@ from runs import DIGITS, SCRIPTED, gone, next_event, start_local, until_done, wa
 from mnistexp.config.schema import RayExecutorConfig, RunConfig
 from mnistexp.data import dataset as data
 from mnistexp.training.results import RunResult
-from mnistexp.workers.pool import EpochEnded, Event, Failed, Finished, Lost, WorkerPool
+from mnistexp.workers.pool import EpochEnded, Failed, Finished, Lost, WorkerPool
 from mnistexp.workers.ray import Cluster, RayPool
 
 if sys.platform != "linux":
     pytest.skip("kills processes, and reads /proc", allow_module_level=True)
 
-FAULTS = (
-    "exception@epoch2#101,segfault@epoch2#102,hang@epoch3#103,abort#104,oom@epoch2#105,kill-half-sent-result#106,"
-    "garbage#107"
-)
+FAULTS = "exception@epoch2#101,segfault@epoch2#102,hang@epoch3#103,oom@epoch2#105,kill-half-sent-result#106,garbage#107"
 PLANTED = SCRIPTED | {"MNISTEXP_PLANT": FAULTS}
 
 Start = Callable[..., WorkerPool]
@@ -77,14 +74,6 @@ def one(pool: WorkerPool, config: RunConfig) -> RunResult:
     return last.result
 
 
-def end(pool: WorkerPool, seed: int, **trainer: Any) -> tuple[int, Event]:
-    """How many epochs a training reported, and its last event; the pool must then run the next one."""
-    [*epochs, last] = until_done(pool, {5: config(seed=seed, **trainer)})
-    assert all(isinstance(event, EpochEnded) for event in epochs)
-    one(pool, config())
-    return len(epochs), last
-
-
 def worker_processes() -> list[psutil.Process]:
     """The worker processes below this one, in whatever way they were started."""
     children = psutil.Process().children(recursive=True)
@@ -125,39 +114,36 @@ def test_weights_arrive(pool: WorkerPool, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model.weights.h5"]
 
 
-@pytest.mark.parametrize(("seed", "reason"), [(101, "RuntimeError: planted"), (105, "MemoryError")])
-def test_an_exception_fails_and_the_worker_lives_on(pool: WorkerPool, seed: int, reason: str) -> None:
-    """Whatever Python raises is reported with its type; the same process takes the next training."""
+@pytest.mark.parametrize(
+    ("seed", "reported", "kind", "reason", "survives"),
+    [
+        pytest.param(101, 1, Failed, "RuntimeError: planted", True, id="exception"),
+        pytest.param(105, 1, Failed, "MemoryError", True, id="out-of-memory"),
+        pytest.param(102, 1, Failed, "its worker died (signal SIGSEGV): ", False, id="crash"),
+        pytest.param(103, 2, Failed, "no epoch ended within trainer.timeout=3 s", False, id="hang"),
+        pytest.param(106, 3, Lost, "its worker was lost (signal SIGKILL", False, id="half-a-result"),
+        pytest.param(107, 0, Lost, "its worker was lost (its messages cannot be read: V", False, id="no-message"),
+    ],
+)
+def test_a_fault_ends_its_training_alone(
+    pool: WorkerPool, seed: int, reported: int, kind: type[Failed | Lost], reason: str, survives: bool
+) -> None:
+    """What a training does to itself fails it, what happens to its worker loses it; then the next one is run.
+
+    After an exception in Python by the same process, after anything else by a new one.
+    """
     wait_idle(pool, 1)
     before = worker_processes()
 
-    epochs, last = end(pool, seed)
+    [*epochs, last] = until_done(pool, {5: config(seed, timeout=3.0 if seed == 103 else 60.0)})
+    one(pool, config())
 
-    assert (epochs, last) == (1, Failed(5, reason))
-    assert worker_processes() == before
-
-
-@pytest.mark.parametrize(("seed", "signal", "reported"), [(102, "SIGSEGV", 1), (104, "SIGABRT", 0)])
-def test_a_crash_fails(pool: WorkerPool, seed: int, signal: str, reported: int) -> None:
-    """A signal that code causes by itself would come again; a new worker takes the next training."""
-    epochs, last = end(pool, seed)
-
-    assert epochs == reported
-    assert isinstance(last, Failed)
-    assert last.reason.startswith(f"its worker died (signal {signal}): ")
-
-
-def test_a_hang_fails_after_the_timeout(pool: WorkerPool) -> None:
-    """A training that ends no epoch is killed and failed; a new worker takes the next training."""
-    wait_idle(pool, 1)
-    before = worker_processes()
-
-    epochs, last = end(pool, 103, timeout=3.0)
-
-    assert epochs == 2
-    assert isinstance(last, Failed)
-    assert "no epoch ended within trainer.timeout=3 s" in last.reason
-    assert wait_until(lambda: gone(before[0].pid))
+    assert len(epochs) == reported
+    assert type(last) is kind
+    assert last.job == 5
+    assert last.reason.startswith(reason)
+    assert (worker_processes() == before) is survives
+    assert survives or wait_until(lambda: gone(before[0].pid))
 
 
 def test_a_killed_worker_loses_its_training(pool: WorkerPool) -> None:
@@ -177,18 +163,6 @@ def test_a_killed_worker_loses_its_training(pool: WorkerPool) -> None:
     assert event.job == 9
     assert "its worker was lost (signal SIGKILL, which the system's out-of-memory killer sends as well)" in event.reason
     assert gone(victim.pid)
-
-
-@pytest.mark.parametrize(("seed", "reported", "reason"), [(106, 3, "signal SIGKILL"), (107, 0, "ValidationError")])
-def test_a_message_that_cannot_be_read_is_a_lost_worker(
-    pool: WorkerPool, seed: int, reported: int, reason: str
-) -> None:
-    """Half a result of a worker that is killed while it sends it, and a line that is no message."""
-    epochs, last = end(pool, seed)
-
-    assert epochs == reported
-    assert isinstance(last, Lost)
-    assert reason in last.reason
 
 
 def test_what_modules_print_is_no_message() -> None:
