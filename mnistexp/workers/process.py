@@ -60,11 +60,6 @@ class WorkerProcess:
                 pass_fds=(theirs.fileno(), *inherited),
             )
 
-    @property
-    def pid(self) -> int:
-        """The id of the process."""
-        return self._process.pid
-
     def messages(self) -> Iterator[Received]:
         """Yield its messages until it has ended, then its WorkerExit.
 

@@ -57,7 +57,7 @@ def result(pool: LocalPool, config: RunConfig) -> RunResult:
 
 def process(pool: LocalPool) -> psutil.Process:
     """The worker."""
-    return psutil.Process(pool._workers[0].connection.pid)  # type: ignore[attr-defined]
+    return psutil.Process(pool._workers[0].connection._process.pid)  # type: ignore[attr-defined]
 
 
 def test_a_job_gives_epochs_and_a_result(pool: LocalPool, tmp_path: Path) -> None:

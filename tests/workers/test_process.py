@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,7 +28,7 @@ def config(seed: int = 0, epochs: int = 2) -> Any:
 
 def pids(pool: LocalPool) -> list[int]:
     """The workers' process ids."""
-    return [worker.connection.pid for worker in pool._workers]
+    return [worker.connection._process.pid for worker in pool._workers]
 
 
 @pytest.fixture
@@ -49,7 +47,7 @@ def test_two_workers_share_the_trainings(pair: LocalPool) -> None:
     wait_idle(pair, 2)
     idle = pair._workers[0]
     idle.connection.kill()
-    assert wait_until(lambda: gone(idle.connection.pid))
+    assert wait_until(lambda: gone(idle.connection._process.pid))
 
     pair.submit(1, config())
     lost = next_event(pair)
@@ -61,36 +59,8 @@ def test_two_workers_share_the_trainings(pair: LocalPool) -> None:
 
     assert isinstance(lost, Lost)
     assert sorted(event.job for event in events if isinstance(event, Finished)) == [2, 3, 4]
-    assert idle.connection.pid not in everybody
+    assert idle.connection._process.pid not in everybody
     assert wait_until(lambda: all(map(gone, everybody)))
-
-
-PARENT = """
-import sys
-sys.path.insert(0, {tests!r})
-import runs
-
-pool = runs.start_local(1, environment=runs.SCRIPTED | {{"MNISTEXP_PLANT": "hang"}})
-runs.wait_idle(pool, 1)
-pool.submit(1, runs.run_config(data=runs.DIGITS, device="cpu"))  # it hangs, so it does not see the end of its input
-print(pool._workers[0].connection.pid, flush=True)
-pool.next_event(600)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG")
-def test_no_worker_outlives_a_killed_parent() -> None:
-    """After kill -9 of the parent its busy worker ends."""
-    code = PARENT.format(tests=str(Path(__file__).parents[1]))
-    environment = {**os.environ, "PYTHONPATH": str(PLANT.parents[2])}
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as parent:
-        assert parent.stdout is not None
-        worker = int(parent.stdout.readline())
-        was_alive = not gone(worker)
-        parent.send_signal(signal.SIGKILL)
-
-    assert was_alive
-    assert wait_until(lambda: gone(worker))
 
 
 def test_workers_that_die_at_once_end_the_command(tmp_path: Path) -> None:
