@@ -25,7 +25,7 @@ from mnistexp.config.schema import RayExecutorConfig
 from mnistexp.data.dataset import Dataset, write
 from mnistexp.errors import WorkerError
 from mnistexp.machine import cores, worker_versions
-from mnistexp.training.messages import Broken, Job, JobFailed, JobResult, Message, Ready, Setup
+from mnistexp.training.messages import Broken, Job, JobResult, Message, Ready, Setup
 from mnistexp.workers.pool import Connection, Received, WorkerExit, WorkerPool
 from mnistexp.workers.process import WorkerProcess, worker_environment
 
@@ -104,19 +104,13 @@ class RayConnection:
         try:
             for reference in self._stream:
                 message, weights = self._ray.get(reference)
-                yield message if weights is None else self._save(message, weights)
+                if weights is not None:
+                    Path(self._weights_path).write_bytes(weights)
+                yield message
         except self._ray.exceptions.RayTaskError as error:  # what `run` raised on the node, such as a full disk
             raise error.cause from None
         except Exception as error:  # noqa: BLE001 - Ray raises many classes
             yield lost_actor(error)
-
-    def _save(self, message: JobResult, weights: bytes) -> JobResult | JobFailed:
-        """Write the weights where they were asked for."""
-        try:
-            Path(self._weights_path).write_bytes(weights)
-        except OSError as error:
-            return JobFailed(reason=f"{type(error).__name__}: {error}", memory=message.memory)
-        return message
 
 
 def lost_actor(error: Exception) -> Broken | WorkerExit:
