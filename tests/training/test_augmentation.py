@@ -106,9 +106,9 @@ def test_a_drawn_warp_is_the_inverse_of_scaling_shearing_turning_and_shifting() 
 
 def test_angles_are_degrees_in_the_config() -> None:
     """A program gets radians, and the tangent of the shear."""
-    config = AugmentationConfig(**{**NOTHING, "rotate": 90.0, "shear": 45.0})
+    config = AugmentationConfig(**{**NOTHING, "rotate": 45.0, "shear": 30.0})
 
-    assert augmentation.runtime_hyperparameters(config)[1:3] == pytest.approx([math.pi / 2, 1])
+    assert augmentation.runtime_hyperparameters(config)[1:3] == pytest.approx([math.pi / 4, math.tan(math.pi / 6)])
 
 
 def test_elastic_fields_are_simards() -> None:
