@@ -60,20 +60,6 @@ def test_a_process_killed_while_it_logs_costs_nothing(place: Place, point: str) 
         assert new.datetime_complete == old.datetime_complete
 
 
-def test_workers_do_not_outlive_a_killed_process(place: Place) -> None:
-    """In mid-trial: a worker that hangs dies with its parent; the trial is run again with the same parameters."""
-    running = in_trial_1(place)
-    before, workers = params(place), place.workers()
-
-    running.send(signal.SIGKILL).ends(KILLED)
-    place.nobody_is_left()
-    place.finish(3)
-
-    assert len(workers) == 1
-    assert params(place) == before
-    assert len(place.trials()[1].user_attrs[DEATHS]) == 1
-
-
 def test_a_process_is_killed_while_another_runs(place: Place) -> None:
     """The other takes its trial over, with the same parameters, and ends the study alone, in one session."""
     first = place.sweep(4, **place.waiting(1))
