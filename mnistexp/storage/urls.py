@@ -87,7 +87,7 @@ def check_file(path: Path, setting: str, table: str) -> None:
         raise StoreError(f"{folder}: no such folder; make it, or give {setting}")
     for target, mode in ((folder, os.W_OK | os.X_OK), (path, os.R_OK | os.W_OK)):  # a journal is made beside the file
         if os.access(target, os.F_OK) and not os.access(target, mode):
-            raise StoreError(f"{target}: can't be written to; work in a folder of your own, or give {setting}")
+            raise StoreError(f"{target}: may not be read and written; work in a folder of your own, or give {setting}")
     if path.exists() and (problem := _content_problem(path, table)):
         raise StoreError(f"{path}: {problem}; move it away, or give {setting}")
 

