@@ -37,10 +37,15 @@ def no_effect(space: SearchSpace, config: Config) -> Iterator[str]:
         )
     # median's first decision is after the epoch that follows its warm-up, and the last epoch has nothing to save
     epochs = _highest(space, "trainer.epochs") or config.trainer.epochs
-    if pruner.name == "median" and (pruner.warmup_epochs + 1 >= epochs or pruner.startup_trials >= trials):
+    if pruner.name == "median" and pruner.warmup_epochs + 1 >= epochs:
         yield (
-            f"study/pruner=median never prunes: study.pruner.warmup_epochs={pruner.warmup_epochs} with at most "
-            f"{epochs} epochs, and study.pruner.startup_trials={pruner.startup_trials} of study.trials={trials}"
+            f"study/pruner=median never prunes: study.pruner.warmup_epochs={pruner.warmup_epochs}, and trials have at "
+            f"most {epochs} epochs"
+        )
+    elif pruner.name == "median" and pruner.startup_trials >= trials:
+        yield (
+            f"study/pruner=median never prunes: it begins after study.pruner.startup_trials={pruner.startup_trials} "
+            f"trials, and study.trials={trials}"
         )
 
 
