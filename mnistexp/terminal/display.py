@@ -16,6 +16,7 @@ from mnistexp.errors import ConfigError
 from mnistexp.study.progress import Progress
 from mnistexp.study.sweep import SweepCallbacks
 from mnistexp.terminal.console import epoch_line, note, say
+from mnistexp.terminal.formatting import counted
 from mnistexp.tracking.records import RunRecord
 from mnistexp.tracking.run_context import run_name
 from mnistexp.training.results import EpochScores
@@ -62,7 +63,7 @@ class Plain(Quiet):
 
     def begin(self, name: str, progress: Progress, workers: int) -> None:
         """Keep the first line until the device is known."""
-        self._start = f"study {name}: {progress.done} of {progress.total} trials done; {workers} workers on "
+        self._start = f"study {name}: {progress.done} of {progress.total} trials done; {counted(workers, 'worker')} on "
 
     def ready(self, device: str) -> None:
         """Print the first line."""
