@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import optuna
 
@@ -17,8 +17,8 @@ from mnistexp.search.distributions import Scalar, Suggester
 from mnistexp.search.space import Suggestion
 from mnistexp.study.database import Database
 from mnistexp.study.trial_attrs import DECISION
-from mnistexp.tracking.records import RunRecord, State
 from mnistexp.tracking.run_context import RunContext, run_name
+from mnistexp.training.results import RunResult
 
 MAX_SEEDS = 1000
 """Optuna needs a bound. A confirmation may get more seeds later, under the same name."""
@@ -118,22 +118,12 @@ class RepeatContext(RunContext):
         images = len(self.prepared.dataset.test.labels)
         return {**super().tags(), "confirms": self.space.study, "test_images": str(images)}
 
-    def trial(
-        self,
-        number: int,
-        config: RunConfig,
-        overrides: tuple[str, ...],
-        started: float,
-        state: State,
-        tags: Mapping[str, str],
-        **outcome: Any,
-    ) -> RunRecord:
+    def label(self, number: int, config: RunConfig, result: RunResult | None) -> tuple[str, Mapping[str, str]]:
         candidate, seed_index = self._repeated(config)
-        tags = {**tags, "confirms_trial": str(candidate.number), "seed_index": str(seed_index)}
-        result, name = outcome.get("result"), self.title(config)
-        if result is not None and result.test_accuracy is not None:
-            tags, name = {**tags, "final": "true"}, f"tested: {name}"
-        return super().trial(number, config, overrides, started, state, tags, name=name, **outcome)
+        tags = {"confirms_trial": str(candidate.number), "seed_index": str(seed_index)}
+        if result is None or result.test_accuracy is None:
+            return self.title(config), tags
+        return f"tested: {self.title(config)}", {**tags, "final": "true"}
 
     def title(self, config: RunConfig) -> str:
         """Return a run name such as '#17 seed 2: adam lr=0.0031 relu 300 b=128'."""

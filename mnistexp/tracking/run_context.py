@@ -20,6 +20,7 @@ from mnistexp.data import mnist
 from mnistexp.data.dataset import Dataset
 from mnistexp.errors import ConfigError
 from mnistexp.tracking.records import Kind, RunRecord, State
+from mnistexp.training.results import RunResult
 
 DOWNLOAD_KEYS = ("data.mirrors", "data.timeout")
 """Keys of data=auto that data=digits does not have."""
@@ -165,9 +166,13 @@ class RunContext:
         **outcome: Any,
     ) -> RunRecord:
         """The record of a study's trial that ends now; `tags` are the study's."""
-        tags = {**tags, "kind": "trial", "trial": str(number)}
-        outcome.setdefault("name", run_name(config, number))
-        return self.record("trial", config, overrides, started, state, tags=tags, **outcome)
+        name, more = self.label(number, config, outcome.get("result"))
+        tags = {**tags, "kind": "trial", "trial": str(number), **more}
+        return self.record("trial", config, overrides, started, state, name=name, tags=tags, **outcome)
+
+    def label(self, number: int, config: RunConfig, result: RunResult | None) -> tuple[str, Mapping[str, str]]:
+        """The name of a study's trial, and its own tags."""
+        return run_name(config, number), {}
 
     def tags(self) -> dict[str, str]:
         """The tags of every run: MLflow's own for the source, and the session."""
