@@ -20,6 +20,10 @@ from mnistexp.errors import WorkerError
 PACKAGES = ("tensorflow", "keras", "numpy", "optuna", "mlflow", "hydra-core")
 """Packages whose versions a run records."""
 
+BIT_CHANGING_FLAGS = ("TF_ENABLE_ONEDNN_OPTS", "XLA_FLAGS")
+"""The user's variables that change bits. Workers record them, and a rerun sets them from the record: any other variable
+could run code."""
+
 
 def visible_gpus() -> list[str]:
     """Return the CUDA devices that this process may use, as entries of CUDA_VISIBLE_DEVICES.

@@ -110,6 +110,11 @@ class Group:
         """Its best config by mean validation accuracy."""
         return self.configs[0]
 
+    @property
+    def verdict(self) -> Literal["worse", "better", "not significant", "not tested"]:
+        """The result of its test against the best value."""
+        return self.against_best.verdict if self.against_best else "not tested"
+
 
 @dataclass(frozen=True)
 class Groups:

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mnistexp.errors import StoreError
 from mnistexp.study.progress import Best
-from mnistexp.study.trial_attrs import BASELINE, DECISION, REASON, RECORD
+from mnistexp.study.trial_attrs import BASELINE, DECISION, REASON, RECORD, STATES
 from mnistexp.tracking.records import RunRecord, State, parse_record
 from mnistexp.training.results import FitResult, objective_value
 
 Storage = BaseStorage  # Optuna's connection to a database
-STATES: Mapping[TrialState, State] = {
-    TrialState.COMPLETE: "COMPLETE",
-    TrialState.PRUNED: "PRUNED",
-    TrialState.FAIL: "FAILED",
-}
+STATE_OF = {optunas: state for state, optunas in STATES.items()}
 FEWEST_FOR_IMPORTANCES = 10  # complete trials
 FEWEST_BEST = 5  # trials that importances compare with all trials: Optuna's own advice
 
@@ -73,12 +70,12 @@ class History:
     config_dir: Path | None
     decision: str = ""  # of a confirmation: whether its network became the champion, and why
 
-    @property
+    @cached_property
     def complete(self) -> tuple[Trial, ...]:
         """The trials that ran all their epochs."""
         return tuple(trial for trial in self.trials if trial.state == "COMPLETE" and trial.record)
 
-    @property
+    @cached_property
     def ranked(self) -> tuple[Trial, ...]:
         """Complete trials with a finite score, best first: by validation accuracy, then the lowest number."""
         scored = [trial for trial in self.complete if math.isfinite(trial.accuracy)]
@@ -109,7 +106,7 @@ def load(storage: Storage, name: str) -> History:
     fingerprint, folder = study.user_attrs.get("fingerprint"), study.user_attrs.get("config_dir")
     if not isinstance(fingerprint, dict):
         raise StoreError(f"study.name={name}: was not made by mnistexp; give another study.name")
-    trials = tuple(_trial(trial) for trial in study.get_trials(deepcopy=False, states=tuple(STATES)))
+    trials = tuple(_trial(trial) for trial in study.get_trials(deepcopy=False, states=tuple(STATE_OF)))
     study_id = str(study.user_attrs.get("id", ""))
     decision = str(study.user_attrs.get(DECISION, ""))
     return History(name, study_id, trials, fingerprint, Path(folder) if folder else None, decision)
@@ -136,7 +133,7 @@ def _trial(trial: FrozenTrial) -> Trial:
     plain = trial.user_attrs.get(RECORD)
     record = parse_record(plain) if plain else None
     reason, baseline = str(trial.user_attrs.get(REASON, "")), bool(trial.user_attrs.get(BASELINE))
-    return Trial(trial.number, STATES[trial.state], dict(trial.params), record, reason, baseline)
+    return Trial(trial.number, STATE_OF[trial.state], dict(trial.params), record, reason, baseline)
 
 
 @dataclass(frozen=True)

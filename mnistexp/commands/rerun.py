@@ -14,14 +14,12 @@ from mnistexp.config import user_code
 from mnistexp.config.overrides import ParsedOverrides, refuse_hyperparameters, refuse_search
 from mnistexp.config.schema import format_value
 from mnistexp.errors import StoreError
+from mnistexp.machine import BIT_CHANGING_FLAGS
 from mnistexp.terminal import console
 from mnistexp.tracking import run_context
 from mnistexp.tracking.records import LoggedRun, RunRecord
 from mnistexp.tracking.runs import Tracker, open_tracker
 from mnistexp.workers.start import run_training, start_workers
-
-ENVIRONMENT = ("TF_ENABLE_ONEDNN_OPTS", "XLA_FLAGS")
-"""The recorded environment variables that a rerun sets for its worker; any other one could run code."""
 
 
 def rerun(request: ParsedOverrides, args: CommandArgs) -> int:
@@ -89,9 +87,12 @@ def best_logged(tracker: Tracker, study: str) -> LoggedRun | None:
 
 
 def recorded_environment(run: LoggedRun) -> dict[str, str]:
-    """The environment variables that the run's bits depend on. Raises: StoreError if one of them names a file."""
+    """The recorded variables that a rerun sets for its worker; any other one could run code.
+
+    Raises: StoreError if one of them names a file.
+    """
     flags = run.provenance.get("flags", {})
-    found = {key: str(flags[key]) for key in ENVIRONMENT if key in flags}
+    found = {key: str(flags[key]) for key in BIT_CHANGING_FLAGS if key in flags}
     if re.search(r"[/\\]|dump|dir|path|file", found.get("XLA_FLAGS", "")):  # --xla_dump_to=… writes anywhere
         raise StoreError(
             f"run={run.run_id}: was recorded with XLA_FLAGS={found['XLA_FLAGS']}, which names a file; this is not "

@@ -33,7 +33,7 @@ def answer_rows(data: ReportData) -> Iterator[tuple[str, str]]:
         if best.best.test:
             yield "its mean test accuracy", f"{_score(best.best.test)} (not used for any choice)"
         for verdict in ("not significant", "worse", "better", "not tested"):
-            named = [short_value(group.value) for group in found.groups[1:] if _verdict(group) == verdict]
+            named = [short_value(group.value) for group in found.groups[1:] if group.verdict == verdict]
             more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
             if named:
                 yield f"other values: {verdict}", f"{', '.join(named[:NAMED])}{more}"
@@ -53,7 +53,7 @@ def by_value_section(data: ReportData) -> dict[str, Any]:
     if found is None or not found.groups:
         return {}
     names = parameters.short_names(found.others).values()
-    rows = [_row(group, found, "not tested" if place else "best") for place, group in enumerate(found.groups)]
+    rows = [_row(group, found, group.verdict if place else "best") for place, group in enumerate(found.groups)]
     empty = ["–"] * (len(names) + len(HEAD) - 1)
     rows += [
         (short_value(group.value), *empty, "no trial completed", "–", "–", "0", *_stopped(group), "–", "–")
@@ -77,22 +77,19 @@ def by_value_section(data: ReportData) -> dict[str, Any]:
 def _row(group: Group, found: Groups, result: str) -> tuple[str, ...]:
     config, test = group.best, group.against_best
     settings = [short_value(config.settings[key]) if key in config.settings else "–" for key in found.others]
-    compared = ("–", "–", result)
+    difference, corrected = "–", "–"
     if test:
         difference = accuracy(round(test.difference, 4) + 0.0)  # no -0.0000
         difference += f" ({test.seeds} seeds)" if test.partial else ""
-        compared = (difference, p_number(test.adjusted), test.verdict)
+        corrected = p_number(test.adjusted)
     chosen = (short_value(group.value), *settings, str(len(config.trials)), *_cells(config.validation))
     costs = (f"{config.mean_cost('parameters'):,.0f}", f"{config.mean_cost('seconds'):.1f}")
-    return (*chosen, *compared, *_cells(config.test), str(len(group.configs)), *_stopped(group), *costs)
+    more = (*_cells(config.test), str(len(group.configs)), *_stopped(group), *costs)
+    return (*chosen, difference, corrected, result, *more)
 
 
 def _stopped(group: Group) -> tuple[str, str]:
     return str(group.pruned), str(group.failed)
-
-
-def _verdict(group: Group) -> str:
-    return group.against_best.verdict if group.against_best else "not tested"
 
 
 def short_value(value: object) -> str:

@@ -110,8 +110,7 @@ def by_value(found: Groups) -> Figure:
 
 def _result(group: Group) -> dict[str, Any]:
     """Return the label and the marker of a value other than the best."""
-    verdict = group.against_best.verdict if group.against_best else "not tested"
-    return {"label": f"validation: {verdict}", **({} if verdict == "worse" else HOLLOW)}
+    return {"label": f"validation: {group.verdict}", **({} if group.verdict == "worse" else HOLLOW)}
 
 
 @style.styled

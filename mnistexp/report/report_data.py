@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from mnistexp.analysis import comparison, confirmation, history, parameters
 from mnistexp.analysis.by_value import Groups, by_value
@@ -42,7 +43,7 @@ class ReportData:
         """The complete trial with the config from which the sweep started, unless nothing was searched."""
         return next((trial for trial in self.history.ranked if trial.baseline and self.keys), None)
 
-    @property
+    @cached_property
     def keys(self) -> tuple[str, ...]:
         """The searched override keys, the most important ones first if importances are known."""
         known = parameters.by_key(self.importances.shares)

@@ -40,6 +40,7 @@ from mnistexp.study.trial_attrs import (
     PROCESS,
     REASON,
     RECORD,
+    STATES,
     Claim,
     StudyAttrs,
     attrs_of,
@@ -48,8 +49,6 @@ from mnistexp.study.trial_attrs import (
 from mnistexp.tracking.records import RunRecord, State, parse_record
 from mnistexp.tracking.run_context import RunContext, check_fit
 from mnistexp.training.results import EpochScores, objective_value
-
-STATES = {"COMPLETE": TrialState.COMPLETE, "PRUNED": TrialState.PRUNED, "FAILED": TrialState.FAIL}
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 

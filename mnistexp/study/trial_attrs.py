@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from pydantic import ConfigDict, Field, ValidationError
 
 from mnistexp.config.schema import Settings
 from mnistexp.errors import StoreError
+from mnistexp.tracking.records import State
+
+STATES: Mapping[State, TrialState] = {
+    "COMPLETE": TrialState.COMPLETE,
+    "PRUNED": TrialState.PRUNED,
+    "FAILED": TrialState.FAIL,
+}
+"""The states of a finished trial, as a record and as Optuna name them."""
 
 CLAIM = "mnistexp"
 BASELINE = "mnistexp.baseline"  # true for the composed config itself

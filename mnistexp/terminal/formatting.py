@@ -29,26 +29,17 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def p_value(value: float) -> str:
-    """Format a p-value: 'p = 0.03', 'p < 0.0001'."""
-    return "p < 0.0001" if value < 0.0001 else f"p = {value:.2g}" if value < 0.995 else "p = 1"
-
-
 def p_number(value: float) -> str:
-    """Format a p-value for a column that is called p: '0.03', '< 0.0001'."""
-    return p_value(value).removeprefix("p ").removeprefix("= ")
-
-
-def listed(words: Sequence[str]) -> str:
-    """Join words: 'a, b and c'."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    """Format a p-value: '0.03', '< 0.0001'."""
+    return "< 0.0001" if value < 0.0001 else f"{value:.2g}" if value < 0.995 else "1"
 
 
 def trials(numbers: Sequence[int], at_most: int = 12) -> str:
-    """Format the numbers of trials: '#1, #2 and 3 more'."""
+    """Format the numbers of trials: '#1', '#1 and #2', '#1, #2 and 3 more'."""
     names = [f"#{number}" for number in numbers[:at_most]]
     more = len(numbers) - len(names)
-    return f"{', '.join(names)} and {more} more" if more else listed(names)
+    last = f"{more} more" if more else names.pop()
+    return f"{', '.join(names)} and {last}" if names else last
 
 
 def interval(low: float, high: float) -> str:

@@ -23,7 +23,7 @@ from mnistexp.config import user_code
 from mnistexp.config.schema import UserData, UserModel
 from mnistexp.data import dataset as data
 from mnistexp.errors import ConfigError, MnistexpError, WorkerError
-from mnistexp.machine import cpu_model, worker_versions
+from mnistexp.machine import BIT_CHANGING_FLAGS, cpu_model, worker_versions
 from mnistexp.training.messages import Answer, Broken, EpochEnd, Job, JobFailed, JobResult, Message, Ready, Setup
 from mnistexp.training.results import RunResult
 
@@ -191,7 +191,7 @@ def _start_tensorflow(setup: Setup) -> str:
 def _flags(setup: Setup) -> dict[str, str]:
     """Collect other settings that can change a run's last bits. A rerun sets them before it imports TensorFlow."""
     fixed = {"jit_compile": "true", "op_determinism": "true", "threads": str(setup.threads), "cpu": cpu_model()}
-    return fixed | {name: os.environ.get(name, "") for name in ("TF_ENABLE_ONEDNN_OPTS", "XLA_FLAGS")}
+    return fixed | {name: os.environ.get(name, "") for name in BIT_CHANGING_FLAGS}
 
 
 def _memory() -> int:

@@ -24,7 +24,7 @@ from typing import Any
 from mnistexp.config.schema import RayExecutorConfig
 from mnistexp.data.dataset import Dataset, write
 from mnistexp.errors import WorkerError
-from mnistexp.machine import cores, worker_versions
+from mnistexp.machine import BIT_CHANGING_FLAGS, cores, worker_versions
 from mnistexp.training.messages import Broken, Job, JobResult, Message, Ready, Setup
 from mnistexp.workers.pool import Connection, Received, WorkerExit, WorkerPool
 from mnistexp.workers.process import WorkerProcess, worker_environment
@@ -35,9 +35,6 @@ LOOPBACK = "127.0.0.1"
 ADDRESS_AS_GIVEN = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """With 0, on every system, Ray uses 127.0.0.1 as it is. Otherwise it replaces it by an address of the network and
 listens on every one (2.60). Read when `ray` is imported."""
-
-BIT_CHANGING_FLAGS = ("TF_ENABLE_ONEDNN_OPTS", "XLA_FLAGS")
-"""The user's variables that change bits; every node gets them."""
 
 CONNECT_SECONDS = 3.0
 
