@@ -59,18 +59,6 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None
         time.sleep(0.05)
 
 
-def processes_of(marker: str | Path) -> list[psutil.Process]:
-    """Living processes, this one left out, whose command line or working folder contains the marker."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
-                continue
-            if str(marker) in "\0".join([*process.cmdline(), process.cwd()]):
-                found.append(process)
-    return found
-
-
 def kill_tree(pid: int) -> None:
     """SIGKILL a process and all that descends from it, and wait until they are gone."""
     with suppress(psutil.NoSuchProcess):

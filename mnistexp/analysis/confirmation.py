@@ -157,7 +157,7 @@ def rank(study: History, confirm: History) -> Confirmation | None:
     order = sorted(rankable, key=lambda index: (-sum(scores[index]), candidates[index].number))
     # The same runs decide which config is the best, so any pair could have been compared: Bonferroni over all pairs.
     level = 1 - (1 - LEVEL) / max(1, len(order) * (len(order) - 1) // 2)
-    chosen = _hits(fits[order[0]])
+    chosen = _correct(fits[order[0]])
     configs = [_confirmed(candidates[index], fits[index], chosen, level) for index in order]
     best = Repeat(order[0], scores[order[0]].index(max(scores[order[0]])))
     tested = next((trial for repeat, trial in runs.items() if repeat.test and repeat[:2] == best[:2]), None)
@@ -176,7 +176,7 @@ def rank(study: History, confirm: History) -> Confirmation | None:
 
 def _confirmed(candidate: Candidate, fits: Sequence[FitResult], chosen: Bools, level: float) -> ConfirmedConfig:
     """Return a config's mean with its interval, and its difference from the chosen one."""
-    hits, scores, images = _hits(fits), tuple(objective_value(fit) for fit in fits), fits[0].images
+    correct, scores, images = _correct(fits), tuple(objective_value(fit) for fit in fits), fits[0].images
     return ConfirmedConfig(
         number=candidate.number,
         val_accuracy=candidate.val_accuracy,
@@ -184,8 +184,8 @@ def _confirmed(candidate: Candidate, fits: Sequence[FitResult], chosen: Bools, l
         overrides=candidate.overrides,
         scores=scores,
         interval=mean_interval(scores, LEVEL, floor=rounding_variance(1 / images)),
-        noise=crossed(hits, LEVEL),
-        difference=crossed(chosen.astype("int8") - hits.astype("int8"), level),
+        noise=crossed(correct, LEVEL),
+        difference=crossed(chosen.astype("int8") - correct.astype("int8"), level),
         correct=tuple(fit.validation_correct for fit in fits),
         images=images,
     )
@@ -196,7 +196,7 @@ def _fit(trial: Trial) -> FitResult:
     return trial.fit
 
 
-def _hits(fits: Sequence[FitResult]) -> Bools:
+def _correct(fits: Sequence[FitResult]) -> Bools:
     """Return which images each run classified correctly, bool [seeds, images]."""
     return unpack_correct([fit.validation_correct for fit in fits], fits[0].images)
 

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mnistexp.config.schema import Config, RunConfig
+from mnistexp.machine import visible_gpus
 from mnistexp.tracking.run_context import PreparedRun
 from mnistexp.training.results import EpochScores
-from mnistexp.workers.pool import WorkerPool
+from mnistexp.workers.pool import WorkerPool, worker_count
 from mnistexp.workers.start import run_training, start_workers, wait_until_ready
 
 EPOCHS = 3  # of each timed training; the first contains the compilation
@@ -58,9 +59,6 @@ def _time_network(executor: WorkerPool, config: RunConfig) -> tuple[float, float
 
 def planned_workers(config: Config, device: str) -> int:
     """The number of workers that a sweep starts; 0 if only the Ray cluster can decide it."""
-    from mnistexp.machine import visible_gpus
-    from mnistexp.workers.pool import worker_count
-
     asked = config.executor.workers
     if asked == "auto" and config.executor.name == "ray":
         return 0

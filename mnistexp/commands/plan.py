@@ -25,7 +25,7 @@ from mnistexp.tracking.run_context import PreparedRun, RunContext
 from mnistexp.tracking.store import resolved_uri
 
 SHOWN = 5  # first trials that are printed
-TIMED = 3  # of them whose networks are timed
+TIMED = 3  # networks of them that are timed
 TABLE_WIDTH = 110  # columns of the table of parameters
 
 

@@ -9,7 +9,7 @@ from mnistexp.storage.urls import storage_overrides
 from mnistexp.study.progress import Progress
 from mnistexp.study.study import SharedStudy
 from mnistexp.tracking.runs import Ending, Tracker
-from mnistexp.tracking.ui_pages import SEARCHED, BestTrial, fitting, sweep_description
+from mnistexp.tracking.ui_pages import SEARCHED, BestTrial, column_keys, sweep_description
 
 
 class ParentRun:
@@ -32,7 +32,7 @@ class ParentRun:
     def open(self) -> str:
         """Open the run, under the lock: two processes that start together share one. Returns: its id."""
         study, context = self._study, self._study.context
-        searched = {SEARCHED: " ".join(fitting(study.space.descriptions()))} if self._page is None else {}
+        searched = {SEARCHED: " ".join(column_keys(study.space.descriptions()))} if self._page is None else {}
         process = {"device": str(self.worker_info.get("device", "")), "process": str(study.lease.number)}
         tags = {**study.tags, "kind": "sweep", **process, **searched, **context.tags()}
         # A folder for each session: the next one may run other code, and must not overwrite this session's files.
@@ -64,7 +64,7 @@ class ParentRun:
         if found is not None:
             result = self._study.stored_record(found.number).result
             test = result.test_accuracy if result else None
-            best = BestTrial(found.number, found.val_accuracy, test, found.config, found.overrides)
+            best = BestTrial(found.number, found.val_accuracy, test, found.overrides)
         return sweep_description(
             self._study.name,
             prepared.dataset.name,

@@ -9,21 +9,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mnistexp.config.schema import RunConfig
 from mnistexp.errors import ConfigError
 from mnistexp.study.progress import Progress
-from mnistexp.study.sweep import SweepCallbacks
+from mnistexp.study.sweep import Summary, Sweep, SweepCallbacks
 from mnistexp.terminal.console import epoch_line, note, say
 from mnistexp.terminal.formatting import counted
 from mnistexp.tracking.records import RunRecord
 from mnistexp.tracking.run_context import run_name
 from mnistexp.training.results import EpochScores
-
-if TYPE_CHECKING:
-    from mnistexp.study.sweep import Summary, Sweep
-    from mnistexp.workers.pool import WorkerPool
+from mnistexp.workers.pool import WorkerPool
+from mnistexp.workers.start import wait_until_ready
 
 
 class Quiet:
@@ -105,8 +103,6 @@ def is_live(terminal: bool, environment: Mapping[str, str]) -> bool:
 
 def run(sweep: Sweep, executor: WorkerPool | None, display: Quiet) -> Summary:
     """Run a sweep with a display. Raises: what Sweep.run raises."""
-    from mnistexp.workers.start import wait_until_ready
-
     with display:
         if executor is not None and sweep.progress.done < sweep.progress.total:  # else no worker is needed
             display.begin(sweep.name, sweep.progress, executor.size)

@@ -20,7 +20,7 @@ from typing import Any
 
 from mnistexp.config import user_code
 from mnistexp.config.overrides import parse_parameter_name
-from mnistexp.config.schema import RunConfig, StudyConfig, format_value
+from mnistexp.config.schema import StudyConfig, format_value
 from mnistexp.storage.foreign_errors import store_errors
 from mnistexp.storage.urls import redact
 from mnistexp.tracking.store import open_client
@@ -60,7 +60,7 @@ def describe(client: Any, experiment_id: str, searched: Iterable[str] = ()) -> N
         searched: override keys; they become columns, after those of earlier studies in the experiment.
     """
     there = client.get_experiment(experiment_id).tags
-    keys = fitting([*there.get(SEARCHED, "").split(), *searched])
+    keys = column_keys([*there.get(SEARCHED, "").split(), *searched])
     kept = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": _description(experiment_id)}
     ours = {SEARCHED: " ".join(keys), **{f"{SAVED}{view}": _saved_view(view, keys) for view in VIEWS}}
     for key, text in {**ours, **kept, **{key: there[key] for key in kept if key in there}}.items():
@@ -68,7 +68,7 @@ def describe(client: Any, experiment_id: str, searched: Iterable[str] = ()) -> N
             client.set_experiment_tag(experiment_id, key, text)
 
 
-def fitting(parameters: Iterable[str]) -> list[str]:
+def column_keys(parameters: Iterable[str]) -> list[str]:
     """The override keys of parameters, as many as a view has room for.
 
     A group without a `name` key (augmentation) is left out, because runs log only the values that its option sets.
@@ -149,7 +149,6 @@ class BestTrial:
     number: int
     val_accuracy: float
     test_accuracy: float | None
-    config: RunConfig
     overrides: tuple[str, ...]
 
 

@@ -89,8 +89,6 @@ search:
   model.settings.units: choice(16, 32)
 """
 
-LAST_LINE = CODE.splitlines().index('    return values["no such key"]') + 1
-
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:

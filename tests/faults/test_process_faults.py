@@ -1,4 +1,4 @@
-"""A sweep whose own process is killed or interrupted, alone or beside another."""
+"""A sweep process that is killed or interrupted, alone or beside another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers that are killed, or whose sweep process is, on this machine and on Ray. tests/workers has other faults."""
+"""Killed workers, and the workers of a killed sweep process, here and on Ray. tests/workers has other faults."""
 
 from __future__ import annotations
 

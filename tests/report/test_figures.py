@@ -32,7 +32,7 @@ def panel(figure: Figure, index: int = 0) -> Axes:
 
 
 def lines(ax: Axes, label: str) -> list[list[list[float]]]:
-    """The points of each line whose label begins like this."""
+    """The points of each line with a label that begins like this."""
     return [line.get_xydata().tolist() for line in ax.lines if str(line.get_label()).startswith(label)]
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import run_config
 from sweeps import parts
 
 from mnistexp.tracking import ui_pages
@@ -89,7 +88,7 @@ def test_a_space_of_any_size_fits(length: int) -> None:
 
 STUDY = parts("study.trials=40", "study.timeout=60", "study.target=0.99")[0].prepared.config.study
 COUNTS = {"complete": 30, "pruned": 8, "failed": 2}
-BEST_TRIAL = ui_pages.BestTrial(7, 0.9812, 0.9765, run_config(), ("optimizer=adam", "model.hidden_units=[9]"))
+BEST_TRIAL = ui_pages.BestTrial(7, 0.9812, 0.9765, ("optimizer=adam", "model.hidden_units=[9]"))
 
 
 def test_a_sweep_is_described_with_its_best_trial_first() -> None:
